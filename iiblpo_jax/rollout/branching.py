@@ -1,0 +1,63 @@
+"""Where a trajectory branches: at one of its most hesitant tokens (arXiv 2601.05870; README "Method")."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Branching:
+    """How branches grow on a root.
+
+    Attributes:
+      k: K branches a root; 0 = none.
+      fraction: share of a trajectory's positions that are candidates, highest entropy first (at least two).
+      min_suffix: the last min(min_suffix, length/4) tokens are no candidates.
+      points: `shared` (one t* for all K) or `distinct`.
+      parent: `root`, or `previous` (each branch grows on the one before).
+    """
+
+    k: int = 0
+    fraction: float = 0.05
+    min_suffix: int = 8
+    points: str = "shared"
+    parent: str = "root"
+
+    @property
+    def levels(self) -> int:
+        """Most branches on one path from a root to a leaf."""
+        return min(self.k, 1) if self.parent == "root" else self.k
+
+
+def candidate_mask(entropy_BT: jax.Array, length_B: jax.Array, stopped_B: jax.Array, spec: Branching) -> jax.Array:
+    """Candidate branch positions, bool [B,T]: the max(2, fraction * length) highest entropies among eligible tokens.
+
+    Args:
+      entropy_BT: entropy of the distribution that emitted token t, nats.
+      length_B: response tokens, stop token included.
+      stopped_B: the last token is a stop token.
+
+    Token 0, the stop token and the last min(min_suffix, length/4) tokens are not eligible.
+    """
+    t_T = jnp.arange(entropy_BT.shape[1])
+    tail_B = jnp.maximum(jnp.minimum(spec.min_suffix, length_B // 4), stopped_B)
+    eligible_BT = (t_T >= 1) & (t_T < (length_B - tail_B)[:, None])
+    count_B = jnp.maximum(2, jnp.floor(spec.fraction * length_B + 1e-6).astype(jnp.int32))
+    order_BT = jnp.argsort(-jnp.where(eligible_BT, entropy_BT, -jnp.inf), axis=-1, stable=True)
+    rank_BT = jnp.argsort(order_BT, axis=-1)
+    return eligible_BT & (rank_BT < count_B[:, None])
+
+
+def choose_points(candidates_BT: jax.Array, keys_B: jax.Array, spec: Branching) -> jax.Array:
+    """Draws the K branch points of each trajectory, uniformly from its candidates: int32 [B,K], descending.
+
+    `shared` repeats one point; `distinct` draws without replacement and starts over when candidates run out.
+    Descending order lets branches reuse the cache in place: a later branch never needs what an earlier one overwrote.
+    """
+    u_BT = jax.vmap(lambda key: jax.random.uniform(key, candidates_BT.shape[1:]))(keys_B)
+    order_BT = jnp.argsort(-jnp.where(candidates_BT, u_BT, -1.0), axis=-1)
+    n_B1 = jnp.maximum(candidates_BT.sum(-1, keepdims=True), 1)
+    draw_K = jnp.arange(spec.k) if spec.points == "distinct" else jnp.zeros(spec.k, jnp.int32)
+    points_BK = jnp.take_along_axis(order_BT, draw_K[None] % n_B1, axis=1)
+    return -jnp.sort(-points_BK, axis=-1)

@@ -1,0 +1,36 @@
+"""Fixtures shared by the whole suite: tiny random models on the CPU."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import pytest
+from flax import nnx
+
+from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.model.decoder import Decoder, params_of
+from iiblpo_jax.model.psa import PSA
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ModelConfig:
+    """Two layers, grouped queries, a head width that is not D/H."""
+    return ModelConfig(
+        family="qwen3", vocab_size=23, d_model=16, d_ff=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, qk_norm=True
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_params(tiny_config):
+    """Weights scaled up so that the next-token distribution is far from uniform."""
+    params = params_of(Decoder(tiny_config, rngs=nnx.Rngs(0)))
+    return {**params, "embed": params["embed"] * 20.0}
+
+
+@pytest.fixture(scope="session")
+def tiny_psa_params(tiny_config):
+    """PSA of width 4 on both layers with a gain that is not zero, so that every path of z is exercised."""
+    params = params_of(PSA(tiny_config, 4, 2, rngs=nnx.Rngs(1)))
+    return {**params, "gain": 0.3 * jax.random.normal(jax.random.key(2), params["gain"].shape)}

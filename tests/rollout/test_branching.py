@@ -1,0 +1,50 @@
+"""Branch points: hand-worked cases and the statistics of the draw."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iiblpo_jax.rollout.branching import Branching, candidate_mask, choose_points
+
+ENTROPY = jnp.array([[9.0, 1.0, 5.0, 2.0, 4.0, 3.0, 8.0, 7.0]])
+
+
+@pytest.mark.parametrize(
+    "length, stopped, expected",
+    [
+        (8, True, [2, 4]),  # tail of min(8, 8/4) = 2 tokens is out, token 0 always is: two highest of 1..5
+        (6, False, [2, 4]),  # tail 1: of 1..4
+        (3, True, [1]),  # 3/4 = 0 tokens, but the stop token is never a candidate
+        (2, True, []),
+        (2, False, [1]),
+        (1, False, []),
+    ],
+)
+def test_candidates_by_hand(length, stopped, expected):
+    mask = candidate_mask(ENTROPY, jnp.array([length]), jnp.array([stopped]), Branching(k=1))[0]
+    assert np.flatnonzero(mask).tolist() == expected
+
+
+def points(candidates, spec, n=2_000):
+    keys = jax.random.split(jax.random.key(0), n)
+    mask = jnp.zeros(8, bool).at[jnp.array(candidates)].set(True)
+    return np.asarray(choose_points(jnp.broadcast_to(mask, (n, 8)), keys, spec))
+
+
+def test_shared_points_are_one_uniform_draw():
+    drawn = points([1, 4, 6], Branching(k=3))
+    assert (drawn == drawn[:, :1]).all()
+    frequency = np.bincount(drawn[:, 0], minlength=8) / len(drawn)
+    np.testing.assert_allclose(frequency[[1, 4, 6]], 1 / 3, atol=0.04)
+
+
+def test_distinct_points_do_not_repeat_and_come_latest_first():
+    drawn = points([1, 4, 6, 7], Branching(k=3, points="distinct"))
+    assert (np.diff(drawn, axis=1) < 0).all()
+    np.testing.assert_allclose(np.bincount(drawn.ravel(), minlength=8)[[1, 4, 6, 7]] / len(drawn), 0.75, atol=0.04)
+
+
+def test_distinct_points_start_over_when_candidates_run_out():
+    drawn = points([2, 5], Branching(k=4, points="distinct"))
+    assert (drawn == [5, 5, 2, 2]).all()

@@ -1,0 +1,171 @@
+"""The engine against a teacher-forced forward, against itself with other slot counts, and against plain resampling."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from iiblpo_jax.forest import STOP
+from iiblpo_jax.model.cvae import CVAE
+from iiblpo_jax.model.decoder import bind, hidden_states, params_of, project
+from iiblpo_jax.model.psa import bind_psa, latent_inputs
+from iiblpo_jax.rollout.branching import Branching, candidate_mask
+from iiblpo_jax.rollout.engine import RolloutSpec, rollout
+from iiblpo_jax.rollout.sampling import Sampling
+
+PROMPT_PS = jax.random.randint(jax.random.key(5), (3, 6), 2, 23)
+PROMPT_LEN_P = jnp.array([6, 1, 4])
+KEY = jax.random.key(9)
+HALF_LIFE = 8.0
+TREES = Branching(k=3, min_suffix=3)
+
+
+@pytest.fixture(scope="module")
+def latents(tiny_config, tiny_psa_params):
+    cvae = CVAE(tiny_config.d_model, 4, 8, rngs=nnx.Rngs(3))
+    return {"psa": tiny_psa_params, "cvae": params_of(cvae)}
+
+
+@pytest.fixture(scope="module")
+def sample(tiny_config, tiny_params, latents):
+    """Runs the engine; keyword arguments override the spec."""
+
+    def run(*, with_z=True, key=KEY, **changes):
+        base = RolloutSpec(
+            model=tiny_config, roots=2, branching=TREES, slots=3, max_tokens=16, stop_ids=(0, 1), half_life=HALF_LIFE
+        )
+        spec = dataclasses.replace(base, **changes)
+        return rollout(tiny_params, PROMPT_PS, PROMPT_LEN_P, key, spec=spec, latents=latents if with_z else None)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def forest(sample):
+    return sample()[0]
+
+
+def teacher_forced(forest, spec_levels, config, params, psa_params, temperature=1.0):
+    """Log-softmax [R,T,V] of the emitting distributions from one full forward with z on."""
+    model, prompt_len_R = bind(config, params), forest.prompt_len_P[forest.group_R]
+    z, at = forest.latent_path(spec_levels)
+    rows = forest.sequences_RC
+    latent = latent_inputs(z, at, prompt_len_R, rows.shape[1], half_life=HALF_LIFE, strength=1.0)
+    logits = project(model, hidden_states(model, rows, latent=latent, psa=bind_psa(psa_params, config)))
+    index = prompt_len_R[:, None] - 1 + jnp.arange(forest.tokens_RT.shape[1])
+    return jax.nn.log_softmax(jnp.take_along_axis(logits, index[..., None], 1) / temperature)
+
+
+@pytest.mark.parametrize("points", ["shared", "distinct"])
+@pytest.mark.parametrize("parent", ["root", "previous"])
+def test_logprobs_and_entropies_equal_a_teacher_forced_forward(
+    sample, tiny_config, tiny_params, tiny_psa_params, points, parent
+):
+    branching = dataclasses.replace(TREES, points=points, parent=parent)
+    forest, _ = sample(branching=branching, sampling=Sampling(temperature=0.8))
+    logp_RTV = teacher_forced(forest, branching.levels, tiny_config, tiny_params, tiny_psa_params, 0.8)
+    logp_RT = jnp.take_along_axis(logp_RTV, forest.tokens_RT[..., None], 2)[..., 0]
+    entropy_RT = -(jnp.exp(logp_RTV) * logp_RTV).sum(-1)
+    assert (forest.parent_R >= 0).sum() == 3 * 2 * 3
+    np.testing.assert_allclose(forest.raw_logp_RT[forest.mask_RT], logp_RT[forest.mask_RT], atol=1e-4)
+    np.testing.assert_allclose(forest.entropy_RT[forest.mask_RT], entropy_RT[forest.mask_RT], atol=1e-4)
+    np.testing.assert_allclose(forest.logp_RT, forest.raw_logp_RT, atol=1e-5)  # nothing was truncated
+
+
+def test_z_changes_the_distribution(forest, sample):
+    """Otherwise the comparison with the teacher-forced forward would prove nothing about z."""
+    plain, _ = sample(with_z=False)
+    branch = forest.parent_R >= 0
+    assert float(jnp.abs(forest.raw_logp_RT - plain.raw_logp_RT)[branch].max()) > 0.1
+    assert float(jnp.abs(forest.z_RZ[branch]).min()) > 0 and not forest.z_RZ[~branch].any()
+
+
+@pytest.mark.parametrize("slots, refill_at", [(1, 1), (3, 2), (16, 1), (16, 7)])
+@pytest.mark.parametrize("parent", ["root", "previous"])
+def test_forest_does_not_depend_on_slots_or_refills(sample, slots, refill_at, parent):
+    branching = dataclasses.replace(TREES, parent=parent, points="distinct")
+    one, stats_one = sample(branching=branching)
+    other, stats = sample(branching=branching, slots=slots, refill_at=refill_at)
+    for name in ("tokens_RT", "length_R", "finish_R", "branch_at_R", "parent_R", "fallback_R"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+    for name in ("logp_RT", "entropy_RT", "z_RZ"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=1e-5, err_msg=name)
+    assert int(stats.tokens) == int(stats_one.tokens) == int(one.own_RT.sum())
+
+
+def test_a_branch_inherits_its_parents_prefix(forest):
+    inherited = forest.mask_RT & ~forest.own_RT
+    parent_R = jnp.maximum(forest.parent_R, 0)
+    for field in (forest.tokens_RT, forest.logp_RT, forest.raw_logp_RT, forest.entropy_RT):
+        np.testing.assert_array_equal(field[inherited], field[parent_R][inherited])
+    assert inherited.any()
+
+
+def test_branch_points_are_among_the_most_hesitant_positions(forest):
+    """Brute force: t* ranks among the max(2, 5%) highest entropies of the root's eligible tokens."""
+    for r in np.flatnonzero((forest.parent_R >= 0) & ~forest.fallback_R):
+        root, t = int(forest.parent_R[r]), int(forest.branch_at_R[r])
+        length = int(forest.length_R[root])
+        tail = max(min(3, length // 4), int(forest.finish_R[root] == STOP))
+        eligible = [float(forest.entropy_RT[root, i]) for i in range(1, length - tail)]
+        assert 1 <= t < length - tail
+        assert sorted(eligible, reverse=True).index(float(forest.entropy_RT[root, t])) < max(2, int(0.05 * length))
+
+
+def test_strength_zero_is_an_ordinary_resample(sample):
+    silent, _ = sample(strength=0.0)
+    plain, _ = sample(with_z=False)
+    np.testing.assert_array_equal(silent.tokens_RT, plain.tokens_RT)
+    np.testing.assert_array_equal(silent.logp_RT, plain.logp_RT)
+
+
+def test_roots_are_untouched_by_the_branches(forest, sample):
+    alone, _ = sample(branching=Branching(k=0), with_z=False)
+    roots = jnp.flatnonzero(forest.parent_R < 0)
+    same_keys = alone.tokens_RT.shape[0] == roots.shape[0]
+    assert same_keys and not (alone.parent_R >= 0).any()
+    # Trajectory ids differ (r*(1+K)), hence other draws; the first root has id 0 in both.
+    np.testing.assert_array_equal(alone.tokens_RT[0], forest.tokens_RT[0])
+
+
+def test_tokens_stop_at_a_stop_token_or_at_the_limit(forest):
+    for tokens, length, finish in zip(forest.tokens_RT, forest.length_R, forest.finish_R, strict=True):
+        stops = np.isin(tokens[: int(length)], [0, 1])
+        assert not stops[:-1].any() and bool(stops[-1]) == (int(finish) == STOP)
+        assert int(length) == 16 or int(finish) == STOP
+        assert not tokens[int(length) :].any()
+
+
+def test_min_tokens_holds_stop_tokens_back(sample):
+    forest, _ = sample(min_tokens=9)
+    assert int(forest.length_R.min()) >= 9
+    assert (forest.finish_R == STOP).any()
+
+
+def test_a_root_that_cannot_branch_is_resampled_without_z(sample):
+    """Two-token responses have no eligible position: token 0 never is, the last one is the stop or ends the row."""
+    forest, _ = sample(max_tokens=1)
+    branch = forest.parent_R >= 0
+    assert bool(forest.fallback_R[branch].all()) and not forest.z_RZ.any()
+    np.testing.assert_array_equal(forest.branch_at_R, 0)
+
+
+def test_greedy_decoding_follows_the_argmax(sample, tiny_config, tiny_params):
+    forest, _ = sample(branching=Branching(k=0), with_z=False, roots=1, sampling=Sampling(temperature=0.0))
+    model = bind(tiny_config, tiny_params)
+    for p in range(3):
+        row = list(np.asarray(PROMPT_PS[p, : int(PROMPT_LEN_P[p])]))
+        for t in range(int(forest.length_R[p])):
+            best = int(project(model, hidden_states(model, jnp.array([row])))[0, -1].argmax())
+            assert best == int(forest.tokens_RT[p, t])
+            row.append(best)
+
+
+def test_candidates_cover_the_requested_fraction():
+    entropy = jnp.arange(100.0)[None]
+    spec = Branching(k=1, fraction=0.1, min_suffix=8)
+    mask = candidate_mask(entropy, jnp.array([100]), jnp.array([True]), spec)[0]
+    assert np.flatnonzero(mask).tolist() == list(range(82, 92))  # the last 8 are not eligible, 10 highest of the rest

@@ -1,0 +1,74 @@
+"""Sampling against exact probabilities."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iiblpo_jax.rollout.sampling import Sampling, sample
+
+P = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
+LOGITS = jnp.log(jnp.array(P, jnp.float32))
+
+
+def draws(sampling, n=20_000, logits=LOGITS, forbidden=None):
+    keys = jax.random.split(jax.random.key(0), n)
+    blocked = None if forbidden is None else jnp.broadcast_to(forbidden, (n, logits.shape[0]))
+    return sample(jnp.broadcast_to(logits, (n, logits.shape[0])), keys, sampling, blocked)
+
+
+def expected(kept, temperature=1.0):
+    q = np.where(kept, P ** (1 / temperature), 0)
+    return q / q.sum()
+
+
+@pytest.mark.parametrize(
+    "sampling, kept",
+    [
+        (Sampling(), [1, 1, 1, 1, 1]),
+        (Sampling(temperature=0.5), [1, 1, 1, 1, 1]),
+        (Sampling(top_k=2), [1, 1, 0, 0, 0]),
+        (Sampling(top_p=0.71), [1, 1, 1, 0, 0]),
+        (Sampling(top_p=0.69), [1, 1, 0, 0, 0]),
+        (Sampling(min_p=0.3), [1, 1, 1, 0, 0]),
+        (Sampling(top_k=3, top_p=0.8), [1, 1, 0, 0, 0]),  # top-p looks at .47 .35 .18: the first two hold .82
+    ],
+)
+def test_frequencies_and_logprobs(sampling, kept):
+    draw = draws(sampling)
+    q = expected(kept, sampling.temperature)
+    frequency = np.bincount(draw.token_B, minlength=5) / draw.token_B.shape[0]
+    np.testing.assert_allclose(frequency, q, atol=0.015)
+    np.testing.assert_allclose(draw.logp_B, np.log(q[draw.token_B]), atol=1e-5)
+    raw = expected([1] * 5, sampling.temperature)
+    np.testing.assert_allclose(draw.raw_logp_B, np.log(raw[draw.token_B]), atol=1e-5)
+    np.testing.assert_allclose(draw.entropy_B, -(raw * np.log(raw)).sum(), rtol=1e-5)
+
+
+def test_forbidden_tokens_are_never_drawn_and_count_as_truncation():
+    draw = draws(Sampling(), forbidden=jnp.array([True, False, False, False, True]))
+    q = expected([0, 1, 1, 1, 0])
+    assert set(np.unique(draw.token_B)) == {1, 2, 3}
+    np.testing.assert_allclose(draw.logp_B, np.log(q[draw.token_B]), atol=1e-5)
+
+
+def test_greedy_takes_the_likeliest_with_certainty():
+    draw = draws(Sampling(temperature=0.0), n=4)
+    assert draw.token_B.tolist() == [0] * 4 and draw.logp_B.tolist() == [0.0] * 4
+
+
+def test_large_vocabulary_draws_match_their_probabilities():
+    """More tokens than one block of the inverse-CDF search, most of them impossible."""
+    logits = jnp.full(1_000, -jnp.inf).at[jnp.array([3, 127, 128, 700, 999])].set(LOGITS)
+    draw = draws(Sampling(), logits=jnp.maximum(logits, -1e9))
+    frequency = np.bincount(draw.token_B, minlength=1_000) / draw.token_B.shape[0]
+    np.testing.assert_allclose(frequency[[3, 127, 128, 700, 999]], P, atol=0.015)
+    assert frequency.sum() == pytest.approx(frequency[[3, 127, 128, 700, 999]].sum())
+
+
+def test_a_draw_depends_on_its_own_key_alone():
+    keys = jax.random.split(jax.random.key(1), 8)
+    logits = jax.random.normal(jax.random.key(2), (8, 50))
+    together = sample(logits, keys, Sampling()).token_B
+    alone = jnp.concatenate([sample(logits[i : i + 1], keys[i : i + 1], Sampling()).token_B for i in range(8)])
+    np.testing.assert_array_equal(together, alone)
