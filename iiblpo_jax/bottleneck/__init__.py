@@ -1,0 +1,28 @@
+"""The information bottleneck: S_IB(r) = beta * I(r; a) - I(q; r), the ranking it gives and the self-reward it pays.
+
+Read in this order: `marker` (where a response's reasoning ends), `estimators` (the two information terms),
+`selection` (standardise, score, keep the N best), `diagnostics` (the `ib/*` metrics). All of it runs inside jit.
+Trajectories of one prompt are contiguous, so R = P * G reshapes to [P, G] with G = M * (1 + K).
+"""
+
+from iiblpo_jax.bottleneck.diagnostics import bottleneck_metrics
+from iiblpo_jax.bottleneck.estimators import Evidence, Information, entropy_score, likelihood
+from iiblpo_jax.bottleneck.marker import MarkerTable, marker_cut, marker_table
+from iiblpo_jax.bottleneck.selection import Selection, keep_count, likelihood_score, select, self_reward, standardise
+
+__all__ = [
+    "Evidence",
+    "Information",
+    "MarkerTable",
+    "Selection",
+    "bottleneck_metrics",
+    "entropy_score",
+    "keep_count",
+    "likelihood",
+    "likelihood_score",
+    "marker_cut",
+    "marker_table",
+    "select",
+    "self_reward",
+    "standardise",
+]

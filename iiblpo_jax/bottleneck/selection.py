@@ -1,0 +1,136 @@
+"""From information terms to the kept set: standardise within the prompt's group, score, rank, keep N, reward.
+
+Shapes: P prompts, G = M * (1 + K) trajectories of one prompt, N kept of them.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from iiblpo_jax import masked
+from iiblpo_jax.errors import InputError
+
+_EPSILON = 1e-4  # nats: differences below it are float32 noise and must not be blown up to unit size
+
+
+@struct.dataclass(kw_only=True)
+class Selection:
+    """Which trajectories of each prompt go on to the update.
+
+    keep_PN: positions within the group, in descending score.
+    kept_PG: the same set as a mask; trajectories that are not valid are never in it.
+    rescued_P: True where `keep_contrast` swapped one in.
+    """
+
+    keep_PN: jax.Array
+    kept_PG: jax.Array
+    rescued_P: jax.Array
+
+    @property
+    def rows_PN(self) -> jax.Array:
+        """Indices into the flat trajectory axis R."""
+        return self.keep_PN + jnp.arange(self.kept_PG.shape[0])[:, None] * self.kept_PG.shape[1]
+
+    @property
+    def valid_PN(self) -> jax.Array:
+        """False where a group had fewer than N valid trajectories and an invalid one fills the place."""
+        return jnp.take_along_axis(self.kept_PG, self.keep_PN, axis=1)
+
+
+def keep_count(keep: int, group: int) -> int:
+    """N from `ib.keep`, 0 standing for half of the group.
+
+    Raises:
+        InputError: more than the group has, or negative.
+    """
+    if not 0 <= keep <= group:
+        raise InputError(f"ib.keep={keep} but a prompt has {group} trajectories; give 1..{group}, or 0 for half")
+    return keep or max(1, group // 2)
+
+
+def standardise(x_PG: jax.Array, valid_PG: jax.Array) -> jax.Array:
+    """(x - mean) / (std + 1e-4) over the valid trajectories of each prompt; 0 for the others."""
+    centred_PG = x_PG - masked.mean(x_PG, valid_PG, axis=1, keepdims=True)
+    std_P1 = masked.std(x_PG, valid_PG, axis=1, keepdims=True)
+    return jnp.where(valid_PG, centred_PG / (std_P1 + _EPSILON), 0.0)
+
+
+def likelihood_score(
+    answer_PG: jax.Array,
+    prompt_PG: jax.Array,
+    length_PG: jax.Array,
+    valid_PG: jax.Array,
+    *,
+    beta: float,
+    length_cost: float = 0.0,
+) -> jax.Array:
+    """S_IB = beta * std(I(r; a)) - std(I(q; r) + length_cost * length / mean length), `std` = `standardise`.
+
+    `length_cost` is nats a token, on the scale of I(q; r): what a token costs beyond what it says about the question.
+    """
+    mean_P1 = jnp.mean(length_PG, axis=1, keepdims=True)
+    cost_PG = prompt_PG + length_cost * length_PG / mean_P1
+    return beta * standardise(answer_PG, valid_PG) - standardise(cost_PG, valid_PG)
+
+
+def _top(priority_PG: jax.Array, n: int) -> jax.Array:
+    """Positions of the n largest, ties to the lower index [P, N]."""
+    return jnp.argsort(-priority_PG, axis=1, stable=True)[:, :n]
+
+
+def _as_mask(index_PN: jax.Array, group: int) -> jax.Array:
+    return jnp.any(index_PN[:, :, None] == jnp.arange(group), axis=1)
+
+
+def _with_contrast(
+    keep_PN: jax.Array, priority_PG: jax.Array, correct_PG: jax.Array, valid_PG: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Where one class of answer is missing from the kept set, its best replaces the worst that is kept."""
+    kept_PG = _as_mask(keep_PN, correct_PG.shape[1]) & valid_PG
+    has_right = jnp.any(kept_PG & correct_PG, axis=1, keepdims=True)
+    has_wrong = jnp.any(kept_PG & ~correct_PG, axis=1, keepdims=True)
+    missing_PG = valid_PG & ((correct_PG & ~has_right) | (~correct_PG & ~has_wrong))
+    rescued_P = jnp.any(missing_PG, axis=1) & jnp.any(kept_PG, axis=1)
+    best_P = jnp.argmax(jnp.where(missing_PG, priority_PG, -jnp.inf), axis=1)
+    # keep_PN is in descending priority, so its last column is the worst kept.
+    return keep_PN.at[:, -1].set(jnp.where(rescued_P, best_P, keep_PN[:, -1])), rescued_P
+
+
+def select(
+    score_PG: jax.Array,
+    correct_PG: jax.Array,
+    valid_PG: jax.Array,
+    *,
+    rule: Literal["score", "random", "none"],
+    keep: int,
+    keep_contrast: bool,
+    key: jax.Array,
+) -> Selection:
+    """The N trajectories of each prompt that the update sees.
+
+    `score` keeps the best, `random` any N (the control: its contrast swap is random too, so nothing of the score
+    leaks into it), `none` all G. `keep_contrast`: a group with right and wrong answers keeps both, if N > 1.
+    Trajectories that are not valid, or whose score is not finite, rank last and are never in the kept mask.
+    """
+    group = score_PG.shape[1]
+    valid_PG = valid_PG & jnp.isfinite(score_PG)
+    noise_PG = jax.random.uniform(key, score_PG.shape)
+    priority_PG = jnp.where(valid_PG, noise_PG if rule == "random" else score_PG, -jnp.inf)
+    keep_PN = _top(priority_PG, group if rule == "none" else keep)
+    rescued_P = jnp.zeros(score_PG.shape[0], bool)
+    if keep_contrast and keep_PN.shape[1] > 1:
+        keep_PN, rescued_P = _with_contrast(keep_PN, priority_PG, correct_PG, valid_PG)
+    order_PN = _top(jnp.take_along_axis(jnp.where(valid_PG, score_PG, -jnp.inf), keep_PN, axis=1), keep_PN.shape[1])
+    keep_PN = jnp.take_along_axis(keep_PN, order_PN, axis=1)
+    return Selection(keep_PN=keep_PN, kept_PG=_as_mask(keep_PN, group) & valid_PG, rescued_P=rescued_P)
+
+
+def self_reward(score_PN: jax.Array, reward_PN: jax.Array, *, coef: float) -> jax.Array:
+    """coef * clip(S_IB, -1, 1), to be added to the advantage after group normalisation.
+
+    0 in groups without reward spread: there normalisation would have nothing but the score's noise to amplify.
+    """
+    spread_P1 = jnp.max(reward_PN, axis=1, keepdims=True) > jnp.min(reward_PN, axis=1, keepdims=True)
+    return jnp.where(spread_P1, coef * jnp.clip(score_PN, -1.0, 1.0), 0.0)

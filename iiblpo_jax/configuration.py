@@ -1,0 +1,254 @@
+"""What a config may hold, and the numbers that follow from it.
+
+A config file is a Python file whose `get_config()` starts from `default_config()` (defaults.py lists every knob) and
+changes what it needs. Nothing here imports jax before it has to, so a wrong config is refused at once.
+"""
+
+import difflib
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from iiblpo_jax.config_files import FREE_FORM, flatten, load, load_file, resolve, save, unknown_key
+from iiblpo_jax.defaults import RunConfig, default_config
+from iiblpo_jax.errors import InputError
+
+__all__ = [
+    "FREE_FORM",
+    "RunConfig",
+    "TaskRequest",
+    "default_config",
+    "evaluation_tasks",
+    "flatten",
+    "group_size",
+    "injected_layers",
+    "kept_per_prompt",
+    "load",
+    "load_file",
+    "mesh_shape",
+    "resolve",
+    "save",
+    "training_tasks",
+    "unknown_key",
+    "validate",
+]
+
+CHOICES = {
+    "model.dtype": ("float32", "bfloat16"),
+    "rollout.dtype": ("float32", "bfloat16"),
+    "branch.points": ("shared", "distinct"),
+    "branch.parent": ("root", "previous"),
+    "latent.condition": ("marginal", "conditioned"),
+    "ib.estimator": ("likelihood", "entropy", "none"),
+    "ib.filter": ("score", "random", "none"),
+    "objective.aggregate": ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"),
+    "optim.schedule": ("constant", "cosine"),
+}
+AT_LEAST_ONE = (
+    "data.max_answer data.verifiers train.steps train.prompts_per_step train.max_bad_steps "
+    "rollout.roots rollout.slots rollout.refill_at rollout.max_prompt rollout.max_tokens branch.min_suffix "
+    "latent.hidden latent.steps latent.batch latent.prompts latent.samples update.minibatches update.epochs "
+    "eval.problems eval.samples log.every checkpoint.keep"
+).split()
+NOT_NEGATIVE = (
+    "rollout.top_k rollout.min_tokens branch.k latent.z latent.kl_weight latent.free_bits latent.kl_warmup "
+    "latent.psa_steps psa.strength ib.beta ib.reward_coef ib.entropy_coef ib.length_cost objective.clip_low "
+    "objective.clip_high optim.lr optim.psa_lr optim.weight_decay optim.warmup update.microbatch update.importance_cap "
+    "update.kl_coef eval.temperature eval.every checkpoint.every log.rollouts"
+).split()
+POSITIVE = "data.verifier_timeout rollout.temperature psa.half_life latent.lr latent.psa_lr optim.clip_norm".split()
+SHARE = "rollout.top_p branch.fraction eval.top_p".split()  # in (0, 1]
+BELOW_ONE = "rollout.min_p optim.b1 optim.b2".split()  # in [0, 1)
+
+
+def validate(config: RunConfig) -> None:
+    """Refuses a config that could not run, before anything is loaded or compiled.
+
+    Raises:
+      InputError: one line that names the key and the mend.
+    """
+    flat, known = flatten(config), flatten(default_config())
+    for key in flat:
+        if key not in known:
+            raise unknown_key(key, known)
+    for key in known:
+        if key not in flat:
+            raise InputError(f"config has no {key}; start it from iiblpo_jax.configuration.default_config()")
+    _check_values(flat)
+    _check_rollout(config)
+    _check_update(config)
+    _check_eval(config)
+    mesh_shape(config.mesh, devices=None)
+
+
+def _check_values(flat: dict) -> None:
+    for key, allowed in CHOICES.items():
+        if flat[key] is not None and flat[key] not in allowed:
+            near = difflib.get_close_matches(str(flat[key]), allowed, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise InputError(f"{key} = {flat[key]!r}{hint}; use one of {', '.join(allowed)}")
+    rules = [
+        (AT_LEAST_ONE, lambda x: x >= 1, "1 or more"),
+        (NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
+        (POSITIVE, lambda x: x > 0, "a number above 0"),
+        (SHARE, lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
+        (BELOW_ONE, lambda x: 0 <= x < 1, "a number from 0 to below 1"),
+    ]
+    for keys, holds, wanted in rules:
+        for key in keys:
+            if flat[key] is not None and not holds(flat[key]):
+                raise InputError(f"{key} = {flat[key]}; use {wanted}")
+
+
+def _check_rollout(config: RunConfig) -> None:
+    rollout = config.rollout
+    if rollout.refill_at > rollout.slots:
+        raise InputError(
+            f"rollout.refill_at = {rollout.refill_at} exceeds rollout.slots = {rollout.slots}, so slots would never be "
+            f"refilled; use at most {rollout.slots}"
+        )
+    if rollout.min_tokens > rollout.max_tokens:
+        raise InputError(
+            f"rollout.min_tokens = {rollout.min_tokens} exceeds rollout.max_tokens = {rollout.max_tokens}; lower it"
+        )
+    if config.psa.layers != "all" and not (config.psa.layers.isdecimal() and int(config.psa.layers) > 0):
+        raise InputError(f"psa.layers = {config.psa.layers!r}; use all, or the number of last layers, such as 4")
+    if not (config.task.name or config.task.mix):
+        raise InputError("task.name is empty; name a task, such as arithmetic")
+    for name, weight in config.task.mix.items():
+        if not (isinstance(weight, int | float) and weight > 0):
+            raise InputError(f"task.mix gives {name} the weight {weight!r}; use a number above 0")
+
+
+def _check_update(config: RunConfig) -> None:
+    ib, update, prompts = config.ib, config.update, config.train.prompts_per_step
+    if ib.estimator == "none" and (ib.filter == "score" or ib.reward_coef > 0):
+        raise InputError(
+            "ib.estimator = none leaves no score for ib.filter = score or ib.reward_coef; set ib.filter=none and "
+            "ib.reward_coef=0, or choose likelihood or entropy"
+        )
+    kept = prompts * kept_per_prompt(config)
+    if kept % update.minibatches:
+        raise InputError(
+            f"update.minibatches = {update.minibatches} does not divide the {kept} trajectories of an update "
+            f"(train.prompts_per_step * kept); use one of {_divisors(kept)}"
+        )
+    rows = kept // update.minibatches
+    if update.microbatch and rows % update.microbatch:
+        raise InputError(
+            f"update.microbatch = {update.microbatch} does not divide the {rows} trajectories of a minibatch; use one "
+            f"of {_divisors(rows)}, or 0 for the whole minibatch"
+        )
+
+
+def _check_eval(config: RunConfig) -> None:
+    evaluation = config.eval
+    bad = [k for k in evaluation.k if not (isinstance(k, int) and 1 <= k <= evaluation.samples)]
+    if bad:
+        raise InputError(
+            f"eval.k contains {bad[0]!r}; pass@k needs whole numbers from 1 to eval.samples = {evaluation.samples}"
+        )
+    if evaluation.temperature == 0 and evaluation.samples > 1:
+        raise InputError(
+            f"eval.temperature = 0 makes all eval.samples = {evaluation.samples} samples equal; use eval.samples=1, or "
+            "a temperature above 0 with eval.greedy=True"
+        )
+
+
+class TaskRequest(NamedTuple):
+    """A task as the config asks for it: the arguments of `data.registry.make_task`, and its weight in the mix."""
+
+    name: str
+    weight: float
+    data_dir: str
+    options: dict
+
+
+def training_tasks(config: RunConfig) -> list[TaskRequest]:
+    """The tasks that are trained on. With a mix, task.options holds one dict a task name."""
+    if not config.task.mix:
+        return [_request(config, config.task.name, 1.0)]
+    return [_request(config, name, weight) for name, weight in config.task.mix.items()]
+
+
+def evaluation_tasks(config: RunConfig) -> list[TaskRequest]:
+    """The tasks whose held-out sets are evaluated: eval.tasks, or those that are trained on."""
+    return [_request(config, name, 1.0) for name in config.eval.tasks] or training_tasks(config)
+
+
+def _request(config: RunConfig, name: str, weight: float) -> TaskRequest:
+    """task.data_dir may hold one folder a task, named like it."""
+    own = Path(config.task.data_dir) / name
+    folder = str(own) if config.task.data_dir and own.is_dir() else config.task.data_dir
+    if config.task.mix or name != config.task.name:
+        options = config.task.options.get(name, {}) if config.task.mix else {}
+    else:
+        options = config.task.options
+    return TaskRequest(name, float(weight), folder, resolve(options))
+
+
+def group_size(config: RunConfig) -> int:
+    """Trajectories generated for one prompt, M (1 + K)."""
+    return config.rollout.roots * (1 + config.branch.k)
+
+
+def kept_per_prompt(config: RunConfig) -> int:
+    """Trajectories of one prompt that are trained on, N: all of them without a filter.
+
+    Raises:
+      InputError: ib.keep exceeds the group.
+    """
+    from iiblpo_jax.bottleneck.selection import keep_count  # here, because it imports jax
+
+    return group_size(config) if config.ib.filter == "none" else keep_count(config.ib.keep, group_size(config))
+
+
+def injected_layers(config: RunConfig, n_layers: int) -> int:
+    """How many of a model's last layers PSA injects.
+
+    Raises:
+      InputError: psa.layers asks for more layers than the model has.
+    """
+    n = n_layers if config.psa.layers == "all" else int(config.psa.layers)
+    if n > n_layers:
+        raise InputError(f"psa.layers = {n} but the model has {n_layers} layers; use at most {n_layers}, or all")
+    return n
+
+
+def mesh_shape(mesh: ConfigDict, *, devices: int | None) -> tuple[int, int, int]:
+    """Devices along (data, fsdp, tensor), -1 filled in.
+
+    Args:
+      mesh: the mesh section.
+      devices: devices that exist; None checks only what can be checked without them and leaves -1 as it is.
+
+    Raises:
+      InputError: the product is not the number of devices; the message gives numbers that work.
+    """
+    shape = {axis: mesh[axis] for axis in ("data", "fsdp", "tensor")}
+    for axis, size in shape.items():
+        if size == 0 or size < -1:
+            raise InputError(f"mesh.{axis} = {size}; use 1 or more, or -1 for all devices that the other axes leave")
+    free = [axis for axis, size in shape.items() if size == -1]
+    if len(free) > 1:
+        raise InputError(f"mesh.{free[0]} and mesh.{free[1]} are both -1; fix one of them, such as mesh.{free[1]}=1")
+    if devices is None:
+        return tuple(shape.values())
+    fixed = math.prod(size for size in shape.values() if size > 0)
+    if devices % fixed or (not free and fixed != devices):
+        raise InputError(
+            f"mesh {shape} asks for {fixed} device{'s' * (fixed > 1)} and {devices} exist; {_mend_mesh(shape, devices)}"
+        )
+    return tuple(devices // fixed if size == -1 else size for size in shape.values())
+
+
+def _mend_mesh(shape: dict, devices: int) -> str:
+    tensor = shape["tensor"] if shape["tensor"] > 0 and devices % shape["tensor"] == 0 else 1
+    split = f"mesh.data=1 mesh.fsdp={devices // tensor} mesh.tensor={tensor}"
+    return f"use {split}, or mesh.data=-1 mesh.fsdp=1 mesh.tensor=1"
+
+
+def _divisors(n: int) -> str:
+    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)

@@ -1,0 +1,110 @@
+"""Rows of local dataset files: parquet, JSON Lines, JSON. Nothing here touches the network."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from iiblpo_jax.errors import InputError
+
+SUFFIXES = (".parquet", ".jsonl", ".json")
+HELDOUT_WORDS = {"test", "validation", "valid", "val", "eval", "dev", "heldout"}
+
+
+def dataset_files(task: str, data_dir: str | Path | None, *, pattern: str | None = None) -> dict[str, list[Path]]:
+    """The files of a dataset, sorted: {"train": [...], "heldout": [...]}.
+
+    `data_dir` is one file, or a directory that is searched recursively. A file is held-out when a word of its path
+    below `data_dir` says so (test, validation, val, eval, dev), else it is for training.
+
+    Args:
+      task: the task's name, for the messages.
+      data_dir: file or directory; None and the empty string are a directory that is not set.
+      pattern: glob below the directory that selects among its files, e.g. `OE_TO_maths_en_COMP/*.parquet`.
+
+    Raises:
+      InputError: no data_dir, nothing there, or no file of a known format.
+    """
+    if not data_dir:
+        raise InputError(f"task {task!r} reads local files; set task.data_dir to a directory or file that holds them")
+    root = Path(data_dir)
+    if not root.exists():
+        raise InputError(f"task {task!r}: {root} does not exist; download the dataset there or correct task.data_dir")
+    if root.is_file():
+        if root.suffix not in SUFFIXES:
+            raise InputError(f"task {task!r}: {root} is none of {', '.join(SUFFIXES)}; convert it to one of them")
+        return {_split(Path(root.name)): [root], _other(_split(Path(root.name))): []}
+    found = sorted(path for path in root.glob(pattern or "**/*") if path.suffix in SUFFIXES and path.is_file())
+    if not found:
+        wanted = pattern or ", ".join("*" + suffix for suffix in SUFFIXES)
+        raise InputError(f"task {task!r}: no {wanted} under {root}; put the dataset's files there")
+    files: dict[str, list[Path]] = {"train": [], "heldout": []}
+    for path in found:
+        files[_split(path.relative_to(root))].append(path)
+    return files
+
+
+def read_rows(path: Path, *, columns: set[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (place, row) where place reads `train.jsonl row 17` (1-based) and the row's keys are lower case.
+
+    Args:
+      path: a parquet, JSON Lines or JSON file (a list of objects, or one object).
+      columns: lower-case names worth reading; parquet columns outside it are not decoded.
+
+    Raises:
+      InputError: a file that cannot be read as what its name says, or a row that is not an object.
+    """
+    reader = {".parquet": _parquet, ".jsonl": _json_lines, ".json": _json}[path.suffix]
+    for number, row in reader(path, columns):
+        place = f"{path} row {number}"
+        if not isinstance(row, dict):
+            raise InputError(f"{place} is not an object with named fields; write one JSON object a row")
+        yield place, {key.lower(): value for key, value in row.items()}
+
+
+def _split(relative: Path) -> str:
+    words = set(re.split(r"[^a-z]+", str(relative.with_suffix("")).lower()))
+    return "heldout" if words & HELDOUT_WORDS else "train"
+
+
+def _other(split: str) -> str:
+    return "heldout" if split == "train" else "train"
+
+
+def _parquet(path: Path, columns: set[str] | None) -> Iterator[tuple[int, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        names = [name for name in file.schema_arrow.names if columns is None or name.lower() in columns]
+        # A file with none of the wanted columns is read whole: the caller's message then names what it has.
+        batches = file.iter_batches(batch_size=4096, columns=names or None)
+        yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path} is not a readable parquet file ({_line(error)}); download it again") from error
+
+
+def _json_lines(path: Path, columns: set[str] | None) -> Iterator[tuple[int, Any]]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                if line.strip():
+                    yield number, json.loads(line)
+            except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
+                raise InputError(f"{path} row {number} is not JSON ({error}); correct or remove the line") from error
+
+
+def _json(path: Path, columns: set[str] | None) -> Iterator[tuple[int, Any]]:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); JSON Lines belong in a .jsonl file") from error
+    yield from enumerate(content if isinstance(content, list) else [content], 1)
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__

@@ -1,0 +1,65 @@
+"""Any reasoning-gym task by name (`gym:chain_sum`), graded by the package's own `score_answer`. Extra `[gym]`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from iiblpo_jax.data.task import SYSTEM, Problem, Task
+from iiblpo_jax.errors import InputError
+
+TEMPLATE = "{question}\nThink step by step, then give only the final answer as <answer>...</answer>."
+HELDOUT_SEED = 999_983  # one held-out set, whatever the training seed
+
+
+def make_gym(name: str, *, seed: int, train_size: int = 2000, heldout_size: int = 200, **options) -> Task:
+    """The reasoning-gym task `name` (without `gym:`), its generator configured by `options`.
+
+    Training questions that also occur in the held-out set are dropped. `metadata` carries what the verifier needs:
+    the generator's name, its options and the whole entry.
+
+    Raises:
+      InputError: package absent, unknown task, or an option the generator refuses.
+    """
+    heldout = _problems(name, HELDOUT_SEED, heldout_size, options)
+    asked = {problem.question for problem in heldout}
+    return Task(
+        name=f"gym:{name}",
+        train=[problem for problem in _problems(name, seed, train_size, options) if problem.question not in asked],
+        heldout=heldout,
+        verifier="gym",
+        cue="\n<answer>",
+        closing="</answer>",
+        marker="<answer>",
+        system=SYSTEM,
+        template=TEMPLATE,
+        chat=True,
+    )
+
+
+def _problems(name: str, seed: int, size: int, options: dict[str, Any]) -> list[Problem]:
+    gym = _package()
+    try:
+        entries = list(gym.create_dataset(name, seed=seed, size=size, **options))
+    except Exception as error:  # the generators check their options with asserts, ValueErrors and TypeErrors alike
+        raise InputError(
+            f"reasoning-gym task {name!r} with options {options}: {type(error).__name__}: {error}; "
+            f"see reasoning_gym.factory.DATASETS for the names and each task's config for its options"
+        ) from error
+    return [
+        Problem(
+            id=f"gym:{name}/{seed}/{index}",
+            question=entry["question"],
+            answer="" if entry["answer"] is None else str(entry["answer"]),
+            task=f"gym:{name}",
+            metadata={"dataset": name, "options": options, "entry": entry},
+        )
+        for index, entry in enumerate(entries)
+    ]
+
+
+def _package():
+    try:
+        import reasoning_gym
+    except ImportError as error:
+        raise InputError("the task gym:* needs reasoning-gym; pip install 'iiblpo_jax[gym]'") from error
+    return reasoning_gym

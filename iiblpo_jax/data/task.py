@@ -1,0 +1,97 @@
+"""A task: problems with gold answers, how they are asked, and how a response is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+SYSTEM = "You are a helpful assistant."
+# The request that ends every prompt of the released code: reason, then box the answer.
+BOXED_TEMPLATE = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
+BOXED_CUE = "\n\nThe final answer is \\boxed{"
+BOXED_MARKER = "\\boxed{"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One question with its gold answer.
+
+    Attributes:
+      id: unique within a task, stable across runs, e.g. `gsm8k/main/train.jsonl:17`.
+      question: the question as data, without the task's template.
+      answer: the gold answer, bare (`72`, `\\frac{1}{2}`); empty where a reasoning-gym task has many right answers.
+      rationale: a full gold response in the task's own format, final answer included, or None.
+      task: name of the task, the key the `Scorer` looks verifiers up by.
+      metadata: whatever the loader knows besides (level, subject, file and row, a generator's entry).
+    """
+
+    id: str
+    question: str
+    answer: str
+    rationale: str | None = None
+    task: str
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """Problems that are asked and graded the same way.
+
+    Attributes:
+      name: the registry name.
+      train, heldout: disjoint by question. `train` is empty for an evaluation-only task.
+      verifier: `exact` (rewards/exact.py), `math` (rewards/math.py) or `gym` (rewards/gym.py).
+      cue: text that, appended to a reasoning, elicits the answer: log p(answer | question, reasoning, cue).
+      closing: what follows the answer after the cue (`}` closes the box).
+      marker: where the final answer starts in a response; a blank when the response is nothing but the answer.
+      system: system message of the chat form, or None.
+      template: the user's turn; `{question}` is replaced by the question, every other brace stands for itself.
+      chat: True: rendered with the tokenizer's chat template when it has one.
+    """
+
+    name: str
+    train: Sequence[Problem]
+    heldout: Sequence[Problem]
+    verifier: Literal["exact", "math", "gym"]
+    cue: str
+    closing: str = ""
+    marker: str
+    system: str | None = None
+    template: str = "{question}"
+    chat: bool = False
+
+    def answer_text(self, problem: Problem) -> str:
+        """The text that completes the cue with the gold answer: cue + answer_text is a final answer."""
+        return problem.answer + self.closing
+
+
+def boxed_task(name: str, train: Sequence[Problem], heldout: Sequence[Problem]) -> Task:
+    """A competition-mathematics task: the paper's chat prompt, the answer in a box, graded by math-verify."""
+    return Task(
+        name=name,
+        train=train,
+        heldout=heldout,
+        verifier="math",
+        cue=BOXED_CUE,
+        closing="}",
+        marker=BOXED_MARKER,
+        system=SYSTEM,
+        template=BOXED_TEMPLATE,
+        chat=True,
+    )
+
+
+def render(task: Task, problem: Problem, tokenizer) -> list[int]:
+    """Prompt ids of a problem, ready for the first response token.
+
+    The chat template with its generation prompt where the task asks for one and the tokenizer has one; otherwise
+    the plain template, followed for a chat task by a blank line.
+    """
+    text = task.template.replace("{question}", problem.question)
+    if not task.chat:
+        return tokenizer.encode(text, add_special=True)
+    if tokenizer.chat_template is None:
+        return tokenizer.encode(text + "\n\n", add_special=True)
+    messages = [{"role": "system", "content": task.system}] if task.system else []
+    return tokenizer.render_chat([*messages, {"role": "user", "content": text}])

@@ -1,0 +1,128 @@
+"""Held-out evaluation: samples from the rollout engine, graded, and read as pass@k, maj@k, length and diversity."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iiblpo_jax import passk
+from iiblpo_jax.data.pipeline import PromptBatch, heldout_batches
+from iiblpo_jax.data.task import Task
+from iiblpo_jax.diversity import diversity
+from iiblpo_jax.forest import STOP
+from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.rewards import gym, math
+from iiblpo_jax.rewards.exact import INTEGER
+from iiblpo_jax.rewards.scorer import Scorer
+from iiblpo_jax.rollout.engine import RolloutSpec, rollout
+from iiblpo_jax.rollout.sampling import Sampling
+from iiblpo_jax.scoring import CORRECT
+from iiblpo_jax.tokenizers import Tokenizer
+
+TRAJECTORIES_PER_CALL = 1024  # bounds the Forest and the prompt caches of one rollout call
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Everything sampled for the N problems of a task: right [N,n], extracted answers and token lists [N][n]."""
+
+    correct_Nn: np.ndarray
+    answers: list[list[str | None]]
+    tokens: list[list[list[int]]]
+
+
+def answer_of(task: Task, response: str) -> str | None:
+    """The final answer that majority voting compares, None where the response has none."""
+    if task.verifier == "math":
+        return math.last_boxed(response)
+    if task.verifier == "gym":
+        return gym.extract(response)
+    if not task.marker.strip():
+        found = INTEGER.search(response)
+        return found.group() if found else None
+    _, found, final = response.rpartition(task.marker)
+    return final.strip() if found else None
+
+
+class Evaluator:
+    """Evaluates policies on the held-out problems of some tasks, always the same problems with the same random keys.
+
+    Args:
+      config: the run's config; sections eval and rollout.
+      tasks: what to evaluate on.
+      model_config, tokenizer: of the policy.
+      scorer: knows the verifiers of all tasks.
+
+    Raises:
+      InputError: a task without held-out problems, or none that fits rollout.max_prompt.
+    """
+
+    def __init__(
+        self, config, tasks: Sequence[Task], model_config: ModelConfig, tokenizer: Tokenizer, scorer: Scorer
+    ):
+        self._config, self._tokenizer, self._scorer = config, tokenizer, scorer
+        self._model_config = model_config
+        per_call = max(1, min(config.eval.problems, TRAJECTORIES_PER_CALL // config.eval.samples))
+        self._batches = {
+            task.name: (
+                task,
+                heldout_batches(
+                    task, tokenizer, batch_size=per_call, max_prompt=config.rollout.max_prompt, max_answer=1,
+                    limit=config.eval.problems,
+                ),
+            )
+            for task in tasks
+        }  # fmt: skip
+
+    def __call__(self, params: dict) -> dict[str, float]:
+        """Metrics `eval/<task>/...` of a policy: pass@k, maj@k, greedy, tokens and the four measures of diversity."""
+        knobs, metrics = self._config.eval, {}
+        sampled = Sampling(temperature=knobs.temperature, top_p=knobs.top_p)
+        for name, (task, batches) in self._batches.items():
+            answers = self._sample(params, task, batches, sampled, knobs.samples)
+            found = summary(answers, knobs.k)
+            if knobs.greedy:
+                greedy = self._sample(params, task, batches, Sampling(temperature=0.0), 1)
+                found["greedy"] = float(greedy.correct_Nn.mean())
+            metrics |= {f"eval/{name}/{key}": value for key, value in found.items()}
+        return metrics
+
+    def _sample(self, params, task: Task, batches: Sequence[PromptBatch], sampling: Sampling, samples: int) -> Answers:
+        rollout_config = self._config.rollout
+        spec = RolloutSpec(
+            model=self._model_config, roots=samples, slots=rollout_config.slots, refill_at=rollout_config.refill_at,
+            max_tokens=rollout_config.max_tokens, sampling=sampling, stop_ids=self._tokenizer.stop_ids,
+        )  # fmt: skip
+        correct, answers, tokens = [], [], []
+        for index, batch in enumerate(batches):
+            key = jax.random.fold_in(jax.random.key(self._config.eval.seed), index)
+            forest, _ = rollout(params, jnp.asarray(batch.tokens_PS), jnp.asarray(batch.length_P), key, spec=spec)
+            responses = response_tokens(forest)
+            texts = self._tokenizer.decode_batch(responses)
+            problems = [problem for problem in batch.problems for _ in range(samples)]
+            rewards, _ = self._scorer.score(problems, texts)
+            for p in np.flatnonzero(batch.valid_P):
+                mine = slice(p * samples, (p + 1) * samples)
+                correct.append(rewards[mine] >= CORRECT)
+                answers.append([answer_of(task, text) for text in texts[mine]])
+                tokens.append(responses[mine])
+        return Answers(correct_Nn=np.array(correct), answers=answers, tokens=tokens)
+
+
+def response_tokens(forest, *, stop: bool = False) -> list[list[int]]:
+    """Each trajectory's response as a list of ids; `stop` keeps the stop token."""
+    tokens_RT, length_R, finish_R = (np.asarray(x) for x in (forest.tokens_RT, forest.length_R, forest.finish_R))
+    ends_R = length_R if stop else length_R - (finish_R == STOP)
+    return [row[:end].tolist() for row, end in zip(tokens_RT, ends_R, strict=True)]
+
+
+def summary(answers: Answers, ks: Sequence[int]) -> dict[str, float]:
+    """pass@1, pass@k and maj@k for every k, mean response tokens (stop token not counted), diversity."""
+    found = {f"pass@{k}": passk.pass_at_k(answers.correct_Nn, k) for k in sorted({1, *ks})}
+    found |= {f"maj@{k}": passk.maj_at_k(answers.answers, answers.correct_Nn, k) for k in ks if k > 1}
+    found["tokens"] = float(np.mean([len(sample) for group in answers.tokens for sample in group]))
+    if answers.correct_Nn.shape[1] > 1:
+        found |= diversity(answers.tokens)
+    return found

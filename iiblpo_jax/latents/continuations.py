@@ -1,0 +1,96 @@
+"""What the latent stage learns from: the model's own samples, and gold rationales where a task has them."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from iiblpo_jax import specs
+from iiblpo_jax.forest import STOP
+from iiblpo_jax.latents.features import Continuation
+from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.rollout.branching import Branching
+from iiblpo_jax.rollout.engine import rollout
+
+Sampler = Callable[[list[list[int]]], list[list[Continuation]]]
+
+
+class Question(NamedTuple):
+    """A prompt as token ids, and its gold response as token ids with the stop token, or None."""
+
+    prompt: list[int]
+    gold: list[int] | None
+
+
+def training_questions(batches: Iterable, tokenizer, count: int) -> list[Question]:
+    """The distinct questions among the first `count` prompts of a prompt pipeline, each with its gold rationale.
+
+    Args:
+      batches: `PromptBatch`es, such as a fresh `PromptPipeline`.
+      tokenizer: encodes rationales; its first stop id ends them.
+      count: prompts drawn. A small data set repeats itself before that, and then gives fewer questions.
+    """
+    questions, drawn = {}, 0
+    for batch in batches:
+        for tokens_S, length, problem in zip(batch.tokens_PS, batch.length_P, batch.problems, strict=True):
+            gold = None
+            if problem.rationale is not None:
+                gold = [*tokenizer.encode(problem.rationale), tokenizer.stop_ids[0]]
+            questions.setdefault((problem.task, problem.id), Question(tokens_S[:length].tolist(), gold))
+            drawn += 1
+            if drawn == count:
+                return list(questions.values())
+    return list(questions.values())
+
+
+def gather(questions: Sequence[Question], own: Sampler) -> list[Continuation]:
+    """Own samples of every question and, half and half, its gold response as often (each copy is cut elsewhere).
+
+    With gold alone the PSA projections would learn a constant fine-tuning on gold instead of a latent.
+    """
+    continuations = []
+    for i, (question, samples) in enumerate(zip(questions, own([q.prompt for q in questions]), strict=True)):
+        continuations += samples
+        if question.gold is not None:
+            continuations += [Continuation(i, question.prompt, question.gold, True)] * len(samples)
+    return continuations
+
+
+def policy_sampler(config, model_config: ModelConfig, params: dict, stop_ids: Sequence[int], key) -> Sampler:
+    """A Sampler that draws latent.samples responses a prompt from the rollout engine, without branches.
+
+    Args:
+      config: the run's config; sampling as in its rollouts.
+      model_config, params: the frozen model.
+      stop_ids: token ids that end a response.
+      key: PRNG key of all samples.
+    """
+    training = specs.rollout_spec(config, model_config, stop_ids)
+    spec = dataclasses.replace(training, roots=config.latent.samples, branching=Branching(k=0))
+    at_once = config.train.prompts_per_step
+
+    def own(prompts: list[list[int]]) -> list[list[Continuation]]:
+        width, result = max(map(len, prompts)), []
+        for start in range(0, len(prompts), at_once):
+            mine = (prompts[start : start + at_once] + prompts[-1:] * at_once)[:at_once]  # one shape, one compile
+            prompt_PS = np.array([p + [0] * (width - len(p)) for p in mine], np.int32)
+            length_P = np.array([len(p) for p in mine], np.int32)
+            forest, _ = rollout(params, prompt_PS, length_P, jax.random.fold_in(key, start), spec=spec)
+            result += _by_prompt(forest, prompts, start, min(at_once, len(prompts) - start))
+        return result
+
+    return own
+
+
+def _by_prompt(forest, prompts, start: int, count: int) -> list[list[Continuation]]:
+    tokens_RT, length_R, finish_R = jax.device_get((forest.tokens_RT, forest.length_R, forest.finish_R))
+    size = forest.group_size
+    return [
+        [
+            Continuation(start + p, prompts[start + p], tokens_RT[r, : length_R[r]].tolist(), bool(finish_R[r] == STOP))
+            for r in range(p * size, (p + 1) * size)
+        ]
+        for p in range(count)
+    ]

@@ -1,0 +1,185 @@
+"""Training pairs (context, rest of the response) from the frozen model, cut where rollouts will branch.
+
+A continuation is cut at a response index t: half of the time at a candidate branch point of the rollout engine, half of
+the time anywhere. Then c = final-norm hidden state of the last prefix token (index t - 1), and the target is the mean
+final-norm hidden state of tokens t .. length - 1, the stop token included (method: LaRS embeds the rationale with a
+second encoder; here the policy itself is the encoder).
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from iiblpo_jax.errors import InputError
+from iiblpo_jax.logprobs import chunked_logprobs, response_positions
+from iiblpo_jax.model.decoder import bind, hidden_states, output_weights
+from iiblpo_jax.rollout.branching import Branching, candidate_mask
+
+MIN_LENGTH = 2  # one token of prefix, one of rest
+TOKENS_PER_CHUNK = 2**14  # row positions whose hidden states exist at the same time
+
+
+class Continuation(NamedTuple):
+    """One response to one prompt, as token ids; `stopped`: its last token is a stop token."""
+
+    prompt_id: int
+    prompt: list[int]
+    response: list[int]
+    stopped: bool
+
+
+@struct.dataclass
+class Rows:
+    """Continuations as right-padded rows [prompt, response].
+
+    Attributes:
+      tokens_NC: token ids.
+      prompt_len_N: tokens of each prompt.
+      length_N: tokens of each response.
+      stopped_N: the last token of the response is a stop token.
+      prompt_id_N: which prompt a row continues.
+      t: T, the longest response (static).
+    """
+
+    tokens_NC: jax.Array
+    prompt_len_N: jax.Array
+    length_N: jax.Array
+    stopped_N: jax.Array
+    prompt_id_N: jax.Array
+    t: int = struct.field(pytree_node=False)
+
+    def mask_from(self, start_N):
+        """[N,T] True at response tokens start .. length - 1."""
+        index_T = jnp.arange(self.t)
+        return (index_T >= start_N[:, None]) & (index_T < self.length_N[:, None])
+
+
+@struct.dataclass
+class Pairs:
+    """Rows, where they are cut, and what the CVAE learns from.
+
+    Attributes:
+      rows: N continuations.
+      cut_N: response index t of the first token of the rest, 1 <= t < length.
+      context_ND: hidden state of the last prefix token.
+      target_ND: mean hidden state of the rest.
+    """
+
+    rows: Rows
+    cut_N: jax.Array
+    context_ND: jax.Array
+    target_ND: jax.Array
+
+    def __getitem__(self, index):
+        return jax.tree.map(lambda x: x[index], self)
+
+
+def rows_of(continuations: list[Continuation]) -> Rows:
+    """Rows of every continuation that can be cut; host work.
+
+    Raises:
+      InputError: no response has two tokens.
+    """
+    usable = [c for c in continuations if len(c.response) >= MIN_LENGTH]
+    if not usable:
+        raise InputError("latent stage: no response has two tokens to cut between; raise rollout.max_tokens")
+    lengths = [len(c.prompt) + len(c.response) for c in usable]
+    tokens_NC = np.zeros((len(usable), max(lengths)), np.int32)
+    for row, length, c in zip(tokens_NC, lengths, usable, strict=True):
+        row[:length] = c.prompt + c.response
+    return Rows(
+        tokens_NC=jnp.asarray(tokens_NC),
+        prompt_len_N=jnp.array([len(c.prompt) for c in usable], jnp.int32),
+        length_N=jnp.array([len(c.response) for c in usable], jnp.int32),
+        stopped_N=jnp.array([c.stopped for c in usable], bool),
+        prompt_id_N=jnp.array([c.prompt_id for c in usable], jnp.int32),
+        t=max(len(c.response) for c in usable),
+    )
+
+
+def extract(config, params, rows: Rows, key, *, temperature: float, branching: Branching) -> Pairs:
+    """Cuts every row and computes its features, chunk by chunk.
+
+    Args:
+      config, params: the frozen model.
+      rows: N continuations.
+      key: row n draws with fold_in(key, n), so the result does not depend on the chunks.
+      temperature: sampling temperature of the entropies.
+      branching: the rollout engine's rule for branch points.
+    """
+    keys_N = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows.length_N.shape[0]))
+    parts = [
+        jax.tree.map(
+            lambda x, keep=keep: x[:keep], _extract(config, params, *mine, temperature=temperature, branching=branching)
+        )
+        for mine, keep in chunks((rows, keys_N), rows.tokens_NC.shape[1])
+    ]
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+
+
+def chunks(tree, width: int):
+    """Slices a tree of [N, ...] arrays into blocks of TOKENS_PER_CHUNK / width rows: (block, rows that count).
+
+    The last block repeats the last row, so that every block has one shape and needs one compile.
+    """
+    n = jax.tree.leaves(tree)[0].shape[0]
+    size = min(n, max(1, TOKENS_PER_CHUNK // width))
+    for start in range(0, n, size):
+        index = np.minimum(np.arange(start, start + size), n - 1)
+        yield jax.tree.map(lambda x, index=index: x[index], tree), min(size, n - start)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "temperature", "branching"))
+def _extract(config, params, rows, keys_N, *, temperature, branching):
+    model = bind(config, params)
+    h_NCD = hidden_states(model, rows.tokens_NC)
+    at_NT = response_positions(rows.prompt_len_N, rows.t)
+    h_NTD = jnp.take_along_axis(h_NCD, at_NT[..., None], axis=1, mode="clip")  # [:, i] emits response token i
+    targets_NT = jnp.take_along_axis(rows.tokens_NC, at_NT + 1, axis=1, mode="clip")
+    _, entropy_NT = chunked_logprobs(h_NTD, output_weights(model), targets_NT, temperature=temperature)
+    cut_N = _draw_cut(entropy_NT, rows, keys_N, branching)
+    context_ND = jnp.take_along_axis(h_NTD, cut_N[:, None, None], axis=1)[:, 0]
+    rest_NC = _rest_mask(rows, cut_N)
+    target_ND = jnp.einsum("ncd,nc->nd", h_NCD, rest_NC.astype(h_NCD.dtype)) / rest_NC.sum(-1, keepdims=True)
+    return Pairs(
+        rows=rows, cut_N=cut_N, context_ND=context_ND.astype(jnp.float32), target_ND=target_ND.astype(jnp.float32)
+    )
+
+
+def _rest_mask(rows, cut_N):
+    """[N,C] True at the row positions of response tokens cut .. length - 1."""
+    index_NC = jnp.arange(rows.tokens_NC.shape[1])[None] - rows.prompt_len_N[:, None]
+    return (index_NC >= cut_N[:, None]) & (index_NC < rows.length_N[:, None])
+
+
+def _draw_cut(entropy_NT, rows, keys_N, branching):
+    """[N] a candidate branch point or a uniform index in [1, length - 1], half and half.
+
+    A response without candidates is cut uniformly.
+    """
+    index_T = jnp.arange(entropy_NT.shape[1])
+    anywhere_NT = (index_T >= 1) & (index_T < rows.length_N[:, None])
+    candidates_NT = candidate_mask(entropy_NT, rows.length_N, rows.stopped_N, branching)
+    keys_N2 = jax.vmap(jax.random.split)(keys_N)
+    heads_N = jax.vmap(jax.random.bernoulli)(keys_N2[:, 0])
+    use_N = heads_N & candidates_NT.any(-1)
+    choices_NT = jnp.where(use_N[:, None], candidates_NT, anywhere_NT)
+    return jax.vmap(lambda key, ok_T: jax.random.categorical(key, jnp.where(ok_T, 0.0, -jnp.inf)))(
+        keys_N2[:, 1], choices_NT
+    ).astype(jnp.int32)
+
+
+def split_by_prompt(rows: Rows, *, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """(train, validation) row indices; no prompt is on both sides, each side has at least one prompt if there are two.
+
+    The last `fraction` of the prompts, in order of prompt id, is held out.
+    """
+    ids_N = np.asarray(rows.prompt_id_N)
+    ids = np.unique(ids_N)
+    held_out = ids[len(ids) - max(1, round(fraction * len(ids))) :] if len(ids) > 1 else ids
+    train = np.flatnonzero(~np.isin(ids_N, held_out)) if len(ids) > 1 else np.arange(len(ids_N))
+    return train, np.flatnonzero(np.isin(ids_N, held_out))

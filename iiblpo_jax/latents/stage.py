@@ -1,0 +1,91 @@
+"""The latent stage from a config: collect, cut, fit the CVAE, fit PSA, measure, store; or load what is there."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+from iiblpo_jax import specs
+from iiblpo_jax.configuration import injected_layers, resolve
+from iiblpo_jax.errors import InputError
+from iiblpo_jax.latents import diagnostics
+from iiblpo_jax.latents.continuations import Question, gather, policy_sampler
+from iiblpo_jax.latents.features import extract, rows_of, split_by_prompt
+from iiblpo_jax.latents.storage import has_latents, load_latents, save_latents
+from iiblpo_jax.latents.training import train_cvae, train_psa
+from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.model.cvae import CVAE
+from iiblpo_jax.model.psa import PSA
+
+HELD_OUT = 0.125  # share of the prompts that only the diagnostics see
+PSA_POSITIONS = 2**13  # row positions of a PSA step, at most: it runs the whole language model forward and backward
+SEED = 0x1A7E17  # keeps the keys of this stage apart from those of the rollouts
+
+
+def ensure_latents(
+    config, directory: Path, model_config: ModelConfig, params: dict, questions, *, stop_ids: Sequence[int],
+    console: Console | None = None,
+) -> tuple[CVAE, PSA]:
+    """Loads the latents of a workdir; trains and stores them first if there are none.
+
+    Args:
+      config: the run's config.
+      directory: `latent/` of the workdir.
+      model_config, params: the frozen model.
+      questions: callable () -> list[Question] of training prompts; called only when there is something to train.
+      stop_ids: token ids that end a response.
+      console: where progress and the table go.
+
+    Raises:
+      InputError: stored latents belong to another model or another latent.z or psa.layers; latent.z is 0.
+    """
+    if config.latent.z == 0:
+        raise InputError("latent.z = 0: there is no latent to train; set latent.z, such as 16")
+    n_injected = injected_layers(config, model_config.n_layers)
+    if not has_latents(directory):
+        train_latents(config, directory, model_config, params, questions(), stop_ids=stop_ids, console=console)
+    return load_latents(directory, model_config, params, z=config.latent.z, n_injected=n_injected)
+
+
+def train_latents(
+    config, directory: Path, model_config: ModelConfig, params: dict, questions: Sequence[Question], *,
+    stop_ids: Sequence[int], console: Console | None = None,
+) -> dict[str, float]:
+    """Trains both parts, prints the diagnostics, stores everything in `directory`; returns the metrics."""
+    console, began, knobs = console or Console(), time.monotonic(), config.latent
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.train.seed), SEED), 5)
+
+    # --- continuations, cuts, features
+    own = policy_sampler(config, model_config, params, stop_ids, keys[0])
+    rows = rows_of(gather(questions, own))
+    temperature = config.rollout.temperature
+    pairs = extract(model_config, params, rows, keys[1], temperature=temperature, branching=specs.branching(config))
+    train, held_out = (pairs[index] for index in split_by_prompt(rows, fraction=HELD_OUT))
+    console.print(
+        f"latent stage: {len(questions)} prompts, {len(train.cut_N)} continuations to train on, "
+        f"{len(held_out.cut_N)} held out"
+    )
+
+    # --- the CVAE, then PSA with the CVAE and the language model frozen
+    cvae, _ = train_cvae(
+        train.context_ND, train.target_ND, keys[2], latent=knobs.z, hidden=knobs.hidden, steps=knobs.steps,
+        batch=knobs.batch, lr=knobs.lr, kl_weight=knobs.kl_weight, free_bits=knobs.free_bits,
+        kl_warmup=knobs.kl_warmup,
+    )  # fmt: skip
+    how = {"temperature": temperature, "half_life": config.psa.half_life, "strength": config.psa.strength}
+    psa, _ = train_psa(
+        model_config, params, cvae, train, keys[3], n_injected=injected_layers(config, model_config.n_layers),
+        steps=knobs.psa_steps, batch=min(knobs.batch, max(1, PSA_POSITIONS // rows.tokens_NC.shape[1])),
+        lr=knobs.psa_lr, **how,
+    )  # fmt: skip
+
+    # --- does the model listen?
+    metrics = diagnostics.diagnose(model_config, params, cvae, psa, held_out, keys[4], **how)
+    diagnostics.show(metrics, console)
+    settings = resolve(config)
+    settings = {name: settings[name] for name in ("latent", "psa", "branch", "task")}
+    save_latents(directory, model_config, params, cvae, psa, settings=settings, metrics=metrics)
+    console.print(f"stored in {directory} after {time.monotonic() - began:.0f} s")
+    return metrics

@@ -1,0 +1,188 @@
+"""Training of the latent stage: first the CVAE on features, then the PSA projections with model and CVAE frozen.
+
+Both loops run as one jitted program per chunk of steps; the host only draws a progress bar in between. Batches are
+drawn with replacement, by a key folded from the step, so that the result is a function of (data, key) alone.
+"""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from rich.progress import Progress
+
+from iiblpo_jax import masked
+from iiblpo_jax.latents.features import Pairs
+from iiblpo_jax.logprobs import response_logprobs
+from iiblpo_jax.model import cvae as cvae_lib
+from iiblpo_jax.model.cvae import CVAE, bind_cvae
+from iiblpo_jax.model.decoder import bind, params_of
+from iiblpo_jax.model.psa import PSA, bind_psa, latent_inputs
+
+CHUNK = 50  # steps per dispatch
+PATIENCE_S = 5.0  # a loop that lasts longer shows a progress bar
+
+
+def train_cvae(
+    context_ND, target_ND, key, *, latent: int, hidden: int, steps: int, batch: int, lr: float, kl_weight: float,
+    free_bits: float, kl_warmup: int,
+) -> tuple[CVAE, jax.Array]:
+    """Fits a CVAE to N training pairs with Adam (gradient norm clipped at 1).
+
+    Args:
+      context_ND, target_ND: features of training prompts only.
+      key: initialisation, batches and noise.
+      latent, hidden: Z and the width of the hidden layers.
+      steps, batch, lr: optimisation; lr decays to 0 along a cosine.
+      kl_weight, free_bits, kl_warmup: see `cvae.elbo_terms`; the weight rises linearly over `kl_warmup` steps.
+
+    Returns:
+      The CVAE with its statistics and offset, and the loss of every chunk of steps.
+    """
+    cvae = CVAE(context_ND.shape[1], latent, hidden, rngs=nnx.Rngs(jax.random.fold_in(key, 0)))
+    cvae_lib.fit_standardisation(cvae, context_ND, target_ND)
+    graph, weights, statistics = nnx.split(cvae, nnx.Param, ...)
+    n = context_ND.shape[0]
+    batch = min(batch, n)
+
+    def loss(weights, frozen, step):
+        key, statistics, context_ND, target_ND = frozen
+        index_B, keys_B = draw(key, step, batch, n)
+        terms = cvae_lib.elbo_terms(
+            nnx.merge(graph, weights, statistics), context_ND[index_B], target_ND[index_B], keys_B,
+            kl_weight=warmup(step, kl_weight, kl_warmup), free_bits=free_bits,
+        )  # fmt: skip
+        return terms.loss
+
+    frozen = (jax.random.fold_in(key, 1), statistics, context_ND, target_ND)
+    weights, losses = minimise(loss, weights, frozen, lr=lr, steps=steps, label="CVAE")
+    cvae = nnx.merge(graph, weights, statistics)
+    cvae_lib.fit_offset(cvae, context_ND)
+    return cvae, losses
+
+
+def train_psa(
+    config, params: dict, cvae: CVAE, pairs: Pairs, key, *, n_injected: int, steps: int, batch: int, lr: float,
+    temperature: float, half_life: float, strength: float,
+) -> tuple[PSA, jax.Array]:
+    """Fits PSA projections to log pi(rest | prefix, z), z ~ posterior, with model and CVAE frozen (Adam).
+
+    This is the likelihood term of the ELBO with the language model as decoder.
+
+    Args:
+      config, params: the frozen model; no gradient reaches it.
+      cvae: the trained CVAE.
+      pairs: N training rows with their cuts and features.
+      key: initialisation, batches and noise.
+      n_injected: how many of the last layers get z.
+      steps, batch, lr: optimisation; lr decays to 0 along a cosine.
+      temperature: sampling temperature; divides the logits.
+      half_life, strength: decay and size of z, as in the rollout.
+
+    Returns:
+      The PSA module, and the negative log-likelihood per token of every chunk of steps.
+    """
+    latent = cvae.latent
+    psa_params = params_of(PSA(config, latent, n_injected, rngs=nnx.Rngs(jax.random.fold_in(key, 0))))
+    n = pairs.cut_N.shape[0]
+    batch = min(batch, n)
+
+    def loss(psa_params, frozen, step):
+        key, params, cvae_params, pairs = frozen
+        index_B, keys_B = draw(key, step, batch, n)
+        mine = pairs[index_B]
+        z_BZ = bind_cvae(cvae_params).sample_posterior(mine.context_ND, mine.target_ND, keys_B)
+        logp_BT = rest_logprobs(
+            bind(config, params), mine, z_BZ, bind_psa(psa_params, config),
+            temperature=temperature, half_life=half_life, strength=strength,
+        )  # fmt: skip
+        return -masked.mean(logp_BT, mine.rows.mask_from(mine.cut_N))
+
+    frozen = (jax.random.fold_in(key, 1), params, params_of(cvae), pairs)
+    psa_params, losses = minimise(loss, psa_params, frozen, lr=lr, steps=steps, label="PSA")
+    return bind_psa(psa_params, config), losses
+
+
+def injection(pairs: Pairs, z_NZ, *, half_life: float, strength: float):
+    """Latent that switches z on from the cut of every row."""
+    rows = pairs.rows
+    return latent_inputs(
+        z_NZ[:, None], pairs.cut_N[:, None], rows.prompt_len_N, rows.tokens_NC.shape[1],
+        half_life=half_life, strength=strength,
+    )  # fmt: skip
+
+
+def rest_logprobs(model, pairs: Pairs, z_NZ, psa, *, temperature: float, half_life: float, strength: float):
+    """Log-probability [N,T] of the response tokens, z on from the cut; z_NZ = None is the plain model."""
+    rows, with_z = pairs.rows, {}
+    if z_NZ is not None:
+        with_z = {"latent": injection(pairs, z_NZ, half_life=half_life, strength=strength), "psa": psa}
+    return response_logprobs(
+        model, rows.tokens_NC, rows.prompt_len_N, rows.t, temperature=temperature, **with_z
+    )[0]
+
+
+def warmup(step, weight: float, steps: int):
+    """weight * min(1, (step + 1) / steps): linear KL warm-up; the full weight at once for steps = 0."""
+    return weight * jnp.minimum(1.0, (step + 1) / max(steps, 1))
+
+
+def draw(key, step, batch: int, n: int):
+    """(row indices [B], one noise key a row) of a step."""
+    key = jax.random.fold_in(key, step)
+    return jax.random.randint(key, (batch,), 0, n), jax.random.split(jax.random.fold_in(key, 1), batch)
+
+
+def minimise(loss, weights, frozen, *, lr: float, steps: int, label: str):
+    """Adam with cosine decay on loss(weights, frozen, step): (weights, mean loss of each chunk of steps).
+
+    Everything large that the loss reads travels in `frozen`: captured arrays would be compiled in as constants.
+    """
+    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(lr, max(steps, 1))))
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def chunk(state, frozen, first):
+        def one(state, step):
+            weights, optimiser_state = state
+            value, gradient = jax.value_and_grad(loss)(weights, frozen, step)
+            updates, optimiser_state = optimiser.update(gradient, optimiser_state, weights)
+            return (optax.apply_updates(weights, updates), optimiser_state), value
+
+        def maybe(state, step):  # steps past the end leave everything as it is: one shape, one compile
+            return jax.lax.cond(step < steps, one, lambda state, _: (state, jnp.nan), state, step)
+
+        state, losses = jax.lax.scan(maybe, state, first + jnp.arange(CHUNK))
+        return state, jnp.nanmean(losses)
+
+    weights = jax.tree.map(jnp.copy, weights)  # the caller keeps what it passed: the state is donated
+    state, losses, bar = (weights, optimiser.init(weights)), [], Bar(label, steps)
+    for first in range(0, steps, CHUNK):
+        state, value = chunk(state, frozen, first)
+        losses.append(float(value))
+        bar.update(min(first + CHUNK, steps), losses[-1])
+    bar.close()
+    return state[0], jnp.array(losses)
+
+
+class Bar:
+    """A progress bar that appears once a loop has run for PATIENCE_S seconds."""
+
+    def __init__(self, label: str, total: int):
+        self.label, self.total, self.began = label, total, time.monotonic()
+        self.progress = Progress(transient=True)
+        self.task = self.progress.add_task(label, total=total)
+        self.shown = False
+
+    def update(self, done: int, loss: float):
+        """Moves the bar and shows the loss beside it."""
+        if not self.shown and time.monotonic() - self.began > PATIENCE_S:
+            self.progress.start()
+            self.shown = True
+        self.progress.update(self.task, completed=done, description=f"{self.label} loss {loss:.3f}")
+
+    def close(self):
+        """Removes the bar."""
+        if self.shown:
+            self.progress.stop()

@@ -1,0 +1,79 @@
+"""Log-probabilities and entropies of given tokens, in chunks of the vocabulary projection.
+
+A [tokens, V] array is the largest object of a naive update (4 GB for 8 x 4,096 tokens at V = 32k in float32). Here it
+never exists whole, forward or backward: a scan over chunks of positions projects, normalises and reduces, under
+jax.checkpoint, so the backward pass recomputes one chunk of logits at a time.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from iiblpo_jax.model.decoder import hidden_states, output_weights
+
+LOGITS_PER_CHUNK = 2**26  # 256 MiB of float32: large enough to keep a matrix unit busy at V = 152k (441 tokens)
+
+
+def chunked_logprobs(h_BTD, w_VD, targets_BT, *, temperature=1.0, chunk=None):
+    """Log-probability of each target and entropy of its distribution, softmax(h @ W.T / temperature).
+
+    Args:
+      h_BTD: final hidden states; position t emits targets_BT[:, t].
+      w_VD: output weights.
+      targets_BT: int32 token ids.
+      temperature: divides the logits.
+      chunk: tokens whose logits exist at the same time (at least B: a chunk is a slice of positions over all rows, so
+        that rows stay sharded over devices). Default: LOGITS_PER_CHUNK // V.
+
+    Returns:
+      (logp_BT, entropy_BT) in nats, float32, both differentiable in h and w.
+    """
+    b, t = targets_BT.shape
+    chunk = chunk or max(1, LOGITS_PER_CHUNK // w_VD.shape[0])
+    n_chunks = min(t, math.ceil(b * t / chunk))
+    width = math.ceil(t / n_chunks)
+    pad = [(0, 0), (0, n_chunks * width - t)]
+    h_NBtD = jnp.pad(h_BTD, [*pad, (0, 0)]).reshape(b, n_chunks, width, -1).swapaxes(0, 1)
+    targets_NBt = jnp.pad(targets_BT, pad).reshape(b, n_chunks, width).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def body(_, inputs):
+        return None, _logprobs(*inputs, w_VD, temperature)
+
+    _, (logp_NBt, entropy_NBt) = jax.lax.scan(body, None, (h_NBtD, targets_NBt))
+    return tuple(x.swapaxes(0, 1).reshape(b, -1)[:, :t] for x in (logp_NBt, entropy_NBt))
+
+
+def _logprobs(h_BtD, targets_Bt, w_VD, temperature):
+    logits_BtV = jnp.einsum("btd,vd->btv", h_BtD, w_VD, preferred_element_type=jnp.float32) / temperature
+    norm_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
+    target_Bt = jnp.take_along_axis(logits_BtV, targets_Bt[..., None], axis=-1)[..., 0]
+    expected_Bt = jnp.sum(jnp.exp(logits_BtV - norm_Bt[..., None]) * logits_BtV, axis=-1)
+    return target_Bt - norm_Bt, norm_Bt - expected_Bt
+
+
+def response_positions(prompt_len_N, t):
+    """[N,T] row position of the *input* token whose output distribution emits response token t."""
+    return prompt_len_N[:, None] + jnp.arange(t)[None, :] - 1
+
+
+def response_logprobs(model, rows_NC, prompt_len_N, t, *, temperature=1.0, latent=None, psa=None):
+    """Log-probabilities and entropies of the first `t` response tokens of each row, teacher-forced.
+
+    Args:
+      model: Decoder.
+      rows_NC: prompt and response, contiguous, right padded.
+      prompt_len_N: where the response starts (at least 1).
+      t: response length T; entries past a row's end are finite and meaningless.
+      temperature: divides the logits.
+      latent, psa: Latent of the rows and PSA module to inject z; None = the plain policy.
+
+    Returns:
+      (logp_NT, entropy_NT), float32, differentiable.
+    """
+    h_NCD = hidden_states(model, rows_NC, latent=latent, psa=psa, remat=True)
+    at_NT = response_positions(prompt_len_N, t)
+    h_NTD = jnp.take_along_axis(h_NCD, at_NT[..., None], axis=1, mode="clip")
+    targets_NT = jnp.take_along_axis(rows_NC, at_NT + 1, axis=1, mode="clip")
+    return chunked_logprobs(h_NTD, output_weights(model), targets_NT, temperature=temperature)

@@ -1,0 +1,211 @@
+"""Loss and gradient of one minibatch, microbatch by microbatch."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from iiblpo_jax import masked
+from iiblpo_jax.logprobs import response_logprobs, response_positions
+from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.model.decoder import bind
+from iiblpo_jax.model.psa import bind_psa
+from iiblpo_jax.objectives.auxiliary import k3
+from iiblpo_jax.objectives.interface import Batch, Objective, TokenLoss
+from iiblpo_jax.update_rows import UpdateRows, UpdateSettings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MinibatchGradient:
+    """The static half of an optimizer step: what to compute, not on what. Every method is pure.
+
+    Attributes:
+      settings: microbatch size, condition, weights.
+      objective: the method, auxiliary terms included.
+      model_config: architecture of params['policy'].
+    """
+
+    settings: UpdateSettings
+    objective: Objective
+    model_config: ModelConfig
+
+    def __call__(self, params: dict, rows: UpdateRows, old_logp_NT, *, step, key):
+        """Loss, gradient and the sums behind the metrics.
+
+        Args:
+          params: {'policy': ..., 'psa': ...}.
+          rows: the whole minibatch; mask_NT already is the loss mask.
+          old_logp_NT: log-probs of pi_old, or None where the policy still is pi_old (the ratio is then exactly 1).
+          step: int32 scalar handed to the objective.
+          key: random key handed to the objective.
+
+        Returns:
+          (loss, gradients like params, totals: see `_totals`).
+        """
+        coupled = self.objective.whole_minibatch or self.objective.group_loss is not None
+        if coupled and self._size(rows) < rows.prompt_len_N.shape[0]:
+            return self._coupled(params, rows, old_logp_NT, step=step, key=key)
+        # A method that couples rows gets its weights, and its random key, only with the whole minibatch in hand.
+        weights_NT = None if coupled else self.objective.weights(self._batch(rows, None, None, old_logp_NT, step=step))
+
+        def piece_loss(params, piece):
+            rows, old_logp, weights = piece
+            batch = self._batch(rows, *self.forward(params, rows), old_logp, step=step, key=key if coupled else None)
+            loss, token = self.objective.loss(batch, self.objective.weights(batch) if coupled else weights)
+            return loss, self._totals(rows, batch, token)
+
+        (loss, totals), gradients = self._accumulate(piece_loss, params, (rows, old_logp_NT, weights_NT))
+        return loss, gradients, totals
+
+    def _coupled(self, params, rows, old_logp_NT, *, step, key):
+        # Gradient caching (Gao et al., arXiv 2101.06983): the loss and its gradient with respect to the log-probs need
+        # all rows but no activations; the chain rule through the model then goes one microbatch at a time.
+        def whole_loss(logp, entropy):
+            batch = self._batch(rows, logp, entropy, old_logp_NT, step=step, key=key)
+            loss, token = self.objective.loss(batch, self.objective.weights(batch))
+            return loss, self._totals(rows, batch, token)
+
+        outer = jax.value_and_grad(whole_loss, argnums=(0, 1), has_aux=True)
+        (loss, totals), cotangents = outer(*self.log_probs(params, rows))
+
+        def piece_loss(params, piece):
+            rows, (d_logp, d_entropy) = piece
+            logp, entropy = self.forward(params, rows)
+            return jnp.sum(d_logp * logp + d_entropy * entropy), {}
+
+        _, gradients = self._accumulate(piece_loss, params, (rows, cotangents))
+        return loss, gradients, totals
+
+    def forward(self, params, rows: UpdateRows):
+        """(logp_NT, entropy_NT) of the response tokens, all rows at once; z injected if `conditioned`."""
+        inject = self.settings.condition == "conditioned" and rows.latent is not None
+        return response_logprobs(
+            bind(self.model_config, params["policy"]),
+            rows.tokens_NC,
+            rows.prompt_len_N,
+            rows.mask_NT.shape[1],
+            temperature=self.settings.temperature,
+            latent=rows.latent if inject else None,
+            psa=bind_psa(params["psa"], self.model_config) if inject else None,
+        )
+
+    def log_probs(self, params, rows: UpdateRows):
+        """`forward` of any number of rows, one microbatch at a time; constants."""
+        outputs = jax.lax.map(lambda piece: self.forward(params, piece), _split(rows, self._size(rows)))
+        return jax.lax.stop_gradient(jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), outputs))
+
+    def _size(self, rows):
+        return self.settings.microbatch or rows.prompt_len_N.shape[0]
+
+    def _batch(self, rows: UpdateRows, logp, entropy, old_logp, *, step, key=None) -> Batch:
+        old_logp = jax.lax.stop_gradient(logp) if old_logp is None else old_logp
+        z_on = _z_on(rows)
+        advantage = rows.advantage_N if rows.advantage_N.ndim == 2 else rows.advantage_N[:, None]
+        return Batch(
+            logp_RT=logp,
+            entropy_RT=entropy,
+            old_logp_RT=old_logp,
+            rollout_logp_RT=rows.rollout_logp_NT,
+            ref_logp_RT=rows.ref_logp_NT,
+            mask_RT=rows.mask_NT.astype(jnp.float32),
+            own_mask_RT=rows.own_mask_NT.astype(jnp.float32),
+            z_on_RT=z_on,
+            importance_RT=self._importance(old_logp, rows.rollout_logp_NT, z_on),
+            advantage_RT=jnp.broadcast_to(advantage, rows.mask_NT.shape),
+            reward_R=rows.reward_N,
+            correct_R=rows.correct_N,
+            ib_score_R=rows.ib_score_N,
+            group_R=rows.group_N,
+            length_R=rows.length_N,
+            trajectory_R=rows.trajectory_N,
+            parent_R=rows.parent_N,
+            branch_at_R=rows.branch_at_N,
+            step=step,
+            key=key,
+            extras=rows.extras,
+        )
+
+    def _importance(self, old_logp, rollout_logp, z_on):
+        cap = self.settings.importance_cap
+        if self.settings.condition == "conditioned" or not cap or old_logp is None:
+            return jnp.ones_like(rollout_logp)
+        # Bounded before exp, which could overflow.
+        return jnp.where(z_on > 0, jnp.exp(jnp.minimum(old_logp - rollout_logp, jnp.log(cap))), 1.0)
+
+    def _totals(self, rows: UpdateRows, batch: Batch, token: TokenLoss) -> dict:
+        """Sums over tokens, and a maximum (`*_max`): what `metrics` needs, in a form that microbatches can add up."""
+        mask, on = batch.mask_RT, batch.mask_RT * batch.z_on_RT
+        # Without z in the update, tokens sampled with z differ by design, not by mistake.
+        comparable = mask if self.settings.condition == "conditioned" else mask - on
+        gap = jnp.abs(rows.raw_logp_NT - batch.old_logp_RT)
+        kl = jnp.zeros_like(mask) if batch.ref_logp_RT is None else k3(batch.logp_RT, batch.ref_logp_RT)
+        totals = {
+            "tokens": mask.sum(),
+            "ratio": masked.sum(token.ratio_RT, mask),
+            "clip_low": masked.sum(token.clip_low_RT, mask),
+            "clip_high": masked.sum(token.clip_high_RT, mask),
+            "kl_ref": masked.sum(kl, mask),
+            "entropy": masked.sum(batch.entropy_RT, mask),
+            "weight": masked.sum(batch.importance_RT, on),
+            "weight_square": masked.sum(jnp.square(batch.importance_RT), on),
+            "weight_tokens": on.sum(),
+            "gap": masked.sum(gap, comparable),
+            "gap_tokens": comparable.sum(),
+            "gap_max": masked.max(gap, comparable),
+        }
+        return jax.lax.stop_gradient(totals)
+
+    def _accumulate(self, piece_loss, params, pieces):
+        """((loss, totals), gradients) added up over microbatches; pieces[0] are the rows."""
+        gradient = jax.value_and_grad(piece_loss, has_aux=True)
+
+        def body(total, piece):
+            return _add(total, gradient(params, piece)), None
+
+        pieces = _split(pieces, self._size(pieces[0]))
+        first = jax.tree.map(lambda x: x[0], pieces)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, first))
+        return jax.lax.scan(body, zeros, pieces)[0]
+
+
+def combine_totals(a: dict, b: dict) -> dict:
+    """Totals of two disjoint sets of tokens together."""
+    return {name: (jnp.maximum if name.endswith("_max") else jnp.add)(a[name], b[name]) for name in a}
+
+
+def metrics(totals: dict) -> dict:
+    """The scalars of one update from the totals of all its optimizer steps; 0 where nothing was counted."""
+    t = totals
+    mean = lambda name, over: t[name] / jnp.maximum(t[over], 1.0)  # noqa: E731
+    weights = t["weight_tokens"] * t["weight_square"]
+    return {
+        "update/loss": mean("loss", "steps"),
+        "update/grad_norm": mean("grad_norm", "steps"),
+        "update/ratio_mean": mean("ratio", "tokens"),
+        "update/clip_low": mean("clip_low", "tokens"),
+        "update/clip_high": mean("clip_high", "tokens"),
+        "update/kl_ref": mean("kl_ref", "tokens"),
+        "update/entropy": mean("entropy", "tokens"),
+        "update/skipped": t["skipped"],
+        "mismatch/logp_mean": mean("gap", "gap_tokens"),
+        "mismatch/logp_max": t["gap_max"],
+        "latent/weight_ess": jnp.where(weights > 0, t["weight"] ** 2 / jnp.where(weights > 0, weights, 1.0), 1.0),
+    }
+
+
+def _add(a, b):
+    ((loss_a, totals_a), gradients_a), ((loss_b, totals_b), gradients_b) = a, b
+    return (loss_a + loss_b, combine_totals(totals_a, totals_b)), jax.tree.map(jnp.add, gradients_a, gradients_b)
+
+
+def _split(tree, size):
+    return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), tree)
+
+
+def _z_on(rows: UpdateRows):
+    """[N,T] 1 where the input that emitted the token had a latent on."""
+    if rows.latent is None:
+        return jnp.zeros(rows.mask_NT.shape, jnp.float32)
+    on_NC = (rows.latent.segment_BT >= 0) & (rows.latent.gamma_BT > 0)
+    at_NT = response_positions(rows.prompt_len_N, rows.mask_NT.shape[1])
+    return jnp.take_along_axis(on_NC, at_NT, axis=1, mode="clip").astype(jnp.float32)

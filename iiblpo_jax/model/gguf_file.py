@@ -1,0 +1,161 @@
+"""A model inside one GGUF file: its config, its weights in our layout, and its tokenizer."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from iiblpo_jax.errors import InputError
+from iiblpo_jax.model import families, gguf_tokenizer
+from iiblpo_jax.model.attention import rope_frequencies
+from iiblpo_jax.model.config import Llama3Rope, ModelConfig
+from iiblpo_jax.model.gguf_format import GGUFContainer
+from iiblpo_jax.tokenizers import Tokenizer
+
+LAYER_TENSORS = {
+    "attn_norm": "attn_norm.weight",
+    "q": "attn_q.weight",
+    "k": "attn_k.weight",
+    "v": "attn_v.weight",
+    "o": "attn_output.weight",
+    "q_bias": "attn_q.bias",
+    "k_bias": "attn_k.bias",
+    "v_bias": "attn_v.bias",
+    "q_norm": "attn_q_norm.weight",
+    "k_norm": "attn_k_norm.weight",
+    "mlp_norm": "ffn_norm.weight",
+    "gate": "ffn_gate.weight",
+    "up": "ffn_up.weight",
+    "down": "ffn_down.weight",
+}
+TOP_TENSORS = {"embed": "token_embd.weight", "final_norm": "output_norm.weight", "head": "output.weight"}
+ROPE_FACTORS = "rope_freqs.weight"  # how llama.cpp stores llama3 scaling: the divisor of every frequency
+ARCHITECTURES = ("llama", "qwen2", "qwen3")  # llama.cpp files Mistral under llama; the arithmetic is the same
+
+
+class GGUFFile:
+    """Reads one file's header at once and its tensors on demand."""
+
+    def __init__(self, path: pathlib.Path):
+        self._file = GGUFContainer(path)
+        self._path = self._file.path
+
+    def config(self) -> ModelConfig:
+        """The architecture; InputError if the decoder does not have it."""
+        family = self._file.metadata.get("general.architecture")
+        if family not in ARCHITECTURES:
+            raise InputError(f"{self._path}: architecture {family!r} is not supported; use {', '.join(ARCHITECTURES)}")
+        if self._get("expert_count", 0):
+            raise InputError(f"{self._path}: mixtures of experts are not supported; use a dense model")
+        if (kind := self._get("rope.scaling.type", "none")) != "none":
+            raise InputError(f"{self._path}: rope scaling {kind!r} is not supported; use a model without it")
+        config = ModelConfig(**self._sizes(), family=family)
+        rotated = self._get("rope.dimension_count", config.head_dim)
+        if rotated != config.head_dim:
+            raise InputError(
+                f"{self._path}: rope over {rotated} of {config.head_dim} dimensions is not supported; "
+                "use a model that rotates whole heads"
+            )
+        if ROPE_FACTORS in self._file.tensors:
+            config = dataclasses.replace(config, rope_scaling=self._llama3_rope(config))
+        return config
+
+    def _sizes(self) -> dict[str, Any]:
+        width, heads = self._require("embedding_length"), self._require("attention.head_count")
+        tensors = self._file.tensors
+        embed = tensors.get(TOP_TENSORS["embed"])
+        if embed is None:
+            raise InputError(f"{self._path} has no tensor {TOP_TENSORS['embed']}; copy the file again")
+        return {
+            "vocab_size": embed.shape[0],
+            "d_model": width,
+            "d_ff": self._require("feed_forward_length"),
+            "n_layers": self._require("block_count"),
+            "n_heads": heads,
+            "n_kv_heads": int(self._get("attention.head_count_kv", heads)),
+            "head_dim": int(self._get("attention.key_length", width // heads)),
+            "norm_eps": _decimal(self._get("attention.layer_norm_rms_epsilon", 1e-6)),
+            "tied_embeddings": TOP_TENSORS["head"] not in tensors,
+            "qkv_bias": "blk.0.attn_q.bias" in tensors,
+            "qk_norm": "blk.0.attn_q_norm.weight" in tensors,
+            "max_positions": self._require("context_length"),
+            "rope_theta": _decimal(self._get("rope.freq_base", 10_000.0)),
+        }
+
+    def _llama3_rope(self, config: ModelConfig) -> Llama3Rope:
+        """The scaling whose divisors the file lists: its largest divisor is the factor, the rest Meta never varied."""
+        divisors = self._file.array(ROPE_FACTORS)
+        scaling = Llama3Rope(
+            factor=float(divisors.max()), low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=8192
+        )
+        plain = rope_frequencies(config)
+        scaled = rope_frequencies(dataclasses.replace(config, rope_scaling=scaling))
+        if divisors.shape != plain.shape or not np.allclose(plain / scaled, divisors, rtol=1e-4):
+            raise InputError(f"{self._path}: its rope_freqs are not llama3 scaling; use the Hugging Face directory")
+        return scaling
+
+    def fill(self, config: ModelConfig, params: dict) -> None:
+        """Dequantises every tensor into `params` (nested dict of numpy arrays of the config's shapes).
+
+        Raises:
+          InputError: a tensor missing, of another shape, superfluous, or the package gguf not installed.
+        """
+        wanted = {_gguf_name(slot): slot for slot in families.slots(config).values()}
+        self._check(wanted, config)
+        for name, slot in wanted.items():
+            target = slot.view(params)
+            if config.family == "llama" and slot.path[-1] in ("q", "k"):
+                heads = config.n_heads if slot.path[-1] == "q" else config.n_kv_heads
+                target[...] = half_rotation(self._file.array(name), heads)
+            else:
+                flat = target.reshape(-1)
+                for start, values in self._file.chunks(name):
+                    flat[start : start + len(values)] = values
+
+    def _check(self, wanted, config):
+        try:
+            import gguf  # noqa: F401
+        except ImportError as error:
+            raise InputError(f"{self._path} needs the package gguf; run `pip install 'iiblpo_jax[gguf]'`") from error
+        tensors = self._file.tensors
+        for name, slot in wanted.items():
+            if name not in tensors:
+                raise InputError(f"{self._path} has no tensor {name}; copy the file again")
+            if tensors[name].shape != slot.shape:
+                raise InputError(
+                    f"tensor {name} in {self._path} is {tensors[name].shape} where its metadata says "
+                    f"{slot.shape}; copy the file again"
+                )
+        for name in tensors.keys() - wanted.keys() - {ROPE_FACTORS}:
+            raise InputError(f"tensor {name} in {self._path} is not of a {config.family} decoder; use another file")
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the metadata."""
+        return gguf_tokenizer.build(self._file.metadata, str(self._path))
+
+    def _get(self, key: str, default: Any) -> Any:
+        return self._file.metadata.get(f"{self._file.metadata['general.architecture']}.{key}", default)
+
+    def _require(self, key: str) -> int:
+        value = self._get(key, None)
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{self._path}: {key} is {value!r}, not one positive integer; use a plain dense model")
+        return value
+
+
+def half_rotation(w_RC: np.ndarray, heads: int) -> np.ndarray:
+    """Undoes llama.cpp's order of the rows of q and k: its rope pairs rows (2i, 2i+1) of a head, ours (i, i + E/2)."""
+    rows, columns = w_RC.shape
+    return w_RC.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def _gguf_name(slot: families.Slot) -> str:
+    if slot.layer is None:
+        return TOP_TENSORS[slot.path[-1]]
+    return f"blk.{slot.layer}.{LAYER_TENSORS[slot.path[-1]]}"
+
+
+def _decimal(value: float) -> float:
+    """A float32 from the file as the decimal number that was written: 9.999999747378752e-06 is 1e-5."""
+    return float(str(np.float32(value)))

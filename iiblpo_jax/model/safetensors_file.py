@@ -1,0 +1,105 @@
+"""Reading and writing safetensors files one tensor at a time.
+
+The safetensors library hands out whole copies of tensors and, when writing from numpy, copies the whole model first.
+Here a tensor is a view of the memory-mapped file, and a file is written as its tensors arrive, so neither direction
+needs host memory beyond the arrays the caller owns. bfloat16 is numpy's through ml_dtypes.
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Mapping
+
+import ml_dtypes
+import numpy as np
+
+from iiblpo_jax.errors import InputError
+
+DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+PRODUCER = "iiblpo_jax"  # in the header of what we write, so that a later export may replace it
+MAX_HEADER = 100_000_000  # the format's own limit, in bytes
+
+
+class SafetensorsFile:
+    """The tensors of one file, by name, as read-only views of the mapped file."""
+
+    def __init__(self, path: pathlib.Path):
+        """Checks the whole header against the size of the file.
+
+        Raises:
+          InputError: not a safetensors file, truncated, or a tensor whose bytes do not fit its shape.
+        """
+        self.path = pathlib.Path(path)
+        self._start, self._entries, self.metadata = _read_header(self.path)
+        size = self.path.stat().st_size
+        end = self._start + max((e["data_offsets"][1] for e in self._entries.values()), default=0)
+        if end > size:
+            raise InputError(f"{path} is truncated: {size} bytes of {end}; copy the file again")
+        if end < size:
+            raise InputError(f"{path} has {size - end} bytes beyond its last tensor; copy the file again")
+        self._bytes = np.memmap(self.path, np.uint8, mode="r")
+
+    def names(self) -> list[str]:
+        """Names of the tensors."""
+        return list(self._entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor, from the header."""
+        return tuple(self._entries[name]["shape"])
+
+    def tensor(self, name: str) -> np.ndarray:
+        """A view of one tensor in its stored dtype.
+
+        Raises:
+          InputError: stored in anything but float32, float16 or bfloat16, or with the wrong number of bytes.
+        """
+        entry = self._entries[name]
+        if entry["dtype"] not in DTYPES:
+            raise InputError(
+                f"tensor {name} in {self.path} is {entry['dtype']}; only F32, F16 and BF16 weights can be loaded"
+            )
+        dtype, (start, stop) = DTYPES[entry["dtype"]], entry["data_offsets"]
+        if stop - start != math.prod(entry["shape"]) * dtype.itemsize:
+            raise InputError(f"tensor {name} in {self.path} does not fill its shape; copy the file again")
+        return self._bytes[self._start + start : self._start + stop].view(dtype).reshape(entry["shape"])
+
+
+def _read_header(path: pathlib.Path) -> tuple[int, dict, dict]:
+    """(first byte of the data, entries by name, metadata)."""
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        if prefix.startswith(b"version"):
+            raise InputError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in its repository")
+        length = int.from_bytes(prefix, "little")
+        text = file.read(length) if len(prefix) == 8 and length <= MAX_HEADER else b""
+    if not text or len(text) < length:
+        raise InputError(f"{path} is not a complete safetensors file; copy the file again")
+    try:
+        entries = json.loads(text)
+        metadata = entries.pop("__metadata__", {})
+        wanted = {"dtype", "shape", "data_offsets"}
+        if not all(wanted <= entry.keys() and len(entry["data_offsets"]) == 2 for entry in entries.values()):
+            raise ValueError
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        raise InputError(f"{path} has a damaged safetensors header; copy the file again") from error
+    return 8 + length, entries, metadata
+
+
+def write_safetensors(
+    path: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, tensors: Iterable[np.ndarray]
+) -> None:
+    """Writes one file; `tensors` yields arrays of `dtype` in the order of `shapes`, one alive at a time."""
+    kind = next(name for name, known in DTYPES.items() if known == dtype)
+    header, offset = {"__metadata__": {"format": "pt", "producer": PRODUCER}}, 0
+    for name, shape in shapes.items():
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
+            if tensor.shape != tuple(shape) or tensor.dtype != dtype:
+                raise ValueError(f"{name}: {tensor.dtype}{tensor.shape} is not the {dtype}{shape} of the header")
+            file.write(np.ascontiguousarray(tensor).view(np.uint8).data)

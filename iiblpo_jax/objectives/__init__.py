@@ -1,0 +1,44 @@
+"""Policy-optimisation methods by name. A new one is a file with a function and a line in METHODS."""
+
+import inspect
+from collections.abc import Mapping
+
+from iiblpo_jax.errors import InputError
+from iiblpo_jax.objectives.aggregate import AGGREGATES
+from iiblpo_jax.objectives.auxiliary import with_auxiliary
+from iiblpo_jax.objectives.dapo import dapo
+from iiblpo_jax.objectives.dr_grpo import dr_grpo
+from iiblpo_jax.objectives.entropy_adv import entropy_adv
+from iiblpo_jax.objectives.grpo import grpo
+from iiblpo_jax.objectives.gspo import gspo
+from iiblpo_jax.objectives.interface import Batch, Objective, Outcomes, TokenLoss, advantages
+from iiblpo_jax.objectives.rloo import rloo
+
+__all__ = ["METHODS", "Batch", "Objective", "Outcomes", "TokenLoss", "advantages", "make_objective", "with_auxiliary"]
+
+METHODS = {"grpo": grpo, "dr_grpo": dr_grpo, "dapo": dapo, "rloo": rloo, "gspo": gspo, "entropy_adv": entropy_adv}
+
+
+def make_objective(name: str, *, max_tokens: int, overrides: Mapping | None = None) -> Objective:
+    """The method `name` with its published defaults.
+
+    Args:
+      name: a key of METHODS.
+      max_tokens: longest response the rollout can give (rollout.max_tokens).
+      overrides: settings of the method that differ from its defaults, e.g. clip_low, aggregate; None = default.
+
+    Raises:
+      InputError: unknown name, setting or aggregate.
+    """
+    if name not in METHODS:
+        raise InputError(f"objective.name={name!r} is not known; choose one of {', '.join(sorted(METHODS))}")
+    chosen = {key: value for key, value in (overrides or {}).items() if value is not None}
+    known = inspect.signature(METHODS[name]).parameters.keys() - {"max_tokens"}
+    for key in chosen.keys() - known:
+        raise InputError(f"objective.{key} does not apply to {name!r}; it has {', '.join(sorted(known))}")
+    objective = METHODS[name](max_tokens=max_tokens, **chosen)
+    if objective.aggregate not in AGGREGATES:
+        raise InputError(
+            f"objective.aggregate={objective.aggregate!r} is not known; choose one of {', '.join(AGGREGATES)}"
+        )
+    return objective

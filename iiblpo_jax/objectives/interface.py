@@ -1,0 +1,200 @@
+"""What a policy-optimisation method is: a handful of plain functions of [R,T] arrays.
+
+    Outcomes  --reward_shaping, advantage-->  A  (once a rollout)
+    Batch     --token_mask--> aggregate --> weights          (once an optimizer step, on the whole minibatch)
+    Batch     --advantage_transform, policy_loss, aux_loss--> per-token losses
+    loss = sum(weights * losses)
+
+The update computes gradients microbatch by microbatch. A method whose losses or token mask need the *current* log-probs
+or entropies of other rows (a quantile, a covariance, a contrast within a group) says so with `whole_minibatch`: the
+update then evaluates the loss once on the log-probs of the whole minibatch and back-propagates its exact gradient with
+respect to them, so every method gives the same result however the minibatch is split.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from iiblpo_jax import masked
+from iiblpo_jax.objectives.aggregate import AGGREGATES
+
+
+@flax.struct.dataclass
+class Outcomes:
+    """What an advantage may read: one entry a trajectory, rows in any order.
+
+    Attributes:
+      reward_R: float32.
+      group_R: int32, the prompt's index.
+      keep_R: 1 where the trajectory is trained on (None = all). Statistics of a group run over its kept rows unless
+        a method says otherwise.
+      correct_R, length_R, trajectory_R, parent_R, branch_at_R: as in Batch.
+      mask_RT: 1 on response tokens; needed by methods whose advantage differs between tokens.
+      ib_score_R: information-bottleneck score, standardised.
+      step: int32 scalar, rollouts done so far.
+      extras: further per-row arrays of one method.
+    """
+
+    reward_R: jax.Array
+    group_R: jax.Array
+    keep_R: jax.Array | None = None
+    correct_R: jax.Array | None = None
+    length_R: jax.Array | None = None
+    trajectory_R: jax.Array | None = None
+    parent_R: jax.Array | None = None
+    branch_at_R: jax.Array | None = None
+    mask_RT: jax.Array | None = None
+    ib_score_R: jax.Array | None = None
+    step: jax.Array | None = None
+    extras: dict = flax.struct.field(default_factory=dict)
+
+
+@flax.struct.dataclass
+class Batch:
+    """What a loss may read; float32 [R,T] arrays over response tokens unless the name says otherwise.
+
+    Attributes:
+      logp_RT, entropy_RT: of the current policy at the sampling temperature; differentiable. None while weights are
+        computed, unless the method asked for `whole_minibatch`.
+      old_logp_RT: of the policy at the start of the update (constant); None where logp_RT is.
+      rollout_logp_RT: of the behaviour that sampled, truncation and z included (constant).
+      ref_logp_RT: of the reference model, or None.
+      mask_RT: 1 on the tokens the loss counts.
+      own_mask_RT: 1 on the tokens a trajectory generated itself: 0 on the prefix inherited from its parent.
+      z_on_RT: 1 where the token was sampled with a latent on.
+      importance_RT: min(pi_old / mu, cap) on tokens sampled with z and scored without it, else 1 (constant).
+      advantage_RT: constant; as given by `advantages`.
+      reward_R, correct_R, ib_score_R: float32.
+      group_R: int32, the prompt's index.
+      length_R: int32, tokens of the whole response, inherited prefix included.
+      trajectory_R, parent_R: int32 ids; parent -1 = root. A parent need not be in the batch.
+      branch_at_R: int32 response index of the first own token; 0 = root.
+      step: int32 scalar, rollouts done so far.
+      key: random key of the minibatch; None unless the method asked for `whole_minibatch`.
+      extras: further arrays of one method with rows as the leading axis (prompt log-probs, top-k log-probs, turns).
+    """
+
+    logp_RT: jax.Array | None
+    entropy_RT: jax.Array | None
+    old_logp_RT: jax.Array | None
+    rollout_logp_RT: jax.Array
+    mask_RT: jax.Array
+    own_mask_RT: jax.Array
+    z_on_RT: jax.Array
+    importance_RT: jax.Array
+    advantage_RT: jax.Array
+    reward_R: jax.Array
+    group_R: jax.Array
+    length_R: jax.Array
+    trajectory_R: jax.Array
+    parent_R: jax.Array
+    branch_at_R: jax.Array
+    ref_logp_RT: jax.Array | None = None
+    correct_R: jax.Array | None = None
+    ib_score_R: jax.Array | None = None
+    step: jax.Array | None = None
+    key: jax.Array | None = None
+    extras: dict = flax.struct.field(default_factory=dict)
+
+
+@flax.struct.dataclass
+class TokenLoss:
+    """A policy loss before aggregation, and what its clipping did (the last three only feed metrics).
+
+    Attributes:
+      loss_RT: differentiable.
+      ratio_RT: the probability ratio that was clipped.
+      clip_low_RT, clip_high_RT: 1 where the ratio was cut from below (A < 0) or from above (A > 0).
+    """
+
+    loss_RT: jax.Array
+    ratio_RT: jax.Array
+    clip_low_RT: jax.Array
+    clip_high_RT: jax.Array
+
+
+def _same_reward(outcomes: Outcomes) -> jax.Array:
+    return outcomes.reward_R
+
+
+def _same_advantage(batch: Batch) -> jax.Array:
+    return batch.advantage_RT
+
+
+def _every_token(batch: Batch) -> jax.Array:
+    return batch.mask_RT
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """One method, as the functions it plugs into the stack. Hashable: a static argument of jitted programs.
+
+    Attributes:
+      name: registry name.
+      advantage: Outcomes -> A_R or A_RT.
+      policy_loss: (Batch, A_RT) -> TokenLoss; A_RT is the transformed advantage. Multiplies by importance_RT itself.
+      aggregate: name in aggregate.AGGREGATES: how per-token losses become one number.
+      max_tokens: T, the constant of `seq-mean-token-sum-norm`; never read from an array's shape, which padding changes.
+      reward_shaping: Outcomes -> reward_R, before the advantage.
+      advantage_transform: Batch -> A_RT; may read entropies and log-probs, detached.
+      token_mask: Batch -> {0,1}_RT within mask_RT; also enters the denominator of the aggregate.
+      aux_losses: each Batch -> loss_RT, added to the policy loss under the same weights.
+      group_loss: Batch -> scalar loss of whole groups, in place of policy_loss and aggregate (DisCO, DPO variants);
+        policy_loss then only feeds the ratio and clip metrics.
+      needs_groups: minibatches hold whole groups.
+      whole_minibatch: losses or masks couple rows through current log-probs or entropies, or draw random numbers.
+    """
+
+    name: str
+    advantage: Callable[[Outcomes], jax.Array]
+    policy_loss: Callable[[Batch, jax.Array], TokenLoss]
+    aggregate: str
+    max_tokens: int
+    reward_shaping: Callable[[Outcomes], jax.Array] = _same_reward
+    advantage_transform: Callable[[Batch], jax.Array] = _same_advantage
+    token_mask: Callable[[Batch], jax.Array] = _every_token
+    aux_losses: tuple[Callable[[Batch], jax.Array], ...] = ()
+    group_loss: Callable[[Batch], jax.Array] | None = None
+    needs_groups: bool = False
+    whole_minibatch: bool = False
+
+    def weights(self, batch: Batch) -> jax.Array:
+        """[R,T] weight of every token's loss, normalised over the whole of `batch` (pass the whole minibatch)."""
+        return AGGREGATES[self.aggregate](self.token_mask(batch), max_tokens=self.max_tokens)
+
+    def loss(self, batch: Batch, weights_RT: jax.Array) -> tuple[jax.Array, TokenLoss]:
+        """(sum over tokens of weight * loss, per-token details) of some rows of the minibatch `weights_RT` is from."""
+        token = self.policy_loss(batch, self.advantage_transform(batch))
+        if self.group_loss is None:
+            total = masked.sum(weights_RT * token.loss_RT, weights_RT)
+        else:
+            total = self.group_loss(batch)
+        for aux in self.aux_losses:
+            total += masked.sum(weights_RT * aux(batch), weights_RT)
+        return total, token
+
+
+def advantages(objective: Objective, outcomes: Outcomes, *, reward_coef: float = 0.0) -> jax.Array:
+    """Advantages of a rollout: shaped rewards, the method's group normalisation, and the bottleneck's self-reward.
+
+    The self-reward reward_coef * clip(S_IB, -1, 1) is added *after* normalisation and only in groups whose kept rewards
+    differ: added before, a group without spread turns score noise into full-size advantages.
+
+    Args:
+      objective: the method.
+      outcomes: kept rows alone, or all rows with keep_R.
+      reward_coef: weight of S_IB; 0 = off.
+
+    Returns:
+      [R], or [R,T] where the method's advantage differs between tokens; 0 on rows that are not kept.
+    """
+    outcomes = outcomes.replace(reward_R=objective.reward_shaping(outcomes))
+    a = objective.advantage(outcomes)
+    per_row = (...,) + (None,) * (a.ndim - 1)
+    if reward_coef:
+        spread_R = masked.group_spread(outcomes.reward_R, outcomes.group_R, outcomes.keep_R) > 0
+        a += jnp.where(spread_R, reward_coef * jnp.clip(outcomes.ib_score_R, -1.0, 1.0), 0.0)[per_row]
+    return a if outcomes.keep_R is None else jnp.where(outcomes.keep_R[per_row] != 0, a, 0.0)

@@ -1,0 +1,231 @@
+"""Between rollout and update: rewards become scores, a kept set, advantages and the rows of the update. In graph.
+
+    1. inform   the frozen reference model reads the Forest: both information terms, reference log-probs
+                (needs no reward, so it runs while the host verifies answers)
+    2. score    S_IB, rank, keep N a prompt; advantages over the kept group plus the self-reward
+    3. rows     the kept trajectories as the update takes them
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from iiblpo_jax import bottleneck, masked
+from iiblpo_jax.bottleneck import Evidence, Information, MarkerTable, Selection
+from iiblpo_jax.bottleneck.estimators import map_chunks
+from iiblpo_jax.forest import LENGTH, Forest
+from iiblpo_jax.logprobs import response_logprobs
+from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.model.decoder import bind
+from iiblpo_jax.model.psa import Latent, latent_inputs
+from iiblpo_jax.objectives import Objective, Outcomes, advantages
+from iiblpo_jax.update_rows import UpdateRows
+
+CORRECT = 0.999  # a reward from here on is a right answer; graders with partial credit give less to the rest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreSpec:
+    """Everything static about scoring; hashable.
+
+    Attributes:
+      model: architecture of the reference.
+      objective: whose advantages are computed.
+      estimator: `likelihood`, `entropy` or `none`.
+      beta, length_cost: of S_IB (bottleneck.selection).
+      rule, keep, keep_contrast: the filter; keep = N trajectories a prompt.
+      reward_coef: weight of the self-reward.
+      temperature: of reference log-probs, the rollout's.
+      start_id: the empty context of I(q; r).
+      reference: reference log-probs are wanted although the estimator does not need them.
+      chunk: rows a reference forward.
+      levels: latents on one path; 0 = rows carry no latent.
+      half_life, strength: of z.
+    """
+
+    model: ModelConfig
+    objective: Objective
+    estimator: str
+    beta: float
+    length_cost: float
+    rule: str
+    keep: int
+    keep_contrast: bool
+    reward_coef: float
+    temperature: float
+    start_id: int
+    reference: bool
+    chunk: int
+    levels: int
+    half_life: float
+    strength: float
+
+
+@struct.dataclass(kw_only=True)
+class Scored:
+    """Per-trajectory results for the rollout log, the rows of the update, and scalar metrics.
+
+    Attributes:
+      score_R: S_IB, standardised terms; 0 without an estimator.
+      kept_R: bool.
+      advantage_R: of kept trajectories (mean over tokens where the method's differs between tokens), 0 elsewhere.
+      rows: UpdateRows of the kept trajectories.
+      metrics: `reward/*`, `rollout/*`, `ib/*`.
+    """
+
+    score_R: jax.Array
+    kept_R: jax.Array
+    advantage_R: jax.Array
+    rows: UpdateRows
+    metrics: dict
+
+
+@functools.partial(jax.jit, static_argnames="spec")
+def inform(
+    reference: dict,
+    forest: Forest,
+    markers: tuple[MarkerTable, ...],
+    marker_P: jax.Array,
+    cue: tuple[jax.Array, jax.Array],
+    answer: tuple[jax.Array, jax.Array],
+    *,
+    spec: ScoreSpec,
+) -> Information | None:
+    """What the frozen reference model says about a Forest; None where nothing asks for it.
+
+    Args:
+      reference: its weights.
+      forest: finished trajectories.
+      markers: answer markers of the tasks; marker_P says which one a prompt's task has.
+      cue, answer: (tokens [P,Q or P,A], lengths [P]) of the answer cue and the gold answer.
+      spec: static.
+    """
+    model = bind(spec.model, reference)
+    if spec.estimator == "likelihood":
+        cut_NR = jnp.stack(
+            [bottleneck.marker_cut(m, forest.tokens_RT, forest.length_R, forest.finish_R) for m in markers]
+        )
+        cut_R = jnp.take_along_axis(cut_NR, marker_P[forest.group_R][None], axis=0)[0]
+        evidence = Evidence(
+            prompt_PS=forest.prompt_PS, prompt_len_P=forest.prompt_len_P, response_RT=forest.tokens_RT,
+            length_R=forest.length_R, cut_R=cut_R, cue_PQ=cue[0], cue_len_P=cue[1], answer_PA=answer[0],
+            answer_len_P=answer[1],
+        )  # fmt: skip
+        return bottleneck.likelihood(
+            model, evidence, start_id=spec.start_id, temperature=spec.temperature, chunk=spec.chunk
+        )
+    if not spec.reference:
+        return None
+    t = forest.tokens_RT.shape[1]
+    forward = lambda rows, n: response_logprobs(model, rows, n, t, temperature=spec.temperature)[0]  # noqa: E731
+    logp_RT = map_chunks(forward, forest.sequences_RC, forest.prompt_len_P[forest.group_R], chunk=spec.chunk)
+    nothing_R = jnp.full(forest.length_R.shape, jnp.nan)
+    return Information(answer_R=nothing_R, prompt_R=nothing_R, ref_logp_RT=jnp.where(forest.mask_RT, logp_RT, 0.0))
+
+
+@functools.partial(jax.jit, static_argnames="spec")
+def score(
+    forest: Forest, reward_R: jax.Array, information: Information | None, key: jax.Array, step: jax.Array, *, spec: ScoreSpec
+) -> Scored:
+    """Ranks and filters the trajectories of every prompt and turns the kept ones into rows of the update.
+
+    Args:
+      forest: finished trajectories.
+      reward_R: float32 in [0,1].
+      information: from `inform`.
+      key: PRNG key; only the `random` filter uses it.
+      step: rollouts done so far, for objectives with a schedule.
+      spec: static.
+    """
+    correct_R = reward_R >= CORRECT
+    by_prompt = lambda x_R: x_R.reshape(-1, forest.group_size)  # noqa: E731
+    valid_PG = jnp.ones(by_prompt(correct_R).shape, bool)
+    everyone = _outcomes(forest, reward_R, step)
+    score_PG = by_prompt(_scores(spec, forest, everyone, information, valid_PG))
+    selection = bottleneck.select(
+        score_PG, by_prompt(correct_R), valid_PG, rule=spec.rule, keep=spec.keep, keep_contrast=spec.keep_contrast, key=key
+    )
+    kept_R = selection.kept_PG.ravel()
+    outcomes = everyone.replace(keep_R=kept_R, ib_score_R=score_PG.ravel())
+    advantage = advantages(spec.objective, outcomes, reward_coef=spec.reward_coef)
+    index_N = jnp.sort(selection.rows_PN, axis=1).ravel()
+    rows = _rows(spec, forest, index_N, reward_R, score_PG.ravel(), advantage, information)
+    per_row_R = advantage if advantage.ndim == 1 else masked.mean(advantage, forest.mask_RT, axis=1)
+    metrics = _reward_metrics(by_prompt(reward_R), by_prompt(correct_R), selection) | _rollout_metrics(forest)
+    if spec.estimator != "none":
+        metrics |= bottleneck.bottleneck_metrics(
+            score_PG, selection, by_prompt(correct_R), by_prompt(forest.length_R), valid_PG,
+            information=information if spec.estimator == "likelihood" else None,
+        )  # fmt: skip
+    return Scored(score_R=score_PG.ravel(), kept_R=kept_R, advantage_R=per_row_R, rows=rows, metrics=metrics)
+
+
+def _outcomes(forest: Forest, reward_R, step) -> Outcomes:
+    return Outcomes(
+        reward_R=reward_R, group_R=forest.group_R, correct_R=(reward_R >= CORRECT).astype(jnp.float32),
+        length_R=forest.length_R, trajectory_R=jnp.arange(reward_R.shape[0]), parent_R=forest.parent_R,
+        branch_at_R=forest.branch_at_R, mask_RT=forest.mask_RT.astype(jnp.float32), step=step,
+    )  # fmt: skip
+
+
+def _scores(spec: ScoreSpec, forest: Forest, outcomes: Outcomes, information, valid_PG) -> jax.Array:
+    """S_IB of every trajectory [R]."""
+    if spec.estimator == "likelihood":
+        by_prompt = lambda x_R: x_R.reshape(valid_PG.shape)  # noqa: E731
+        return bottleneck.likelihood_score(
+            by_prompt(information.answer_R), by_prompt(information.prompt_R), by_prompt(forest.length_R), valid_PG,
+            beta=spec.beta, length_cost=spec.length_cost,
+        ).ravel()  # fmt: skip
+    if spec.estimator == "entropy":
+        advantage = advantages(spec.objective, outcomes)
+        advantage_RT = advantage if advantage.ndim == 2 else advantage[:, None]
+        return bottleneck.entropy_score(advantage_RT, forest.entropy_RT, forest.mask_RT)
+    return jnp.zeros_like(outcomes.reward_R)
+
+
+def _rows(spec: ScoreSpec, forest: Forest, index_N, reward_R, score_R, advantage, information) -> UpdateRows:
+    prompt_len_R = forest.prompt_len_P[forest.group_R]
+    rows = UpdateRows(
+        tokens_NC=forest.sequences_RC, prompt_len_N=prompt_len_R, mask_NT=forest.mask_RT.astype(jnp.float32),
+        own_mask_NT=forest.own_RT.astype(jnp.float32), rollout_logp_NT=forest.logp_RT, raw_logp_NT=forest.raw_logp_RT,
+        advantage_N=advantage, reward_N=reward_R, correct_N=(reward_R >= CORRECT).astype(jnp.float32),
+        ib_score_N=score_R, group_N=forest.group_R, length_N=forest.length_R,
+        trajectory_N=jnp.arange(reward_R.shape[0]), parent_N=forest.parent_R, branch_at_N=forest.branch_at_R,
+        ref_logp_NT=None if information is None else information.ref_logp_RT, latent=_latent(spec, forest, prompt_len_R),
+    )  # fmt: skip
+    return jax.tree.map(lambda x: x[index_N], rows)
+
+
+def _latent(spec: ScoreSpec, forest: Forest, prompt_len_R) -> Latent | None:
+    if not spec.levels:
+        return None
+    z_RJZ, branch_at_RJ = forest.latent_path(spec.levels)
+    width = forest.prompt_PS.shape[1] + forest.tokens_RT.shape[1]
+    return latent_inputs(z_RJZ, branch_at_RJ, prompt_len_R, width, half_life=spec.half_life, strength=spec.strength)
+
+
+def _reward_metrics(reward_PG, correct_PG, selection: Selection) -> dict:
+    kept_PG = selection.kept_PG
+    spread_P = masked.std(reward_PG, kept_PG, axis=1) > 0
+    mixed_P = correct_PG.any(1) & ~correct_PG.all(1)
+    return {
+        "reward/mean": reward_PG.mean(),
+        "reward/pass@1": correct_PG.mean(),
+        "reward/pass@group": correct_PG.any(1).mean(),
+        "reward/frac_zero_std": 1.0 - spread_P.mean(),
+        "reward/frac_mixed": mixed_P.mean(),
+    }
+
+
+def _rollout_metrics(forest: Forest) -> dict:
+    branch_R = forest.parent_R >= 0
+    return {
+        "rollout/length_mean": forest.length_R.mean(),
+        "rollout/length_p95": jnp.percentile(forest.length_R, 95),
+        "rollout/truncated": (forest.finish_R == LENGTH).mean(),
+        "rollout/entropy": masked.mean(forest.entropy_RT, forest.own_RT),
+        "rollout/branch_fallback": masked.mean(forest.fallback_R, branch_R),
+    }

@@ -1,0 +1,79 @@
+"""From a config to the static descriptions of the compiled programs, and the checks that need a model to be known."""
+
+from collections.abc import Sequence
+
+from iiblpo_jax import configuration
+from iiblpo_jax.data.task import Task
+from iiblpo_jax.errors import InputError
+from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.objectives import Objective, make_objective, with_auxiliary
+from iiblpo_jax.rollout.branching import Branching
+from iiblpo_jax.rollout.engine import RolloutSpec
+from iiblpo_jax.rollout.sampling import Sampling
+from iiblpo_jax.scoring import ScoreSpec
+from iiblpo_jax.tokenizers import Tokenizer
+
+MAX_ANSWER = 64  # tokens of a gold answer that the score reads; longer ones are cut
+REFERENCE_TOKENS = 2**14  # row positions of one forward of the reference model: bounds its memory
+
+
+def branching(config) -> Branching:
+    """The branch section."""
+    b = config.branch
+    return Branching(k=b.k, fraction=b.fraction, min_suffix=b.min_suffix, points=b.points, parent=b.parent)
+
+
+def uses_latents(config) -> bool:
+    """Whether branches are steered by a latent at all."""
+    return config.branch.k > 0 and config.latent.z > 0 and config.psa.strength > 0
+
+
+def rollout_spec(config, model: ModelConfig, stop_ids: Sequence[int]) -> RolloutSpec:
+    """The training rollout."""
+    r = config.rollout
+    return RolloutSpec(
+        model=model, roots=r.roots, branching=branching(config), slots=r.slots, refill_at=r.refill_at,
+        max_tokens=r.max_tokens, min_tokens=r.min_tokens, stop_ids=tuple(stop_ids),
+        sampling=Sampling(temperature=r.temperature, top_k=r.top_k, top_p=r.top_p, min_p=r.min_p),
+        half_life=config.psa.half_life, strength=config.psa.strength,
+    )  # fmt: skip
+
+
+def objective(config) -> Objective:
+    """The method with the config's overrides and auxiliary terms."""
+    o = config.objective
+    overrides = {"clip_low": o.clip_low, "clip_high": o.clip_high, "aggregate": o.aggregate, **o.options}
+    method = make_objective(o.name, max_tokens=config.rollout.max_tokens, overrides=overrides)
+    return with_auxiliary(method, entropy_coef=config.ib.entropy_coef, kl_coef=config.update.kl_coef)
+
+
+def score_spec(config, model: ModelConfig, tokenizer: Tokenizer, method: Objective) -> ScoreSpec:
+    """Scoring, filter and advantages."""
+    ib, width = config.ib, config.rollout.max_prompt + config.rollout.max_tokens
+    return ScoreSpec(
+        model=model, objective=method, estimator=ib.estimator, beta=ib.beta, length_cost=ib.length_cost, rule=ib.filter,
+        keep=configuration.kept_per_prompt(config), keep_contrast=ib.keep_contrast and ib.filter != "none",
+        reward_coef=ib.reward_coef, temperature=config.rollout.temperature, start_id=tokenizer.start_id,
+        reference=config.update.kl_coef > 0, chunk=max(1, REFERENCE_TOKENS // width),
+        levels=branching(config).levels if uses_latents(config) else 0,
+        half_life=config.psa.half_life, strength=config.psa.strength,
+    )  # fmt: skip
+
+
+def check_positions(config, model: ModelConfig, tasks: Sequence[Task], tokenizer: Tokenizer) -> None:
+    """Raises InputError where the longest row would exceed the positions the model was made for."""
+    s, t = config.rollout.max_prompt, config.rollout.max_tokens
+    extra = 0
+    if config.ib.estimator == "likelihood":
+        extra = answer_width(tasks, tokenizer) + max(len(tokenizer.encode(task.cue)) for task in tasks)
+    if s + t + extra > model.max_positions:
+        raise InputError(
+            f"rollout.max_prompt = {s} and rollout.max_tokens = {t} ({extra} more for scoring) need {s + t + extra} "
+            f"positions and the model has {model.max_positions}; lower one of them by {s + t + extra - model.max_positions}"
+        )
+
+
+def answer_width(tasks: Sequence[Task], tokenizer: Tokenizer) -> int:
+    """A: tokens of the longest gold answer, at most MAX_ANSWER."""
+    longest = max((len(tokenizer.encode(task.answer_text(p))) for task in tasks for p in task.train), default=1)
+    return max(1, min(longest, MAX_ANSWER))

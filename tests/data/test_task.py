@@ -1,0 +1,38 @@
+import dataclasses
+
+from iiblpo_jax.data.arithmetic import make_arithmetic, sum_problem
+from iiblpo_jax.data.task import Problem, boxed_task, render
+
+HALF = Problem(id="1", question="What is {1}/2?", answer=r"\frac{1}{2}", task="math")
+REQUEST = "What is {1}/2?\nPlease reason step by step, and put your final answer within \\boxed{}."
+
+
+def test_a_chat_prompt_is_the_papers(characters):
+    ids = render(boxed_task("math", [HALF], []), HALF, characters(chat=True))
+    assert characters(chat=True).decode(ids) == f"<system>You are a helpful assistant.<user>{REQUEST}<assistant>"
+
+
+def test_without_a_system_message(characters):
+    task = dataclasses.replace(boxed_task("math", [HALF], []), system=None)
+    assert characters(chat=True).decode(render(task, HALF, characters(chat=True))) == f"<user>{REQUEST}<assistant>"
+
+
+def test_a_tokenizer_without_template_gets_plain_text(characters):
+    task = boxed_task("math", [HALF], [])
+    assert characters(chat=False).decode(render(task, HALF, characters(chat=False))) == REQUEST + "\n\n"
+
+
+def test_plain_prompts_begin_as_the_tokenizer_begins_texts(characters):
+    task, problem = make_arithmetic(seed=0, train_size=1, heldout_size=1), sum_problem((6, 5))
+    assert render(task, problem, characters(chat=True)) == [ord(c) for c in "6+5="]
+    assert render(task, problem, characters(chat=True, bos=True)) == [1] + [ord(c) for c in "6+5="]
+
+
+def test_cue_and_answer_make_a_final_answer_that_the_verifier_accepts():
+    from iiblpo_jax.rewards import exact, math
+
+    task = boxed_task("math", [HALF], [])
+    assert math.last_boxed("some reasoning" + task.cue + task.answer_text(HALF)) == HALF.answer
+    assert task.marker in task.cue
+    arithmetic, problem = make_arithmetic(seed=0, train_size=1, heldout_size=1), sum_problem((6, 5))
+    assert exact.grade(arithmetic.cue + arithmetic.answer_text(problem), "11", marker=arithmetic.marker) == 1.0

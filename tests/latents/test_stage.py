@@ -1,0 +1,78 @@
+"""The whole stage on a tiny model: trains once, is found again, refuses what does not match."""
+
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from iiblpo_jax.defaults import default_config
+from iiblpo_jax.errors import InputError
+from iiblpo_jax.latents import diagnostics, ensure_latents
+from iiblpo_jax.latents.continuations import Question
+from iiblpo_jax.model.decoder import params_of
+
+Z = 4
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = default_config()
+    config.rollout.update({"slots": 8, "refill_at": 2, "max_tokens": 8, "temperature": 1.0, "top_p": 1.0})
+    config.latent.update({"z": Z, "hidden": 16, "samples": 2, "steps": 60, "batch": 32, "psa_steps": 20, "lr": 1e-3})
+    config.train.prompts_per_step = 4
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(config, tiny_config, tiny_params, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("run") / "latent"
+    questions = lambda: [Question([3, 4 + i], [5, 6, 7 + i, 8, 1]) for i in range(8)]  # noqa: E731
+    before = jax.tree.map(np.array, tiny_params)
+    out = io.StringIO()
+    latents = ensure_latents(
+        config, directory, tiny_config, tiny_params, questions, stop_ids=(1,), console=Console(file=out, width=120)
+    )
+    jax.tree.map(np.testing.assert_array_equal, before, tiny_params)
+    return directory, latents, out.getvalue()
+
+
+def never():
+    raise AssertionError("stored latents must not be trained again")
+
+
+def test_it_trains_stores_and_tells(run, config):
+    directory, (cvae, psa), text = run
+    assert psa.gain.shape == (2, Z, 16) and np.abs(psa.gain[...]).max() > 0  # zero-init, so it has been trained
+    assert cvae.latent == Z and np.abs(cvae.context_mean[...]).max() > 0
+    metrics = json.loads((directory / "metrics.json").read_text())
+    assert set(metrics) == {name for name, _ in diagnostics.ROWS} and np.isfinite(list(metrics.values())).all()
+    assert "28 continuations to train on, 4 held out" in text  # 8 prompts, 2 own + 2 gold each, one prompt held out
+    assert diagnostics.verdict(metrics)[:30] in text
+    assert json.loads((directory / "latent.json").read_text())["settings"]["latent"]["z"] == Z
+
+
+def test_it_is_found_again(run, config, tiny_config, tiny_params):
+    directory, latents, _ = run
+    again = ensure_latents(config, directory, tiny_config, tiny_params, never, stop_ids=(1,))
+    for a, b in zip(latents, again, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, params_of(a), params_of(b))
+
+
+def test_a_config_that_does_not_match_is_refused(run, config, tiny_config, tiny_params):
+    directory = run[0]
+    for section, name, value, message in (
+        ("latent", "z", 8, r"latent\.z 4, the config says 8"),
+        ("psa", "layers", "1", r"psa\.layers 2, the config says 1"),
+        ("latent", "z", 0, r"latent\.z = 0"),
+        ("psa", "layers", "3", "the model has 2 layers"),
+    ):
+        other = config.copy_and_resolve_references()
+        other[section][name] = value
+        with pytest.raises(InputError, match=message):
+            ensure_latents(other, directory, tiny_config, tiny_params, never, stop_ids=(1,))
+    params = {**tiny_params, "embed": tiny_params["embed"] + 1}
+    with pytest.raises(InputError, match="another model"):
+        ensure_latents(config, directory, tiny_config, params, never, stop_ids=(1,))

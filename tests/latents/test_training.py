@@ -1,0 +1,136 @@
+"""The two training loops: schedules by hand, and a synthetic language in which z is the next token."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from iiblpo_jax import masked
+from iiblpo_jax.latents.features import Continuation, Pairs, rows_of
+from iiblpo_jax.latents.training import draw, minimise, rest_logprobs, train_cvae, train_psa, warmup
+from iiblpo_jax.logprobs import response_logprobs
+from iiblpo_jax.model.cvae import CVAE, elbo_terms
+from iiblpo_jax.model.decoder import bind
+
+HOW = {"temperature": 1.0, "half_life": 64.0, "strength": 1.0}
+
+
+def test_warmup_is_linear_then_constant():
+    steps = [float(warmup(step, 0.8, 4)) for step in range(6)]
+    np.testing.assert_allclose(steps, [0.2, 0.4, 0.6, 0.8, 0.8, 0.8], rtol=1e-6)
+    assert float(warmup(0, 0.8, 0)) == pytest.approx(0.8)
+
+
+def test_batches_depend_on_the_step_and_cover_the_data():
+    key = jax.random.key(0)
+    (a, keys_a), (b, _) = draw(key, 3, 500, 10), draw(key, 4, 500, 10)
+    np.testing.assert_array_equal(a, draw(key, 3, 500, 10)[0])
+    assert not np.array_equal(a, b) and set(np.asarray(a)) == set(range(10))
+    assert len(np.unique(jax.random.key_data(keys_a), axis=0)) == 500
+
+
+def test_minimise_takes_exactly_the_steps_it_was_given():
+    """With a gradient that is always 1, Adam's step is lr, scaled by the cosine: the path is lr * sum of cosines."""
+    for steps in (3, 50, 60):  # less than, equal to, and more than one chunk
+        loss = lambda w, frozen, step: w * frozen  # noqa: E731
+        weights, losses = minimise(loss, jnp.zeros(()), 1.0, lr=0.1, steps=steps, label="x")
+        decay = 0.5 * (1 + np.cos(np.pi * np.arange(steps) / steps))
+        np.testing.assert_allclose(weights, -0.1 * decay.sum(), rtol=1e-4)
+        assert len(losses) == -(-steps // 50) and np.isfinite(losses).all()
+
+
+def test_cvae_learns_what_the_context_does_not_tell():
+    """target = context + s * direction with a hidden sign s: only z can tell s, and it costs log 2 nats."""
+    rng = np.random.default_rng(0)
+    n, d = 512, 8
+    context = rng.normal(size=(n, d)).astype(np.float32)
+    sign = rng.choice([-1.0, 1.0], n)
+    target = (0.1 * context + sign[:, None] * np.ones(d)).astype(np.float32)
+    cvae, losses = train_cvae(
+        jnp.array(context), jnp.array(target), jax.random.key(0), latent=2, hidden=32, steps=600, batch=128, lr=3e-3,
+        kl_weight=1.0, free_bits=0.0, kl_warmup=100,
+    )  # fmt: skip
+    keys = jax.random.split(jax.random.key(1), n)
+    terms = elbo_terms(cvae, jnp.array(context), jnp.array(target), keys, kl_weight=1.0, free_bits=0.0)
+    assert terms.recon < 0.25 * 0.5 * d  # standardised, the sign alone is nearly all of the unit variance
+    assert np.log(2) < terms.kl < 2.5  # a sign is log 2 nats; z cannot carry it for less
+    assert losses[-1] < losses[0]
+    np.testing.assert_allclose(cvae.offset[...], np.asarray(cvae.prior(jnp.array(context))[0]).mean(0), atol=1e-5)
+
+
+# --- PSA --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def oracle(tiny_config):
+    """Rows whose rest is one token repeated, and a CVAE whose posterior mean is that token's code (no noise)."""
+    rng = np.random.default_rng(0)
+    n, v, d, z = 256, tiny_config.vocab_size, tiny_config.d_model, 8
+    answer = rng.integers(0, v, n)
+    rows = rows_of(
+        [Continuation(i, [1, 2, 3], [*rng.integers(0, v, 2).tolist(), a, a, a], True) for i, a in enumerate(answer)]
+    )
+    code_VZ = rng.normal(size=(v, z)).astype(np.float32)
+    pairs = Pairs(
+        rows=rows, cut_N=jnp.full(n, 2), context_ND=jnp.zeros((n, d)),
+        target_ND=jnp.array(np.pad(code_VZ[answer], [(0, 0), (0, d - z)])),
+    )  # fmt: skip
+    return pairs, _copying_cvae(d, z)
+
+
+def _copying_cvae(d, z):
+    """posterior mean = the first z entries of the target: each hidden unit passes +x or -x through the ReLUs."""
+    cvae = CVAE(d, z, 2 * z, rngs=nnx.Rngs(0))
+    mlp = cvae.posterior_mlp
+    picks_ZD = np.eye(z, 2 * d, k=d)  # the input is [context, target]
+    mlp.w_in[...] = jnp.array(np.concatenate([picks_ZD, -picks_ZD]))
+    mlp.w_mid[...] = jnp.eye(2 * z)
+    mlp.w_out[...] = jnp.array(np.concatenate([np.concatenate([np.eye(z), -np.eye(z)], 1), np.zeros((z, 2 * z))]))
+    mlp.b_out[...] = jnp.array([0.0] * z + [-8.0] * z)
+    return cvae
+
+
+def test_the_oracle_posterior_is_the_code(oracle):
+    pairs, cvae = oracle
+    mean, logvar = cvae.posterior(pairs.context_ND, pairs.target_ND)
+    np.testing.assert_allclose(mean, pairs.target_ND[:, :8], atol=1e-5)
+    np.testing.assert_allclose(logvar, -8.0)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_config, tiny_params, oracle):
+    pairs, cvae = oracle
+    before = jax.tree.map(np.array, tiny_params)
+    psa, losses = train_psa(
+        tiny_config, tiny_params, cvae, pairs, jax.random.key(0), n_injected=2, steps=800, batch=64, lr=3e-2, **HOW
+    )
+    jax.tree.map(np.testing.assert_array_equal, tiny_params, before)  # the language model is frozen
+    return psa, losses
+
+
+def nll(config, params, pairs, z, psa):
+    logp = rest_logprobs(bind(config, params), pairs, z, psa, **HOW)
+    return -float(masked.mean(logp, pairs.rows.mask_from(pairs.cut_N)))
+
+
+def test_where_z_is_the_next_token_the_nll_nearly_vanishes(tiny_config, tiny_params, oracle, trained):
+    """The plain model cannot know the token (log 23 = 3.1 nats at best); z tells it, so injection must be able to."""
+    pairs, _ = oracle
+    psa, losses = trained
+    z = pairs.target_ND[:, :8]
+    plain, with_z = (nll(tiny_config, tiny_params, pairs, x, psa) for x in (None, z))
+    assert plain > 2.0
+    assert with_z < 0.1 * plain and losses[-1] < 0.1 * plain
+    shuffled = nll(tiny_config, tiny_params, pairs, jnp.roll(z, 1, axis=0), psa)
+    assert shuffled > plain  # somebody else's z misleads: it is z that speaks, not a constant
+
+
+def test_tokens_before_the_cut_do_not_see_z(tiny_config, tiny_params, oracle, trained):
+    pairs, _ = oracle
+    rows, model = pairs.rows, bind(tiny_config, tiny_params)
+    with_z = rest_logprobs(model, pairs, pairs.target_ND[:, :8], trained[0], **HOW)
+    plain, _ = response_logprobs(model, rows.tokens_NC, rows.prompt_len_N, rows.t)
+    np.testing.assert_array_equal(with_z[:, :2], plain[:, :2])  # the cut is 2: bit for bit
+    assert np.abs(with_z[:, 2:] - plain[:, 2:]).max() > 0.5
+    np.testing.assert_allclose(rest_logprobs(model, pairs, None, None, **HOW), plain, atol=1e-6)

@@ -1,0 +1,43 @@
+"""The registry."""
+
+import pytest
+
+from iiblpo_jax.errors import InputError
+from iiblpo_jax.objectives import METHODS, make_objective
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_builds_under_its_own_name(name):
+    assert make_objective(name, max_tokens=10).name == name
+
+
+def test_published_defaults():
+    aggregates = {name: make_objective(name, max_tokens=10).aggregate for name in METHODS}
+    assert aggregates == {
+        "grpo": "token-mean",
+        "dr_grpo": "seq-mean-token-sum-norm",
+        "dapo": "token-mean",
+        "rloo": "seq-mean-token-sum",
+        "gspo": "seq-mean-token-mean",
+        "entropy_adv": "token-mean",
+    }
+
+
+def test_none_keeps_the_default():
+    overrides = {"clip_low": None, "clip_high": 0.5, "aggregate": None}
+    objective = make_objective("dapo", max_tokens=10, overrides=overrides)
+    assert objective.policy_loss.keywords == {"clip_low": 0.2, "clip_high": 0.5}
+    assert objective.aggregate == "token-mean"
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "words"),
+    [
+        ("ppo2", {}, "'ppo2'.*dapo, dr_grpo, entropy_adv, grpo, gspo, rloo"),
+        ("grpo", {"alpha": 0.4}, "objective.alpha does not apply to 'grpo'.*aggregate, clip_high, clip_low"),
+        ("grpo", {"aggregate": "mean"}, "objective.aggregate='mean'.*token-mean"),
+    ],
+)
+def test_bad_input_names_the_thing_and_the_mend(name, overrides, words):
+    with pytest.raises(InputError, match=words):
+        make_objective(name, max_tokens=10, overrides=overrides)

@@ -1,0 +1,188 @@
+"""What a config refuses, what it derives, and that a stored one comes back."""
+
+import json
+
+import pytest
+
+from iiblpo_jax import configuration
+from iiblpo_jax.defaults import default_config
+from iiblpo_jax.errors import InputError
+
+
+def changed(**values):
+    """The default config with `section__key=value` changes."""
+    config = default_config()
+    for name, value in values.items():
+        section, key = name.split("__")
+        config[section][key] = value
+    return config
+
+
+def test_the_default_is_valid_and_locked():
+    config = default_config()
+    configuration.validate(config)
+    with pytest.raises(AttributeError):
+        config.train.stepz = 3
+
+
+def test_names_that_scripts_rely_on_exist():
+    names = """model.path task.name data.seed train.steps train.seed train.prompts_per_step rollout.roots rollout.slots
+    rollout.refill_at rollout.temperature rollout.max_tokens branch.k branch.fraction branch.points branch.parent
+    branch.prefix_loss latent.z latent.condition psa.layers psa.half_life ib.estimator ib.beta ib.filter ib.keep
+    ib.keep_contrast ib.reward_coef ib.entropy_coef objective.name optim.lr optim.psa_lr update.minibatches
+    update.epochs update.microbatch mesh.data mesh.fsdp mesh.tensor checkpoint.every checkpoint.keep eval.every
+    eval.samples log.every""".split()
+    assert set(names) <= set(configuration.flatten(default_config()))
+
+
+def test_every_knob_that_is_checked_exists():
+    groups = (configuration.AT_LEAST_ONE, configuration.NOT_NEGATIVE, configuration.POSITIVE, configuration.SHARE)
+    checked = {*configuration.CHOICES, *configuration.BELOW_ONE}.union(*groups)
+    assert checked <= set(configuration.flatten(default_config()))
+
+
+def test_the_section_update_reads_as_an_attribute():
+    config = changed(update__minibatches=2)
+    assert config.update.minibatches == config["update"]["minibatches"] == 2
+    config.update.epochs = 3
+    assert configuration.resolve(config)["update"]["epochs"] == 3
+    config.task.update({"name": "gsm8k"})  # other sections keep the method
+    assert config.task.name == "gsm8k"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"branch__points": "shred"}, r"branch\.points = 'shred' \(did you mean shared\?\); use one of shared, "),
+        ({"ib__filter": "best"}, r"ib\.filter = 'best'; use one of score, random, none"),
+        ({"objective__aggregate": "mean"}, r"objective\.aggregate = 'mean'"),
+        ({"rollout__temperature": 0.0}, r"rollout\.temperature = 0\.0; use a number above 0"),
+        ({"rollout__top_p": 1.5}, r"rollout\.top_p = 1\.5; use a number above 0 and at most 1"),
+        ({"rollout__min_p": 1.0}, r"rollout\.min_p"),
+        ({"train__steps": 0}, r"train\.steps = 0; use 1 or more"),
+        ({"optim__lr": -1e-3}, r"optim\.lr = -0\.001; use 0 or more"),
+        ({"rollout__refill_at": 65}, r"rollout\.refill_at = 65 exceeds rollout\.slots = 64.*; use at most 64"),
+        ({"rollout__min_tokens": 5000}, r"rollout\.min_tokens = 5000 exceeds rollout\.max_tokens = 4096"),
+        ({"ib__keep": 9}, r"ib\.keep.*9.* 8 trajectories"),
+        ({"ib__estimator": "none"}, r"ib\.estimator = none leaves no score"),
+        # 32 prompts x 4 kept = 128 trajectories
+        ({"update__minibatches": 3}, r"minibatches = 3 does not divide the 128 .*; use one of 1, 2, 4, .*, 64, 128$"),
+        ({"update__microbatch": 5}, r"microbatch = 5 does not divide the 32 .* of 1, 2, 4, 8, 16, 32, or 0"),
+        ({"eval__k": (1, 8)}, r"eval\.k contains 8; .* 1 to eval\.samples = 4"),
+        ({"eval__temperature": 0.0}, r"eval\.temperature = 0 makes all eval\.samples = 4 samples equal"),
+        ({"psa__layers": "some"}, r"psa\.layers = 'some'; use all"),
+        ({"mesh__fsdp": 0}, r"mesh\.fsdp = 0; use 1 or more, or -1"),
+        ({"mesh__fsdp": -1}, r"mesh\.data and mesh\.fsdp are both -1"),
+        ({"task__mix": {"math": -1.0}}, r"task\.mix gives math the weight -1\.0"),
+        ({"task__name": ""}, r"task\.name is empty"),
+    ],
+)
+def test_impossible_configs_are_refused_with_the_key_and_the_mend(change, message):
+    with pytest.raises(InputError, match=message) as caught:
+        configuration.validate(changed(**change))
+    assert "\n" not in str(caught.value)
+
+
+def test_groups_and_what_is_kept_of_them():
+    def numbers(**values):
+        config = changed(**values)
+        return configuration.group_size(config), configuration.kept_per_prompt(config)
+
+    assert numbers() == (8, 4)  # 2 roots, 3 branches each; half of them
+    assert numbers(ib__filter="none") == (8, 8)
+    assert numbers(ib__keep=5) == (8, 5)
+    assert numbers(rollout__roots=3, branch__k=0) == (3, 1)
+
+
+def test_injected_layers():
+    assert configuration.injected_layers(default_config(), 28) == 28
+    assert configuration.injected_layers(changed(psa__layers="4"), 28) == 4
+    with pytest.raises(InputError, match=r"psa\.layers = 4 but the model has 3 layers; use at most 3"):
+        configuration.injected_layers(changed(psa__layers="4"), 3)
+
+
+@pytest.mark.parametrize(
+    ("axes", "devices", "shape"),
+    [((-1, 1, 1), 1, (1, 1, 1)), ((-1, 2, 2), 8, (2, 2, 2)), ((1, -1, 4), 8, (1, 2, 4)), ((2, 2, 2), 8, (2, 2, 2))],
+)
+def test_mesh_shapes_that_fit(axes, devices, shape):
+    config = changed(mesh__data=axes[0], mesh__fsdp=axes[1], mesh__tensor=axes[2])
+    assert configuration.mesh_shape(config.mesh, devices=devices) == shape
+
+
+@pytest.mark.parametrize(
+    ("axes", "devices", "mend"),
+    [
+        ((1, 8, 1), 4, "mesh.data=1 mesh.fsdp=4 mesh.tensor=1"),
+        ((2, 2, 1), 8, "mesh.data=1 mesh.fsdp=8 mesh.tensor=1"),
+        ((-1, 3, 2), 8, "mesh.data=1 mesh.fsdp=4 mesh.tensor=2"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused_with_numbers_that_do(axes, devices, mend):
+    config = changed(mesh__data=axes[0], mesh__fsdp=axes[1], mesh__tensor=axes[2])
+    with pytest.raises(InputError, match=rf"{devices} exist; use {mend}"):
+        configuration.mesh_shape(config.mesh, devices=devices)
+    numbers = [int(part.split("=")[1]) for part in mend.split()]
+    assert numbers[0] * numbers[1] * numbers[2] == devices
+
+
+def test_tasks_and_their_folders(tmp_path):
+    (tmp_path / "math").mkdir()
+    config = changed(task__data_dir=str(tmp_path), task__mix={"math": 1.0, "gsm8k": 3.0}, eval__tasks=("math500",))
+    config.task.options = {"math": {"heldout_size": 7}}
+    math, gsm8k = sorted(configuration.training_tasks(config), key=lambda task: -len(task.options))
+    assert math == ("math", 1.0, str(tmp_path / "math"), {"heldout_size": 7})
+    assert gsm8k == ("gsm8k", 3.0, str(tmp_path), {})
+    assert configuration.evaluation_tasks(config) == [("math500", 1.0, str(tmp_path), {})]
+
+
+def test_a_single_task_is_evaluated_on_its_own_held_out_set():
+    config = changed(task__options={"k_max": 5})
+    assert configuration.training_tasks(config) == [("arithmetic", 1.0, "", {"k_max": 5})]
+    assert configuration.evaluation_tasks(config) == configuration.training_tasks(config)
+
+
+def test_a_stored_config_comes_back(tmp_path):
+    config = changed(
+        psa__half_life=float("inf"), eval__k=(1, 2), task__options={"ks": (2, 3)}, objective__clip_high=0.28
+    )
+    configuration.save(config, tmp_path / "run")
+    text = (tmp_path / "run" / "config.json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    loaded = configuration.load(tmp_path / "run")
+    assert configuration.resolve(loaded) == configuration.resolve(config)
+    assert loaded.psa.half_life == float("inf") and loaded.eval.k == (1, 2) and loaded.task.options.ks == (2, 3)
+    assert loaded.objective.clip_low is None and loaded.is_locked
+    configuration.validate(loaded)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "does not exist; give the workdir of a run"),
+        ("{half", "cannot be read"),
+        ("[1]", "holds no config"),
+        ('{"train": {"stepz": 1}}', "unknown config key train.stepz; did you mean train.steps?"),
+        ('{"train": {"steps": "many"}}', "train.steps = 'many'; it takes a int"),
+    ],
+)
+def test_a_stored_config_that_cannot_be_used_is_refused(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError) as caught:
+        configuration.load(tmp_path)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("train.step", "did you mean train.steps?"),
+        ("rollot.roots", "did you mean rollout.roots?"),
+        ("lr", "did you mean latent.lr or optim.lr?"),
+        ("train.colour", "known keys: train.max_bad_steps"),
+        ("colour.hue", "known sections: branch, checkpoint"),
+    ],
+)
+def test_unknown_keys_are_told_the_nearest_one(key, hint):
+    assert hint in str(configuration.unknown_key(key, configuration.flatten(default_config())))
