@@ -15,7 +15,6 @@ def get_config() -> RunConfig:
 
     c.model.path = "/data/Qwen2.5-0.5B-Instruct"
     c.model.dtype = "bfloat16"
-    c.model.remat = True
     c.task.name = "gsm8k"
     c.task.data_dir = "/data/gsm8k"
 

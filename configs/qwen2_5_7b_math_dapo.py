@@ -18,7 +18,6 @@ def get_config() -> RunConfig:
 
     c.model.path = "/data/Qwen2.5-7B"
     c.model.dtype = "bfloat16"
-    c.model.remat = True
     c.task.data_dir = "/data/math"
     c.task.mix = {"math": 6486.0, "dapo_math": 13583.0}  # by size: one epoch of both together
     c.data.verifiers = 16

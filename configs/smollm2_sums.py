@@ -29,7 +29,6 @@ def get_config() -> RunConfig:
     c.rollout.max_tokens = 8
 
     c.branch.k = 3
-    c.branch.min_suffix = 2  # answers are two to four tokens long
 
     c.latent.z = 16
     c.latent.prompts = 64

@@ -70,10 +70,22 @@ class Checkpoints:
         Raises:
           InputError: the checkpoint belongs to another config, or every checkpoint is damaged.
         """
+        return self._newest(lambda step: self._restore(step, abstract_state))
+
+    def restore_policy(self, abstract_params: dict) -> tuple[int, dict] | None:
+        """(step, policy weights) of the newest checkpoint that can be read, whatever optimizer it was saved with.
+
+        Raises:
+          InputError: it holds another model, or every checkpoint is damaged.
+        """
+        return self._newest(lambda step: self._restore_policy(step, abstract_params))
+
+    def _newest(self, read):
+        """What `read(step)` gives for the newest step that it can read; None when there is no step."""
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                found = self._restore(step, abstract_state)
+                found = read(step)
             except InputError:
                 raise
             except Exception as error:  # whatever a damaged file makes Orbax, TensorStore or JSON raise
@@ -96,17 +108,30 @@ class Checkpoints:
         self._manager.close()
 
     def _restore(self, step: int, abstract_state) -> tuple:
-        host = self._manager.restore(step, args=ocp.args.Composite(host=ocp.args.JsonRestore())).host
-        self._check_arrays(step, host["arrays"], abstract_state)
-        target = jax.tree.map(_abstract, _flat(abstract_state))
+        host = self._host(step)
+        self._check_arrays(step, host["arrays"], _describe(_flat(abstract_state)))
+        arrays = self._arrays(step, host, jax.tree.map(_abstract, _flat(abstract_state)))
+        return step, _unflat(arrays, abstract_state), _decode(host["iterator"]), host["extra"]
+
+    def _restore_policy(self, step: int, abstract_params: dict) -> tuple[int, dict]:
+        host, mine = self._host(step), {"params": {"policy": abstract_params}}
+        stored = {name: what for name, what in host["arrays"].items() if name.startswith("params.policy.")}
+        self._check_arrays(step, stored, _describe(_flat(mine)))
+        everything = {n: jax.ShapeDtypeStruct(shape, dtype) for n, (shape, dtype) in host["arrays"].items()}
+        arrays = self._arrays(step, host, jax.tree.map(_abstract, everything))
+        return step, _unflat(arrays, mine)["params"]["policy"]
+
+    def _host(self, step: int) -> dict:
+        return self._manager.restore(step, args=ocp.args.Composite(host=ocp.args.JsonRestore())).host
+
+    def _arrays(self, step: int, host: dict, target: dict) -> dict:
         arrays = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))).state
         wrong = [name for name, value in _checksums_of(arrays).items() if value != host["checksums"][name]]
         if wrong:
             raise ValueError(f"checksum of {wrong[0]} differs")
-        return step, _unflat(arrays, abstract_state), _decode(host["iterator"]), host["extra"]
+        return arrays
 
-    def _check_arrays(self, step: int, stored: dict, abstract_state) -> None:
-        expected = _describe(_flat(abstract_state))
+    def _check_arrays(self, step: int, stored: dict, expected: dict) -> None:
         for name in [*expected, *stored]:
             if stored.get(name) != expected.get(name):
                 raise InputError(

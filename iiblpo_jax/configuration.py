@@ -6,8 +6,6 @@ changes what it needs. Nothing here imports jax before it has to, so a wrong con
 
 import difflib
 import math
-from pathlib import Path
-from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -18,9 +16,7 @@ from iiblpo_jax.errors import InputError
 __all__ = [
     "FREE_FORM",
     "RunConfig",
-    "TaskRequest",
     "default_config",
-    "evaluation_tasks",
     "flatten",
     "group_size",
     "injected_layers",
@@ -30,7 +26,6 @@ __all__ = [
     "mesh_shape",
     "resolve",
     "save",
-    "training_tasks",
     "unknown_key",
     "validate",
 ]
@@ -47,7 +42,7 @@ CHOICES = {
     "optim.schedule": ("constant", "cosine"),
 }
 AT_LEAST_ONE = (
-    "data.max_answer data.verifiers train.steps train.prompts_per_step train.max_bad_steps "
+    "data.verifiers train.steps train.prompts_per_step train.max_bad_steps "
     "rollout.roots rollout.slots rollout.refill_at rollout.max_prompt rollout.max_tokens branch.min_suffix "
     "latent.hidden latent.steps latent.batch latent.prompts latent.samples update.minibatches update.epochs "
     "eval.problems eval.samples log.every checkpoint.keep"
@@ -155,38 +150,6 @@ def _check_eval(config: RunConfig) -> None:
             f"eval.temperature = 0 makes all eval.samples = {evaluation.samples} samples equal; use eval.samples=1, or "
             "a temperature above 0 with eval.greedy=True"
         )
-
-
-class TaskRequest(NamedTuple):
-    """A task as the config asks for it: the arguments of `data.registry.make_task`, and its weight in the mix."""
-
-    name: str
-    weight: float
-    data_dir: str
-    options: dict
-
-
-def training_tasks(config: RunConfig) -> list[TaskRequest]:
-    """The tasks that are trained on. With a mix, task.options holds one dict a task name."""
-    if not config.task.mix:
-        return [_request(config, config.task.name, 1.0)]
-    return [_request(config, name, weight) for name, weight in config.task.mix.items()]
-
-
-def evaluation_tasks(config: RunConfig) -> list[TaskRequest]:
-    """The tasks whose held-out sets are evaluated: eval.tasks, or those that are trained on."""
-    return [_request(config, name, 1.0) for name in config.eval.tasks] or training_tasks(config)
-
-
-def _request(config: RunConfig, name: str, weight: float) -> TaskRequest:
-    """task.data_dir may hold one folder a task, named like it."""
-    own = Path(config.task.data_dir) / name
-    folder = str(own) if config.task.data_dir and own.is_dir() else config.task.data_dir
-    if config.task.mix or name != config.task.name:
-        options = config.task.options.get(name, {}) if config.task.mix else {}
-    else:
-        options = config.task.options
-    return TaskRequest(name, float(weight), folder, resolve(options))
 
 
 def group_size(config: RunConfig) -> int:

@@ -23,11 +23,9 @@ def default_config() -> RunConfig:
     c.model = model = ConfigDict()
     model.path = "package:iiblpo_jax/data/assets/arithmetic"  # Hugging Face directory, .gguf file, or package:PKG/FILE
     model.dtype = "float32"  # of the update's matmuls; master weights are always float32; bfloat16 on accelerators
-    model.remat = False  # recompute each layer in the backward pass instead of keeping its activations
 
     c.data = data = ConfigDict()
     data.seed = 0  # order of the prompts and of generated problems
-    data.max_answer = 32  # A tokens; longer gold answers are cut where the bottleneck scores them
     data.verifiers = 2  # processes that check answers with math-verify or reasoning-gym
     data.verifier_timeout = 5.0  # seconds an answer may take; then it scores 0 and is counted
 

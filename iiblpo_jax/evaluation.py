@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 
 from iiblpo_jax import passk
 from iiblpo_jax.data.pipeline import PromptBatch, heldout_batches
+from iiblpo_jax.data.registry import make_task, make_tasks
 from iiblpo_jax.data.task import Task
 from iiblpo_jax.diversity import diversity
 from iiblpo_jax.forest import STOP
@@ -44,6 +46,27 @@ def answer_of(task: Task, response: str) -> str | None:
         return found.group() if found else None
     _, found, final = response.rpartition(task.marker)
     return final.strip() if found else None
+
+
+def evaluation_tasks(config, training: Sequence[Task] = ()) -> list[Task]:
+    """The tasks named by eval.tasks, or those trained on; `training` saves making the latter again."""
+    training = training or [task for task, _ in make_tasks(config.task, seed=config.data.seed)]
+    known = {task.name: task for task in training}
+    return [
+        known.get(name) or make_task(name, data_dir=_folder(config.task.data_dir, name), seed=config.data.seed)
+        for name in config.eval.tasks or known
+    ]
+
+
+def _folder(data_dir: str, name: str) -> Path | None:
+    """Files of an evaluation task: data_dir/name where that exists, else data_dir."""
+    own = Path(data_dir) / name
+    return (own if own.is_dir() else Path(data_dir)) if data_dir else None
+
+
+def make_scorer(config, tasks: Sequence[Task]) -> Scorer:
+    """The verifier pool of a config."""
+    return Scorer(tasks, workers=config.data.verifiers, timeout_s=config.data.verifier_timeout)
 
 
 class Evaluator:

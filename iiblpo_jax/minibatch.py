@@ -1,6 +1,7 @@
 """Loss and gradient of one minibatch, microbatch by microbatch."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from iiblpo_jax import masked
 from iiblpo_jax.logprobs import response_logprobs, response_positions
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.model.decoder import bind
+from iiblpo_jax.model.decoder import bind, cast
 from iiblpo_jax.model.psa import bind_psa
 from iiblpo_jax.objectives.auxiliary import k3
 from iiblpo_jax.objectives.interface import Batch, Objective, TokenLoss
@@ -80,7 +81,7 @@ class MinibatchGradient:
         """(logp_NT, entropy_NT) of the response tokens, all rows at once; z injected if `conditioned`."""
         inject = self.settings.condition == "conditioned" and rows.latent is not None
         return response_logprobs(
-            bind(self.model_config, params["policy"]),
+            bind(self.model_config, cast(params["policy"], self.settings.dtype)),
             rows.tokens_NC,
             rows.prompt_len_N,
             rows.mask_NT.shape[1],
@@ -126,11 +127,9 @@ class MinibatchGradient:
         )
 
     def _importance(self, old_logp, rollout_logp, z_on):
-        cap = self.settings.importance_cap
-        if self.settings.condition == "conditioned" or not cap or old_logp is None:
+        if self.settings.condition == "conditioned" or not self.settings.importance_cap or old_logp is None:
             return jnp.ones_like(rollout_logp)
-        # Bounded before exp, which could overflow.
-        return jnp.where(z_on > 0, jnp.exp(jnp.minimum(old_logp - rollout_logp, jnp.log(cap))), 1.0)
+        return truncated_importance(old_logp, rollout_logp, z_on, cap=self.settings.importance_cap)
 
     def _totals(self, rows: UpdateRows, batch: Batch, token: TokenLoss) -> dict:
         """Sums over tokens, and a maximum (`*_max`): what `metrics` needs, in a form that microbatches can add up."""
@@ -166,6 +165,13 @@ class MinibatchGradient:
         first = jax.tree.map(lambda x: x[0], pieces)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, first))
         return jax.lax.scan(body, zeros, pieces)[0]
+
+
+def truncated_importance(old_logp_NT, rollout_logp_NT, z_on_NT, *, cap: float):
+    """min(pi_old(o|x) / mu(o|x,z), cap) on tokens sampled with z on, 1 elsewhere. Per token: a product over a sequence
+    would have all its mass on a few rows."""
+    # Bounded before exp, which could overflow.
+    return jnp.where(z_on_NT > 0, jnp.exp(jnp.minimum(old_logp_NT - rollout_logp_NT, math.log(cap))), 1.0)
 
 
 def combine_totals(a: dict, b: dict) -> dict:

@@ -1,6 +1,7 @@
 """The two tokenizer libraries behind `tokenizers.Tokenizer`: Hugging Face's, and Google's SentencePiece."""
 
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -8,6 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from iiblpo_jax.errors import InputError
+
+# transformers, imported where it is needed because that takes a second, would advise everybody to install torch.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 FILES = (  # what a Hugging Face tokenizer may consist of
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",

@@ -20,16 +20,15 @@ from iiblpo_jax.bottleneck import MarkerTable, marker_table
 from iiblpo_jax.checkpoints import Checkpoints
 from iiblpo_jax.configuration import group_size, kept_per_prompt
 from iiblpo_jax.data.pipeline import PromptBatch, PromptPipeline
-from iiblpo_jax.data.registry import make_task, make_tasks
+from iiblpo_jax.data.registry import make_tasks
 from iiblpo_jax.errors import InputError
-from iiblpo_jax.evaluation import Evaluator, response_tokens
+from iiblpo_jax.evaluation import Evaluator, evaluation_tasks, make_scorer, response_tokens
 from iiblpo_jax.forest import Forest
 from iiblpo_jax.latents import ensure_latents
 from iiblpo_jax.latents.continuations import training_questions
-from iiblpo_jax.model.decoder import params_of
+from iiblpo_jax.model.decoder import cast, params_of
 from iiblpo_jax.model.loading import load_model
 from iiblpo_jax.optimizer import make_optimizer
-from iiblpo_jax.rewards.scorer import Scorer
 from iiblpo_jax.rollout.engine import rollout
 from iiblpo_jax.scoring import CORRECT, Scored, inform, score
 from iiblpo_jax.update import init_state, make_update
@@ -55,16 +54,17 @@ class Trainer:
         self._mesh = meshes.make_mesh(config.mesh, prompts=config.train.prompts_per_step)
         model, self.tokenizer = load_model(config.model.path)
         self.model_config = model.config
-        tasks = make_tasks(config.task, seed=config.data.seed)
-        specs.check_positions(config, self.model_config, [task for task, _ in tasks], self.tokenizer)
-        self.pipeline = self._pipeline(tasks)
+        weighted = make_tasks(config.task, seed=config.data.seed)
+        tasks = [task for task, _ in weighted]
+        specs.check_positions(config, self.model_config, tasks, self.tokenizer)
+        self._answer_width = specs.answer_width(tasks, self.tokenizer)
+        self.pipeline = self._pipeline(weighted)
         if self.pipeline.dropped:
             console.print(f"{self.pipeline.dropped} prompts longer than rollout.max_prompt are left out")
-        names = [task.name for task, _ in tasks]
-        evaluated = [self._eval_task(name, tasks) for name in config.eval.tasks or names]
-        self.scorer = Scorer([task for task, _ in tasks] + [t for t in evaluated if t.name not in names])
+        evaluated = evaluation_tasks(config, tasks)
+        self.scorer = make_scorer(config, [*tasks, *(task for task in evaluated if task not in tasks)])
         self._evaluator = Evaluator(config, evaluated, self.model_config, self.tokenizer, self.scorer)
-        self._markers = {task.name: self._marker_table(task.marker) for task, _ in tasks}
+        self._markers = {task.name: self._marker_table(task.marker) for task in tasks}
 
         # --- programs
         method = specs.objective(config)
@@ -73,15 +73,16 @@ class Trainer:
         settings = UpdateSettings.from_config(config, group_size=kept_per_prompt(config))
         steps = config.train.steps * settings.minibatches * settings.epochs
         optimizer = make_optimizer(config.optim, total_steps=steps)
-        self._update = make_update(settings, method, self.model_config, optimizer)
 
         # --- weights: a sharded policy, a frozen copy as the reference, latents from the reference
         shardings = meshes.param_shardings(model, self._mesh, meshes.TRAIN)
         policy = meshes.shard_params(params_of(model), shardings)
-        self._reference = jax.tree.map(jnp.copy, policy)
-        self._cvae, psa = self._latents(workdir, tasks, console)
+        self._reference = jax.tree.map(jnp.copy, cast(policy, config.model.dtype))
+        self._cvae, psa = self._latents(workdir, weighted, console)
         params = {"policy": policy} if psa is None else {"policy": policy, "psa": psa}
-        self.state = init_state(params, optimizer)
+        self.state = self._placed(init_state(params, optimizer))
+        placement = jax.tree.map(lambda x: x.sharding, self.state)
+        self._update = make_update(settings, method, self.model_config, optimizer, state_shardings=placement)
         self._checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, every=config.checkpoint.every)
         self._bad_steps = 0
 
@@ -163,19 +164,11 @@ class Trainer:
     # -- pieces of the set-up -----------------------------------------------------------------------------------------
 
     def _pipeline(self, tasks) -> PromptPipeline:
-        width = specs.answer_width([task for task, _ in tasks], self.tokenizer)
         return PromptPipeline(
             tasks, self.tokenizer, prompts_per_step=self.config.train.prompts_per_step,
-            max_prompt=self.config.rollout.max_prompt, max_answer=width, seed=self.config.data.seed,
+            max_prompt=self.config.rollout.max_prompt, max_answer=self._answer_width, seed=self.config.data.seed,
             process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
-
-    def _eval_task(self, name: str, tasks):
-        for task, _ in tasks:
-            if task.name == name:
-                return task
-        task = self.config.task
-        return make_task(name, data_dir=task.data_dir or None, seed=self.config.data.seed)
 
     def _marker_table(self, marker: str) -> MarkerTable:
         pieces = self.tokenizer.token_bytes()
@@ -195,11 +188,17 @@ class Trainer:
         )  # fmt: skip
         return params_of(cvae), params_of(psa)
 
+    def _placed(self, state):
+        """The state with every leaf on the mesh: moments beside their weights already, the rest on every device."""
+        everywhere = jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec())
+        here = lambda x: isinstance(x.sharding, jax.sharding.NamedSharding) and x.sharding.mesh == self._mesh  # noqa: E731
+        return jax.tree.map(lambda x: x if here(x) else jax.device_put(x, everywhere), state)
+
     # -- pieces of a step -----------------------------------------------------------------------------------------------
 
     def _published(self) -> dict:
         """The policy as decoding wants it: cast to rollout.dtype."""
-        return _cast(self.state.params["policy"], dtype=self.config.rollout.dtype)
+        return cast(self.state.params["policy"], self.config.rollout.dtype)
 
     def _latent_params(self) -> dict | None:
         return None if self._cvae is None else {"psa": self.state.params["psa"], "cvae": self._cvae}
@@ -262,10 +261,6 @@ class Clock:
         jax.block_until_ready(arrays)
         now = time.monotonic()
         self.seconds[name], self._last = now - self._last, now
-
-
-def _cast(params: dict, *, dtype: str) -> dict:
-    return jax.tree.map(lambda w: w.astype(dtype), params)
 
 
 def _floats(metrics: dict) -> dict[str, float]:

@@ -50,13 +50,17 @@ def make_update(
     objective: Objective,
     model_config: ModelConfig,
     optimizer: optax.GradientTransformation,
+    *,
+    state_shardings=None,
 ):
     """The jitted update: (state, UpdateRows, key) -> (state, metrics).
 
-    `state` is donated: do not use it again. Metrics are float32 scalars named as in the README.
+    `state` is donated: do not use it again. Metrics are float32 scalars named as in the README. `state_shardings` pins
+    where the new state lies; left to the compiler it may differ from the old one's, and every program that takes the
+    state would be compiled a second time.
     """
     gradient = MinibatchGradient(settings=settings, objective=objective, model_config=model_config)
-    return jax.jit(partial(_update, gradient, optimizer), donate_argnums=0)
+    return jax.jit(partial(_update, gradient, optimizer), donate_argnums=0, out_shardings=(state_shardings, None))
 
 
 def _update(gradient: MinibatchGradient, optimizer, state: TrainState, rows: UpdateRows, key):

@@ -66,6 +66,7 @@ class UpdateSettings:
       importance_cap: bound of the weights of `marginal`; 0 = no weights.
       prefix_loss: the prefix a branch inherits counts in its loss.
       group_size: rows of one prompt; used by objectives that need whole groups.
+      dtype: of the forward's weights and activations; master weights and gradients stay float32.
     """
 
     temperature: float = 1.0
@@ -76,10 +77,11 @@ class UpdateSettings:
     importance_cap: float = 2.0
     prefix_loss: bool = True
     group_size: int = 1
+    dtype: str = "float32"
 
     @classmethod
     def from_config(cls, config, *, group_size: int) -> "UpdateSettings":
-        """From the sections rollout, branch, latent and update; raises InputError on an unknown latent.condition."""
+        """From the sections model, rollout, branch, latent and update; raises InputError on an unknown latent.condition."""
         if config.latent.condition not in CONDITIONS:
             known = ", ".join(CONDITIONS)
             raise InputError(f"latent.condition={config.latent.condition!r} is not known; choose one of {known}")
@@ -92,6 +94,7 @@ class UpdateSettings:
             importance_cap=config.update.importance_cap,
             prefix_loss=config.branch.prefix_loss,
             group_size=group_size,
+            dtype=config.model.dtype,
         )
 
     def check_rows(self, n: int, *, whole_groups: bool):

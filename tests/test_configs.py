@@ -30,8 +30,7 @@ def test_its_tasks_and_objective_are_registered(path):
     from iiblpo_jax.objectives import make_objective
 
     config = configuration.load_file(path)
-    requests = configuration.training_tasks(config) + configuration.evaluation_tasks(config)
-    assert {request.name for request in requests} <= set(registry.NAMES)
+    assert {*(config.task.mix or [config.task.name]), *config.eval.tasks} <= set(registry.NAMES)
     make_objective(config.objective.name, max_tokens=config.rollout.max_tokens)
 
 

@@ -126,22 +126,6 @@ def test_a_mesh_that_does_not_fit_is_refused_with_numbers_that_do(axes, devices,
     assert numbers[0] * numbers[1] * numbers[2] == devices
 
 
-def test_tasks_and_their_folders(tmp_path):
-    (tmp_path / "math").mkdir()
-    config = changed(task__data_dir=str(tmp_path), task__mix={"math": 1.0, "gsm8k": 3.0}, eval__tasks=("math500",))
-    config.task.options = {"math": {"heldout_size": 7}}
-    math, gsm8k = sorted(configuration.training_tasks(config), key=lambda task: -len(task.options))
-    assert math == ("math", 1.0, str(tmp_path / "math"), {"heldout_size": 7})
-    assert gsm8k == ("gsm8k", 3.0, str(tmp_path), {})
-    assert configuration.evaluation_tasks(config) == [("math500", 1.0, str(tmp_path), {})]
-
-
-def test_a_single_task_is_evaluated_on_its_own_held_out_set():
-    config = changed(task__options={"k_max": 5})
-    assert configuration.training_tasks(config) == [("arithmetic", 1.0, "", {"k_max": 5})]
-    assert configuration.evaluation_tasks(config) == configuration.training_tasks(config)
-
-
 def test_a_stored_config_comes_back(tmp_path):
     config = changed(
         psa__half_life=float("inf"), eval__k=(1, 2), task__options={"ks": (2, 3)}, objective__clip_high=0.28

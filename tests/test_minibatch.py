@@ -1,6 +1,7 @@
 """Gradients do not depend on how a minibatch is split or padded; weights and metrics from their definitions."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,55 +10,16 @@ import pytest
 
 from iiblpo_jax import masked
 from iiblpo_jax.logprobs import response_logprobs
-from iiblpo_jax.minibatch import MinibatchGradient, metrics
+from iiblpo_jax.minibatch import MinibatchGradient, metrics, truncated_importance
 from iiblpo_jax.model.decoder import bind
 from iiblpo_jax.model.psa import bind_psa, latent_inputs
 from iiblpo_jax.objectives import make_objective, with_auxiliary
 from iiblpo_jax.update import UpdateRows, UpdateSettings
 
-N, S, T, TEMPERATURE = 8, 4, 6, 0.9
+N, S, T, TEMPERATURE, PAD = 8, 4, 6, 0.9, 5
+BRANCH_AT = np.array([0, 0, 2, 1, 0, 0, 2, 0])
 PLAIN = make_objective("grpo", max_tokens=T)
 FULL = with_auxiliary(PLAIN, entropy_coef=0.1, kl_coef=0.2)
-
-
-def make_rows(tiny_config, *, seed=0, pad=0) -> UpdateRows:
-    """Eight trajectories of two prompts, three of them branches with z on; `pad` adds empty columns."""
-    rng = np.random.default_rng(seed)
-    prompt_len, length = rng.integers(2, S + 1, N), rng.integers(3, T + 1, N)
-    prompt_len[:4], prompt_len[4:] = prompt_len[0], prompt_len[4]
-    tokens = np.zeros((N, S + T + pad), np.int32)
-    for n in range(N):
-        used = prompt_len[n] + length[n]
-        tokens[n, :used] = rng.integers(1, tiny_config.vocab_size, used)
-    branch_at = np.array([0, 0, 2, 1, 0, 0, 2, 0])
-    t = np.arange(T + pad)
-    mask = (t < length[:, None]).astype(np.float32)
-    wide = lambda scale: np.pad(rng.normal(-2, scale, (N, T)), ((0, 0), (0, pad))).astype(np.float32)  # noqa: E731
-    rollout, raw, ref = wide(0.5), wide(0.5), wide(0.5)
-    arrays = UpdateRows(
-        tokens_NC=tokens,
-        prompt_len_N=prompt_len,
-        mask_NT=mask,
-        own_mask_NT=mask * (t >= branch_at[:, None]),
-        rollout_logp_NT=rollout,
-        raw_logp_NT=raw,
-        ref_logp_NT=ref,
-        advantage_N=rng.normal(size=N).astype(np.float32),
-        reward_N=rng.normal(size=N).astype(np.float32),
-        correct_N=rng.integers(0, 2, N).astype(np.float32),
-        ib_score_N=rng.normal(size=N).astype(np.float32),
-        group_N=np.arange(N) // 4,
-        length_N=length,
-        trajectory_N=np.arange(N),
-        parent_N=np.where(branch_at > 0, 0, -1),
-        branch_at_N=branch_at,
-    )
-    rows = jax.tree.map(jnp.asarray, arrays)
-    z_NJZ = jnp.asarray(rng.normal(size=(N, 1, 4)), jnp.float32)
-    latent = latent_inputs(
-        z_NJZ, rows.branch_at_N[:, None], rows.prompt_len_N, S + T + pad, half_life=4.0, strength=1.0
-    )
-    return rows.replace(latent=latent)
 
 
 @pytest.fixture(scope="module")
@@ -65,22 +27,80 @@ def params(tiny_params, tiny_psa_params):
     return {"policy": tiny_params, "psa": tiny_psa_params}
 
 
-def compute(tiny_config, params, rows, objective, *, old=None, **settings):
-    gradient = MinibatchGradient(
-        settings=UpdateSettings(temperature=TEMPERATURE, **settings), objective=objective, model_config=tiny_config
+@pytest.fixture(scope="module")
+def truth(tiny_config, params):
+    """rows -> (logp, entropy) as numpy: `plain` without z, `with_z` with it."""
+    model, psa = bind(tiny_config, params["policy"]), bind_psa(params["psa"], tiny_config)
+
+    @functools.partial(jax.jit, static_argnames="inject")
+    def log_probs(rows, inject):
+        injected = {"latent": rows.latent, "psa": psa} if inject else {}
+        return response_logprobs(model, rows.tokens_NC, rows.prompt_len_N, T, temperature=TEMPERATURE, **injected)
+
+    return lambda rows, inject=False: [np.asarray(x) for x in log_probs(rows, inject)]
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_config, truth) -> UpdateRows:
+    """Eight trajectories of two prompts, three of them branches with z on, recorded by slightly different policies."""
+    rng = np.random.default_rng(0)
+    prompt_len, length = np.repeat([3, 2], 4), rng.integers(3, T + 1, N)
+    tokens = rng.integers(1, tiny_config.vocab_size, (N, S + T))
+    tokens *= np.arange(S + T) < (prompt_len + length)[:, None]
+    mask = (np.arange(T) < length[:, None]).astype(np.float32)
+    rows = UpdateRows(
+        tokens_NC=tokens,
+        prompt_len_N=prompt_len,
+        mask_NT=mask,
+        own_mask_NT=mask * (np.arange(T) >= BRANCH_AT[:, None]),
+        rollout_logp_NT=np.zeros((N, T)),
+        raw_logp_NT=np.zeros((N, T)),
+        advantage_N=rng.normal(size=N),
+        reward_N=rng.normal(size=N),
+        correct_N=np.array([1.0, 0, 0, 1, 0, 1, 1, 1]),
+        ib_score_N=rng.normal(size=N),
+        group_N=np.arange(N) // 4,
+        length_N=length,
+        trajectory_N=np.arange(N),
+        parent_N=np.where(BRANCH_AT > 0, 0, -1),
+        branch_at_N=BRANCH_AT,
     )
-    return jax.jit(gradient)(params, rows, old, step=jnp.int32(0), key=jax.random.key(5))
+    rows = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32 if x.dtype.kind == "f" else jnp.int32), rows)
+    logp = truth(rows)[0]
+    near = lambda scale: jnp.asarray(logp + rng.normal(0, scale, (N, T)), jnp.float32)  # noqa: E731
+    rows = rows.replace(rollout_logp_NT=near(0.5), raw_logp_NT=near(0.1), ref_logp_NT=near(0.3))
+    z_NJZ = jnp.asarray(rng.normal(size=(N, 1, 4)), jnp.float32)
+    latent = latent_inputs(z_NJZ, rows.branch_at_N[:, None], rows.prompt_len_N, S + T, half_life=4.0, strength=1.0)
+    return rows.replace(latent=latent)
+
+
+@functools.cache
+def compiled(config, objective, settings):
+    return jax.jit(MinibatchGradient(settings=settings, objective=objective, model_config=config))
+
+
+def compute(config, params, rows, objective, *, old=None, **settings):
+    gradient = compiled(config, objective, UpdateSettings(temperature=TEMPERATURE, **settings))
+    return gradient(params, rows, old, step=jnp.int32(0), key=jax.random.key(5))
 
 
 def old_logp(rows):
-    """Near enough to the behaviour that some ratios clip and others do not."""
+    """Some ratios to it clip and others do not."""
     return rows.rollout_logp_NT + 0.1
 
 
-def assert_same(a, b, atol=1e-6):
-    np.testing.assert_allclose(a[0], b[0], atol=atol)
+def assert_same(a, b):
+    np.testing.assert_allclose(a[0], b[0], atol=1e-6)
     for x, y in zip(jax.tree.leaves(a[1]), jax.tree.leaves(b[1]), strict=True):
-        np.testing.assert_allclose(x, y, atol=atol * max(1.0, float(jnp.abs(y).max())))
+        np.testing.assert_allclose(x, y, atol=1e-6 * max(1.0, float(jnp.abs(y).max())))
+
+
+def norm(tree):
+    return float(sum(jnp.sum(x * x) for x in jax.tree.leaves(tree))) ** 0.5
+
+
+def one_step(totals, **sums):
+    return metrics({**totals, "steps": 1, "loss": 0, "grad_norm": 0, "skipped": 0} | sums)
 
 
 def score_disco_b(batch):
@@ -91,113 +111,97 @@ def score_disco_b(batch):
     return -gap_R.mean()
 
 
-def uncertain_fifth(batch):
-    """80/20: the fifth of all tokens with the highest current entropy."""
-    bound = jnp.nanquantile(jnp.where(batch.mask_RT > 0, batch.entropy_RT, jnp.nan), 0.8)
-    return batch.mask_RT * (batch.entropy_RT >= bound)
+def random_half_of_the_uncertain(batch):
+    """An entropy quantile over the minibatch (80/20) and a random selection (Clip-Cov)."""
+    bound = jnp.nanquantile(jnp.where(batch.mask_RT > 0, batch.entropy_RT, jnp.nan), 0.5)
+    chosen = jax.random.bernoulli(batch.key, shape=batch.mask_RT.shape)
+    return batch.mask_RT * (batch.entropy_RT >= bound) * chosen
 
 
-def half_at_random(batch):
-    """Clip-Cov's kind of random selection."""
-    return batch.mask_RT * jax.random.bernoulli(batch.key, shape=batch.mask_RT.shape)
-
-
-METHODS = {
-    **{name: make_objective(name, max_tokens=T) for name in ("dr_grpo", "rloo", "gspo", "entropy_adv")},
-    "grpo with A*H and KL": FULL,
-    "a group loss": dataclasses.replace(FULL, group_loss=score_disco_b, needs_groups=True),
-    "an entropy quantile": dataclasses.replace(FULL, token_mask=uncertain_fifth, whole_minibatch=True),
-    "a random mask": dataclasses.replace(FULL, token_mask=half_at_random, whole_minibatch=True),
+CASES = {
+    "GRPO with A*H and KL": (FULL, "marginal", (1, 4)),
+    "GSPO, conditioned": (make_objective("gspo", max_tokens=T), "conditioned", (2,)),
+    "a loss over groups": (dataclasses.replace(FULL, group_loss=score_disco_b, needs_groups=True), "conditioned", (2,)),
+    "a mask over the minibatch": (
+        dataclasses.replace(FULL, token_mask=random_half_of_the_uncertain, whole_minibatch=True),
+        "marginal",
+        (2,),
+    ),
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("condition", ["marginal", "conditioned"])
-def test_any_split_gives_the_same_loss_and_gradient(tiny_config, params, name, condition):
-    if condition == "conditioned" and name not in ("gspo", "a group loss"):
-        pytest.skip("one plain and one coupled method exercise the latent path")
-    rows = make_rows(tiny_config)
+@pytest.mark.parametrize("name", CASES)
+def test_any_split_gives_the_same_loss_and_gradient(tiny_config, params, rows, name):
+    objective, condition, sizes = CASES[name]
     run = lambda size: compute(  # noqa: E731
-        tiny_config, params, rows, METHODS[name], old=old_logp(rows), microbatch=size, condition=condition
+        tiny_config, params, rows, objective, old=old_logp(rows), microbatch=size, condition=condition
     )
     whole = run(0)
-    assert optax_norm(whole[1]) > 1e-3
-    for size in (1, 4):
+    assert norm(whole[1]) > 1e-2
+    for size in sizes:
         assert_same(run(size), whole)
 
 
-def optax_norm(tree):
-    return float(sum(jnp.sum(x * x) for x in jax.tree.leaves(tree))) ** 0.5
+def widened(x):
+    """Row arrays with PAD more columns; token-level advantages instead of one a row."""
+    return jnp.pad(x, ((0, 0), (0, PAD))) if x.ndim == 2 else x
 
 
-@pytest.mark.parametrize("name", ["grpo with A*H and KL", "dr_grpo", "gspo"])
-def test_padding_columns_change_nothing(tiny_config, params, name):
-    results = []
-    for pad in (0, 5):
-        rows = make_rows(tiny_config, pad=pad)
-        results.append(compute(tiny_config, params, rows, METHODS[name], old=old_logp(rows), microbatch=4))
-    assert_same(*results)
+def test_padding_columns_change_nothing(tiny_config, params, rows):
+    """Also: [N,T] advantages that repeat [N] ones are the same advantages."""
+    plain = compute(tiny_config, params, rows, FULL, old=old_logp(rows), microbatch=4)
+    wide = rows.replace(advantage_N=jnp.repeat(rows.advantage_N[:, None], T, axis=1))
+    wide = jax.tree.map(widened, wide).replace(
+        latent=rows.latent.replace(
+            segment_BT=jnp.pad(rows.latent.segment_BT, ((0, 0), (0, PAD)), mode="edge"),
+            gamma_BT=jnp.pad(rows.latent.gamma_BT, ((0, 0), (0, PAD)), mode="edge"),
+        )
+    )
+    assert_same(compute(tiny_config, params, wide, FULL, old=widened(old_logp(rows)), microbatch=4), plain)
 
 
-def test_loss_is_the_formula(tiny_config, params):
+def test_loss_is_the_formula(tiny_config, params, rows, truth):
     """GRPO + A*H + k3, marginal, token by token in numpy."""
-    rows = make_rows(tiny_config)
-    loss, _, _ = compute(tiny_config, params, rows, FULL, old=old_logp(rows), microbatch=2)
-    logp, entropy = plain_log_probs(tiny_config, params, rows)
+    loss, _, _ = compute(tiny_config, params, rows, FULL, old=old_logp(rows), microbatch=4)
+    logp, entropy = truth(rows)
     old, mu, ref, mask = (np.asarray(x) for x in (old_logp(rows), rows.rollout_logp_NT, rows.ref_logp_NT, rows.mask_NT))
     total = 0.0
-    for n in range(N):
-        for t in np.flatnonzero(mask[n]):
-            a, r = float(rows.advantage_N[n]), np.exp(logp[n, t] - old[n, t])
-            branch_at = int(rows.branch_at_N[n])
-            weight = min(np.exp(old[n, t] - mu[n, t]), 2.0) if branch_at and t >= branch_at else 1.0
-            surrogate = max(-a * r, -a * np.clip(r, 0.8, 1.2))
-            total += weight * (min(surrogate, -3 * a) if a < 0 else surrogate) - 0.1 * a * entropy[n, t]
-            d = ref[n, t] - logp[n, t]
-            total += 0.2 * (np.exp(d) - d - 1)
+    for n, t in zip(*np.nonzero(mask), strict=True):
+        a, r = float(rows.advantage_N[n]), np.exp(logp[n, t] - old[n, t])
+        weight = min(np.exp(old[n, t] - mu[n, t]), 2.0) if BRANCH_AT[n] and t >= BRANCH_AT[n] else 1.0
+        surrogate = max(-a * r, -a * np.clip(r, 0.8, 1.2))
+        total += weight * (min(surrogate, -3 * a) if a < 0 else surrogate) - 0.1 * a * entropy[n, t]
+        d = ref[n, t] - logp[n, t]
+        total += 0.2 * (np.exp(d) - d - 1)
     np.testing.assert_allclose(loss, total / mask.sum(), rtol=2e-5)
 
 
-def plain_log_probs(tiny_config, params, rows):
-    model = bind(tiny_config, params["policy"])
-    t = rows.mask_NT.shape[1]
-    return [
-        np.asarray(x) for x in response_logprobs(model, rows.tokens_NC, rows.prompt_len_N, t, temperature=TEMPERATURE)
-    ]
-
-
-def test_conditioned_scores_with_z(tiny_config, params):
-    """Log-probs recorded with z on are reproduced (ratio 1), not without z; and the path of z gets gradients."""
-    rows = make_rows(tiny_config)
-    model, psa = bind(tiny_config, params["policy"]), bind_psa(params["psa"], tiny_config)
-    with_z, _ = response_logprobs(
-        model, rows.tokens_NC, rows.prompt_len_N, T, temperature=TEMPERATURE, latent=rows.latent, psa=psa
-    )
-    rows = rows.replace(raw_logp_NT=with_z)
-    _, grads, totals = compute(tiny_config, params, rows, PLAIN, condition="conditioned", microbatch=2)
-    got = metrics({**totals, "steps": 1, "loss": 0, "grad_norm": 0, "skipped": 0})
-    assert got["update/ratio_mean"] == 1.0
-    assert got["latent/weight_ess"] == 1.0
+def test_conditioned_scores_with_z(tiny_config, params, rows, truth):
+    """Log-probs recorded with z on are reproduced: the ratio is exactly 1, and the path of z gets gradients."""
+    rows = rows.replace(raw_logp_NT=jnp.asarray(truth(rows, inject=True)[0]))
+    _, gradients, totals = compute(tiny_config, params, rows, PLAIN, condition="conditioned", microbatch=2)
+    got = one_step(totals)
+    assert got["update/ratio_mean"] == got["latent/weight_ess"] == 1.0
     assert got["mismatch/logp_max"] < 1e-5
-    assert all(jnp.abs(g).max() > 1e-6 for g in grads["psa"].values())
-    assert np.abs(with_z - plain_log_probs(tiny_config, params, rows)[0]).max() > 0.1
-
-    _, grads, totals = compute(tiny_config, params, rows, PLAIN, condition="marginal", microbatch=2)
-    got = metrics({**totals, "steps": 1, "loss": 0, "grad_norm": 0, "skipped": 0})
-    assert got["mismatch/logp_max"] < 1e-5  # tokens sampled with z are not compared
-    assert optax_norm(grads["psa"]) == 0
+    assert all(jnp.abs(g).max() > 1e-6 for g in gradients["psa"].values())
 
 
-@pytest.mark.parametrize("cap", [2.0, 0.0])
-def test_metrics_from_their_definitions(tiny_config, params, cap):
-    rows = make_rows(tiny_config)
-    _, _, totals = compute(tiny_config, params, rows, PLAIN, microbatch=2, importance_cap=cap)
-    got = metrics({**totals, "steps": 2, "loss": 3.0, "grad_norm": 5.0, "skipped": 1})
-    logp, entropy = plain_log_probs(tiny_config, params, rows)
-    mask = np.asarray(rows.mask_NT) > 0
-    branch_at = np.asarray(rows.branch_at_N)[:, None]
-    on = mask & (branch_at > 0) & (np.arange(T) >= branch_at)
-    weight = np.minimum(np.exp(logp - np.asarray(rows.rollout_logp_NT)), cap)[on] if cap else np.ones(on.sum())
+def test_marginal_scores_without_z(tiny_config, params, rows, truth):
+    """Tokens sampled with z differ by design and are left out of the mismatch; PSA gets no gradient."""
+    with_z, plain = truth(rows, inject=True)[0], truth(rows)[0]
+    rows = rows.replace(raw_logp_NT=jnp.asarray(with_z))
+    _, gradients, totals = compute(tiny_config, params, rows, PLAIN, microbatch=2)
+    assert (np.abs(with_z - plain) * np.asarray(rows.mask_NT)).max() > 0.1
+    assert one_step(totals)["mismatch/logp_max"] < 1e-5
+    assert norm(gradients["psa"]) == 0
+
+
+def test_metrics_from_their_definitions(tiny_config, params, rows, truth):
+    _, _, totals = compute(tiny_config, params, rows, PLAIN, microbatch=2)
+    got = one_step(totals, steps=2, loss=3.0, grad_norm=5.0, skipped=1)
+    (logp, entropy), mask = truth(rows), np.asarray(rows.mask_NT) > 0
+    on = mask & (BRANCH_AT[:, None] > 0) & (np.arange(T) >= BRANCH_AT[:, None])
+    weight = np.minimum(np.exp(logp - np.asarray(rows.rollout_logp_NT)), 2.0)[on]
     gap = np.abs(logp - np.asarray(rows.raw_logp_NT))[mask & ~on]
     d = (np.asarray(rows.ref_logp_NT) - logp)[mask]
     expected = {
@@ -218,18 +222,18 @@ def test_metrics_from_their_definitions(tiny_config, params, cap):
         np.testing.assert_allclose(got[name], value, rtol=1e-4, err_msg=name)
 
 
-def test_without_a_latent_every_weight_is_one(tiny_config, params):
-    rows = make_rows(tiny_config).replace(latent=None)
-    loss, _, totals = compute(tiny_config, params, rows, PLAIN, microbatch=4)
+@pytest.mark.parametrize("change", ["no latent", "cap 0"])
+def test_without_weights_the_first_loss_is_minus_the_mean_advantage(tiny_config, params, rows, change):
+    settings = {"importance_cap": 0.0} if change == "cap 0" else {}
+    rows = rows.replace(latent=None) if change == "no latent" else rows
+    loss, _, totals = compute(tiny_config, params, rows, PLAIN, microbatch=4, **settings)
     mask = np.asarray(rows.mask_NT)
-    expected = -(mask * np.asarray(rows.advantage_N)[:, None]).sum() / mask.sum()
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    assert totals["weight_tokens"] == 0
-    assert metrics({**totals, "steps": 1, "loss": 0, "grad_norm": 0, "skipped": 0})["latent/weight_ess"] == 1
+    np.testing.assert_allclose(loss, -(mask * np.asarray(rows.advantage_N)[:, None]).sum() / mask.sum(), atol=1e-6)
+    assert one_step(totals)["latent/weight_ess"] == 1
 
 
-def test_token_level_advantages(tiny_config, params):
-    """[N,T] advantages that repeat [N] ones give the same loss."""
-    rows = make_rows(tiny_config)
-    spread = rows.replace(advantage_N=jnp.broadcast_to(rows.advantage_N[:, None], (N, T)))
-    assert_same(*(compute(tiny_config, params, r, PLAIN, microbatch=4) for r in (rows, spread)))
+def test_truncated_importance_by_hand():
+    """Ratios e^-1, 1.5 and e^200, the last with and without z."""
+    old, mu = jnp.array([-2.0, np.log(1.5), 100.0, 100.0]), jnp.array([-1.0, 0.0, -100.0, -100.0])
+    weights = truncated_importance(old, mu, jnp.array([1, 1, 1, 0]), cap=2.0)
+    np.testing.assert_allclose(weights, [np.exp(-1), 1.5, 2.0, 1.0], rtol=1e-6)

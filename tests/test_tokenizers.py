@@ -1,6 +1,9 @@
 """Every tokenizer backend against the library it wraps, and the ids that generation needs."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -185,6 +188,26 @@ def test_tokenizer_without_an_end(tmp_path):
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 5}')
     tokenizer = load_directory(tmp_path)
     assert (tokenizer.eos_id, tokenizer.stop_ids, tokenizer.pad_id, tokenizer.start_id) == (None, (5,), 5, 5)
+
+
+def test_torch_is_neither_needed_nor_asked_for(chat_directory):
+    program = (
+        "import sys, importlib.util as u; find = u.find_spec; sys.modules['torch'] = None\n"
+        "u.find_spec = lambda name, *rest: None if name.split('.')[0] == 'torch' else find(name, *rest)\n"
+        "import pathlib; from iiblpo_jax.tokenizers import load_directory\n"
+        "tokenizer = load_directory(pathlib.Path(sys.argv[1]))\n"
+        "print(tokenizer.decode(tokenizer.encode('dog')))"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "JAX_PLATFORMS": "cpu"}
+    environment.pop("TRANSFORMERS_NO_ADVISORY_WARNINGS", None)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(chat_directory)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("dog\n", "")
 
 
 def test_vocab_and_merges_files(chat_directory, tmp_path):

@@ -108,6 +108,11 @@ def params_of(module: nnx.Module) -> dict:
     return nnx.to_pure_dict(nnx.split(module)[1])
 
 
+def cast(params: dict, dtype) -> dict:
+    """All weights in `dtype`, which is then the dtype of the computation."""
+    return jax.tree.map(lambda w: w.astype(dtype), params)
+
+
 def output_weights(model: Decoder) -> jax.Array:
     """LM head [V,D]: logits = hidden @ head.T."""
     return model.embed[...] if model.config.tied_embeddings else model.head[...]

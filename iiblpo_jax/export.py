@@ -1,0 +1,38 @@
+"""Exports the trained policy as a standard Hugging Face directory that any other tool loads and serves.
+
+    python -m iiblpo_jax.export --workdir=runs/first --out=runs/first/export [--dtype=bfloat16]
+
+Takes the newest checkpoint of the workdir.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from iiblpo_jax import cli
+from iiblpo_jax.errors import InputError
+
+OUT = flags.DEFINE_string("out", "", "Directory to write; an earlier export there is replaced.")
+DTYPE = flags.DEFINE_string("dtype", "float32", "float32, bfloat16 or float16.")
+
+
+def main(config: ConfigDict, workdir: Path) -> None:
+    """Loads the newest checkpoint and writes it out."""
+    from iiblpo_jax.model.saving import check_target, save_model
+    from iiblpo_jax.policy import load_policy
+
+    if not OUT.value:
+        raise InputError("--out is missing; name the directory to write")
+    if DTYPE.value not in ("float32", "bfloat16", "float16"):
+        raise InputError(f"--dtype={DTYPE.value} is not known; use float32, bfloat16 or float16")
+    check_target(OUT.value)
+    policy = load_policy(config, workdir)
+    if not policy.step:
+        raise InputError(f"{workdir} has no checkpoint to export; train first")
+    save_model(OUT.value, policy.model_config, policy.params, policy.tokenizer, dtype=DTYPE.value)
+    print(f"exported step {policy.step} of {workdir} to {OUT.value}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,59 @@
+"""Text in, text out: the rollout engine as a plain generator."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iiblpo_jax.errors import InputError
+from iiblpo_jax.forest import STOP
+from iiblpo_jax.model.decoder import Decoder, params_of
+from iiblpo_jax.rollout.engine import RolloutSpec, rollout
+from iiblpo_jax.rollout.sampling import Sampling
+from iiblpo_jax.tokenizers import Tokenizer
+
+SLOTS = 64  # prompts decoded at a time; further ones wait for a free slot
+
+
+def generate(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str] | Sequence[Sequence[int]],
+    *,
+    max_tokens: int = 256,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+) -> list[str]:
+    """One continuation a prompt, without the prompt and without special tokens.
+
+    Args:
+      model, tokenizer: of `load_model`.
+      prompts: texts, or token ids such as those of `tokenizer.render_chat`.
+      max_tokens: longest continuation.
+      sampling: how tokens are drawn; None = greedy.
+      seed: of the draws.
+
+    Raises:
+      InputError: no prompt, an empty prompt, or a prompt that leaves no room for the continuation.
+    """
+    ids = [tokenizer.encode(p, add_special=True) if isinstance(p, str) else list(p) for p in prompts]
+    if not ids or not all(ids):
+        raise InputError("generate needs prompts of at least one token each; pass non-empty texts")
+    longest = max(map(len, ids))
+    if longest + max_tokens > model.config.max_positions:
+        raise InputError(
+            f"a prompt of {longest} tokens and max_tokens={max_tokens} exceed the model's {model.config.max_positions} "
+            "positions; shorten one of them"
+        )
+    prompt_PS = np.zeros((len(ids), longest), np.int32)
+    for row, prompt in zip(prompt_PS, ids, strict=True):
+        row[: len(prompt)] = prompt
+    spec = RolloutSpec(
+        model=model.config, roots=1, slots=min(SLOTS, len(ids)), max_tokens=max_tokens,
+        sampling=sampling or Sampling(temperature=0.0), stop_ids=tokenizer.stop_ids,
+    )  # fmt: skip
+    lengths_P = jnp.array([len(prompt) for prompt in ids])
+    forest, _ = rollout(params_of(model), jnp.array(prompt_PS), lengths_P, jax.random.key(seed), spec=spec)
+    ends_R = np.asarray(forest.length_R - (forest.finish_R == STOP))
+    return tokenizer.decode_batch(row[:end] for row, end in zip(np.asarray(forest.tokens_RT), ends_R, strict=True))
