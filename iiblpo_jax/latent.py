@@ -26,7 +26,6 @@ from iiblpo_jax.model.loading import load_model
 def main(config: ConfigDict, workdir: Path) -> None:
     """Trains or finds the latents of a workdir."""
     console, directory = Console(), workdir / "latent"
-    configuration.save(config, workdir)
 
     # --- model and prompts
     model, tokenizer = load_model(config.model.path, dtype=jnp.float32)
@@ -44,6 +43,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     ensure_latents(
         config, directory, model.config, params_of(model), questions, stop_ids=tokenizer.stop_ids, console=console
     )
+    configuration.save(config, workdir)
     if found:
         console.print(f"found in {directory}; delete it to train again")
         diagnostics.show(json.loads((directory / METRICS).read_text()), console)

@@ -37,9 +37,12 @@ def chunked_logprobs(h_BTD, w_VD, targets_BT, *, temperature=1.0, chunk=None):
     h_NBtD = jnp.pad(h_BTD, [*pad, (0, 0)]).reshape(b, n_chunks, width, -1).swapaxes(0, 1)
     targets_NBt = jnp.pad(targets_BT, pad).reshape(b, n_chunks, width).swapaxes(0, 1)
 
+    # Cast inside the scan: the gradient of W is then summed over chunks in float32, whatever the dtype of W.
+    wide_VD = w_VD.astype(jnp.float32)
+
     @jax.checkpoint
     def body(_, inputs):
-        return None, _logprobs(*inputs, w_VD, temperature)
+        return None, _logprobs(*inputs, wide_VD.astype(w_VD.dtype), temperature)
 
     _, (logp_NBt, entropy_NBt) = jax.lax.scan(body, None, (h_NBtD, targets_NBt))
     return tuple(x.swapaxes(0, 1).reshape(b, -1)[:, :t] for x in (logp_NBt, entropy_NBt))

@@ -87,7 +87,7 @@ def _update(gradient: MinibatchGradient, optimizer, state: TrainState, rows: Upd
 
 def _optimizer_step(gradient, optimizer, state, rows, old_logp_nT, key):
     loss, gradients, totals = gradient(state.params, rows, old_logp_nT, step=state.step, key=key)
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     fine = jnp.isfinite(loss) & jnp.isfinite(norm)
     changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     new = (optax.apply_updates(state.params, changes), opt_state)

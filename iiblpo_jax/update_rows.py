@@ -81,7 +81,7 @@ class UpdateSettings:
 
     @classmethod
     def from_config(cls, config, *, group_size: int) -> "UpdateSettings":
-        """From the sections model, rollout, branch, latent and update; raises InputError on an unknown latent.condition."""
+        """From the config; raises InputError on an unknown latent.condition."""
         if config.latent.condition not in CONDITIONS:
             known = ", ".join(CONDITIONS)
             raise InputError(f"latent.condition={config.latent.condition!r} is not known; choose one of {known}")

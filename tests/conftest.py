@@ -31,6 +31,7 @@ def tiny_params(tiny_config):
 
 @pytest.fixture(scope="session")
 def tiny_psa_params(tiny_config):
-    """PSA of width 4 on both layers with a gain that is not zero, so that every path of z is exercised."""
+    """PSA of width 4 on both layers with a gain and values that are not zero, so that every path of z is exercised."""
     params = params_of(PSA(tiny_config, 4, 2, rngs=nnx.Rngs(1)))
-    return {**params, "gain": 0.3 * jax.random.normal(jax.random.key(2), params["gain"].shape)}
+    random = lambda seed, like: jax.random.normal(jax.random.key(seed), like.shape)  # noqa: E731
+    return {**params, "gain": 0.3 * random(2, params["gain"]), "value": 0.5 * random(3, params["value"])}

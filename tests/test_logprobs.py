@@ -62,6 +62,17 @@ def test_extreme_logits_stay_finite():
     assert np.isfinite(grad).all()
 
 
+def test_bfloat16_weight_gradient_is_summed_in_float32():
+    """1,024 equal tokens in 1,024 chunks: a bfloat16 sum would stall at 256 times the gradient of one."""
+    w_VD, h_D = jnp.eye(4, dtype=jnp.bfloat16), jnp.array([1.0, 0.5, -0.5, 0.0], jnp.bfloat16)
+
+    def gradient(tokens):
+        h_BTD, targets_BT = jnp.broadcast_to(h_D, (1, tokens, 4)), jnp.zeros((1, tokens), int)
+        return jax.grad(lambda w: chunked_logprobs(h_BTD, w, targets_BT, chunk=1)[0].sum())(w_VD).astype(jnp.float32)
+
+    np.testing.assert_allclose(gradient(1024), 1024 * gradient(1), rtol=0.01)
+
+
 def temp_bytes(function, v, tokens=1024, d=8):
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, tokens, d), (v, d))]
     targets = jax.ShapeDtypeStruct((1, tokens), jnp.int32)

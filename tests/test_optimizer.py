@@ -39,7 +39,7 @@ def test_decay_spares_norms_and_psa():
 
 
 def test_clipping_is_by_global_norm():
-    """Adam's second step after gradients g1 (clipped to norm 1) and 0: m = b1 (1-b1) g1, v = b2 (1-b2) g1^2."""
+    """Adam's moments after (30, 40), whose norm 50 becomes 1: m = 0.1 g, v = 0.01 g^2 with g = (0.6, 0.8)."""
     params = {"policy": {"w": jnp.zeros(2)}}
     optimizer = make_optimizer(types.SimpleNamespace(**OPTIM | {"lr": 1.0}), total_steps=10)
     _, state = optimizer.update({"policy": {"w": jnp.array([30.0, 40.0])}}, optimizer.init(params), params)

@@ -20,7 +20,8 @@ from iiblpo_jax.model.cvae import CVAE
 from iiblpo_jax.model.psa import PSA
 
 HELD_OUT = 0.125  # share of the prompts that only the diagnostics see
-PSA_POSITIONS = 2**13  # row positions of a PSA step, at most: it runs the whole language model forward and backward
+PSA_POSITIONS = 2**11  # row positions of a PSA step: it runs the whole language model, forward and backward
+PSA_ROWS = 8  # rows of a PSA step, at least: long responses must not leave one noisy row
 SEED = 0x1A7E17  # keeps the keys of this stage apart from those of the rollouts
 
 
@@ -77,7 +78,7 @@ def train_latents(
     how = {"temperature": temperature, "half_life": config.psa.half_life, "strength": config.psa.strength}
     psa, _ = train_psa(
         model_config, params, cvae, train, keys[3], n_injected=injected_layers(config, model_config.n_layers),
-        steps=knobs.psa_steps, batch=min(knobs.batch, max(1, PSA_POSITIONS // rows.tokens_NC.shape[1])),
+        steps=knobs.psa_steps, batch=min(knobs.batch, max(PSA_ROWS, PSA_POSITIONS // rows.tokens_NC.shape[1])),
         lr=knobs.psa_lr, **how,
     )  # fmt: skip
 

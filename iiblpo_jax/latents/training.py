@@ -5,6 +5,7 @@ drawn with replacement, by a key folded from the step, so that the result is a f
 """
 
 import functools
+import sys
 import time
 
 import jax
@@ -171,7 +172,7 @@ class Bar:
 
     def __init__(self, label: str, total: int):
         self.label, self.total, self.began = label, total, time.monotonic()
-        self.progress = Progress(transient=True)
+        self.progress = Progress(transient=True, disable=not sys.stdout.isatty())
         self.task = self.progress.add_task(label, total=total)
         self.shown = False
 

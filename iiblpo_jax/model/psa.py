@@ -26,10 +26,11 @@ class PSA(nnx.Module):
 
     def __init__(self, config: ModelConfig, z_width: int, n_injected: int, *, rngs: nnx.Rngs):
         n, z, kv = n_injected, z_width, (config.n_kv_heads, config.head_dim)
-        normal = lambda: jax.random.normal(rngs.params(), (n, z, *kv)) * z**-0.5  # noqa: E731
+        # Gain and value start at zero: an untrained z is silent, not noise. Keys start random, or values would not learn.
+        key = jax.random.normal(rngs.params(), (n, z, *kv)) * z**-0.5
         self.gain = nnx.Param(jnp.zeros((n, z, config.d_model)), axes=("layers", "latent", "embed"))
-        self.key = nnx.Param(normal(), axes=("layers", "latent", "kv_heads", "head"))
-        self.value = nnx.Param(normal() * 0.1, axes=("layers", "latent", "kv_heads", "head"))
+        self.key = nnx.Param(key, axes=("layers", "latent", "kv_heads", "head"))
+        self.value = nnx.Param(jnp.zeros_like(key), axes=("layers", "latent", "kv_heads", "head"))
 
 
 def bind_psa(psa_params: dict, config: ModelConfig) -> PSA:

@@ -65,9 +65,10 @@ def sampled(tiny_config, tiny_params):
 def test_own_samples_are_the_policys(tiny_config, tiny_params, sampled):
     """top_k = 1 makes sampling greedy: every sample is the argmax chain of its own prompt."""
     prompts, samples = sampled
-    model = bind(tiny_config, tiny_params)
+    greedy = jax.jit(lambda row_C: logits(bind(tiny_config, tiny_params), row_C[None])[0].argmax(-1))
     for i, prompt in enumerate(prompts):
         chain = []
         while len(chain) < 6 and (not chain or chain[-1] not in (STOP, 2)):
-            chain.append(int(logits(model, jnp.array([prompt + chain]))[0, -1].argmax()))
+            row = prompt + chain
+            chain.append(int(greedy(jnp.array(row + [0] * (9 - len(row))))[len(row) - 1]))  # one shape for all
         assert samples[i] == [Continuation(i, prompt, chain, chain[-1] in (STOP, 2))] * 2

@@ -47,7 +47,7 @@ def test_rows_are_contiguous_and_too_short_responses_are_dropped(continuations):
         assert rows.tokens_NC[n].tolist() == whole + [0] * (22 - len(whole))
         assert (rows.prompt_len_N[n], rows.length_N[n]) == (len(c.prompt), len(c.response))
         assert (rows.stopped_N[n], rows.prompt_id_N[n]) == (c.stopped, c.prompt_id)
-    with pytest.raises(InputError, match="long enough"):
+    with pytest.raises(InputError, match="two tokens to cut between"):
         rows_of([Continuation(0, [1, 2], [3], True)])
 
 
