@@ -152,7 +152,7 @@ def score(
     outcomes = everyone.replace(keep_R=kept_R, ib_score_R=score_PG.ravel())
     advantage = advantages(spec.objective, outcomes, reward_coef=spec.reward_coef)
     index_N = jnp.sort(selection.rows_PN, axis=1).ravel()
-    rows = _rows(spec, forest, index_N, reward_R, score_PG.ravel(), advantage, information)
+    rows = _rows(spec, forest, kept_R, index_N, reward_R, score_PG.ravel(), advantage, information)
     per_row_R = advantage if advantage.ndim == 1 else masked.mean(advantage, forest.mask_RT, axis=1)
     metrics = _reward_metrics(by_prompt(reward_R), by_prompt(correct_R), selection) | _rollout_metrics(forest)
     if spec.estimator != "none":
@@ -186,11 +186,13 @@ def _scores(spec: ScoreSpec, forest: Forest, outcomes: Outcomes, information, va
     return jnp.zeros_like(outcomes.reward_R)
 
 
-def _rows(spec: ScoreSpec, forest: Forest, index_N, reward_R, score_R, advantage, information) -> UpdateRows:
+def _rows(spec: ScoreSpec, forest: Forest, kept_R, index_N, reward_R, score_R, advantage, information) -> UpdateRows:
     prompt_len_R = forest.prompt_len_P[forest.group_R]
+    # A group with too few finite scores fills its N places with trajectories that are not kept: no token of them counts.
+    count = lambda mask_RT: (mask_RT & kept_R[:, None]).astype(jnp.float32)  # noqa: E731
     rows = UpdateRows(
-        tokens_NC=forest.sequences_RC, prompt_len_N=prompt_len_R, mask_NT=forest.mask_RT.astype(jnp.float32),
-        own_mask_NT=forest.own_RT.astype(jnp.float32), rollout_logp_NT=forest.logp_RT, raw_logp_NT=forest.raw_logp_RT,
+        tokens_NC=forest.sequences_RC, prompt_len_N=prompt_len_R, mask_NT=count(forest.mask_RT),
+        own_mask_NT=count(forest.own_RT), rollout_logp_NT=forest.logp_RT, raw_logp_NT=forest.raw_logp_RT,
         advantage_N=advantage, reward_N=reward_R, correct_N=(reward_R >= CORRECT).astype(jnp.float32),
         ib_score_N=score_R, group_N=forest.group_R, length_N=forest.length_R,
         trajectory_N=jnp.arange(reward_R.shape[0]), parent_N=forest.parent_R, branch_at_N=forest.branch_at_R,

@@ -126,7 +126,11 @@ def verdict(metrics: dict[str, float]) -> str:
         return f"z is IGNORED at the branch: two z's give the same next-token distribution (KL {kl:.4f} nat)"
     if saved < IGNORED_GAIN:
         return f"z is NOISE: it changes the policy (KL {kl:.3f} nat), but the true z saves only {saved:.1%} of the NLL"
-    return f"z is heard: two z's differ by {kl:.3f} nat at the branch, the true z saves {saved:.1%} of the NLL"
+    change = metrics["latent/nll_prior"] / metrics["latent/nll_plain"] - 1
+    return (
+        f"z is heard: two z's differ by {kl:.3f} nat at the branch; the true z saves {saved:.1%} of the NLL, "
+        f"a z from the prior changes it by {change:+.1%}"
+    )
 
 
 def show(metrics: dict[str, float], console: Console | None = None) -> None:

@@ -35,11 +35,19 @@ def generate(
       seed: of the draws.
 
     Raises:
-      InputError: no prompt, an empty prompt, or a prompt that leaves no room for the continuation.
+      InputError: no prompt, an empty prompt, ids that the model does not have, or a prompt that leaves no room for the
+        continuation.
     """
+    if isinstance(prompts, str):
+        raise InputError("generate takes a list of prompts; pass [prompt]")
     ids = [tokenizer.encode(p, add_special=True) if isinstance(p, str) else list(p) for p in prompts]
     if not ids or not all(ids):
         raise InputError("generate needs prompts of at least one token each; pass non-empty texts")
+    if not all(0 <= i < model.config.vocab_size for prompt in ids for i in prompt):
+        raise InputError(
+            f"a prompt has a token id outside the model's vocabulary of {model.config.vocab_size}; encode it with the "
+            "tokenizer of load_model"
+        )
     longest = max(map(len, ids))
     if longest + max_tokens > model.config.max_positions:
         raise InputError(

@@ -118,7 +118,10 @@ def test_gain_norm_is_the_frobenius_norm():
     [(0.005, 0.999, "IGNORED"), (0.005, 0.9, "IGNORED at the branch"), (0.5, 0.999, "NOISE"), (0.5, 0.9, "z is heard")],
 )
 def test_the_verdict_says_it_in_words(kl, posterior, word):
-    assert word in verdict({"latent/nll_plain": 1.0, "latent/nll_posterior": posterior, "latent/kl_between": kl})
+    nll = {"latent/nll_plain": 1.0, "latent/nll_prior": 1.2, "latent/nll_posterior": posterior}
+    sentence = verdict({**nll, "latent/kl_between": kl})
+    assert word in sentence
+    assert ("saves 10.0%" in sentence and "+20.0%" in sentence) == (word == "z is heard")
 
 
 def test_the_table_shows_every_metric(measured):
