@@ -20,8 +20,8 @@ def get_config() -> RunConfig:
     c.train.prompts_per_step = 32
 
     c.rollout.roots = 2
-    c.rollout.slots = 64
-    c.rollout.refill_at = 16
+    c.rollout.slots = 32
+    c.rollout.refill_at = 8
     c.rollout.temperature = 1.0
     c.rollout.top_p = 1.0
     c.rollout.max_prompt = 8  # "9+9+9+9="
@@ -30,11 +30,12 @@ def get_config() -> RunConfig:
     c.branch.k = 3
 
     c.latent.z = 16
-    c.latent.prompts = 512
+    c.latent.prompts = 1024
+    c.latent.samples = 2
     c.latent.steps = 400
     c.latent.lr = 1e-3
     c.latent.kl_warmup = 100
-    c.latent.psa_steps = 100
+    c.latent.psa_steps = 150
     c.psa.half_life = 32.0
 
     c.optim.lr = 3e-4

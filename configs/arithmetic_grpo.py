@@ -16,7 +16,7 @@ from iiblpo_jax.defaults import RunConfig
 
 def get_config() -> RunConfig:
     c = load_file(Path(__file__).with_name("arithmetic.py"))
-    c.rollout.roots = 6
+    c.rollout.roots = 5
     c.branch.k = 0
     c.latent.z = 0
     c.ib.estimator = "none"

@@ -18,20 +18,20 @@ def get_config() -> RunConfig:
     c.task.name = "sums"
 
     c.train.steps = 30
-    c.train.prompts_per_step = 16
+    c.train.prompts_per_step = 12
 
     c.rollout.roots = 7  # a response is three tokens: a branch varies little, so roots are what finds right answers
     c.rollout.slots = 28
     c.rollout.refill_at = 8
     c.rollout.temperature = 1.0
     c.rollout.top_p = 1.0
-    c.rollout.max_prompt = 20
+    c.rollout.max_prompt = 14
     c.rollout.max_tokens = 6
 
     c.branch.k = 1
 
     c.latent.z = 16
-    c.latent.prompts = 64
+    c.latent.prompts = 32
     c.latent.samples = 2
     c.latent.steps = 200
     c.latent.batch = 64
@@ -47,7 +47,8 @@ def get_config() -> RunConfig:
     c.checkpoint.every = 10
     c.checkpoint.keep = 1  # 1.6 GB each
     c.eval.problems = 128
-    c.eval.samples = 4
+    c.eval.k = (1, 2)
+    c.eval.samples = 2
     c.eval.temperature = 1.0
     c.eval.top_p = 1.0
     c.log.rollouts = 5

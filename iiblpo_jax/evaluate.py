@@ -15,18 +15,20 @@ from rich.table import Table
 
 from iiblpo_jax import cli
 from iiblpo_jax.configuration import resolve
-from iiblpo_jax.metrics import write_atomic
-from iiblpo_jax.policy import load_policy
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Loads, samples, grades, writes."""
-    from iiblpo_jax.evaluation import Evaluator, evaluation_tasks, make_scorer  # jax: after the command line is checked
+    from iiblpo_jax import specs  # jax: after the command line is checked
+    from iiblpo_jax.evaluation import Evaluator, evaluation_tasks, make_scorer
+    from iiblpo_jax.metrics import write_atomic
+    from iiblpo_jax.policy import load_policy
 
     console = Console()
 
     # --- policy and problems
     policy = load_policy(config, workdir)
+    specs.check_positions(config, policy.model_config, (), policy.tokenizer)
     tasks = evaluation_tasks(config)
     console.print(f"{policy.source}, step {policy.step}: {', '.join(task.name for task in tasks)}")
 

@@ -82,9 +82,7 @@ class Evaluator:
       InputError: a task without held-out problems, or none that fits rollout.max_prompt.
     """
 
-    def __init__(
-        self, config, tasks: Sequence[Task], model_config: ModelConfig, tokenizer: Tokenizer, scorer: Scorer
-    ):
+    def __init__(self, config, tasks: Sequence[Task], model_config: ModelConfig, tokenizer: Tokenizer, scorer: Scorer):
         self._config, self._tokenizer, self._scorer = config, tokenizer, scorer
         self._model_config = model_config
         per_call = max(1, min(config.eval.problems, TRAJECTORIES_PER_CALL // config.eval.samples))

@@ -36,6 +36,4 @@ def load_policy(config, workdir: Path) -> Policy:
         if found is not None:
             step, params = found
             source = f"checkpoint of {workdir}"
-    return Policy(
-        params=params, model_config=model.config, tokenizer=tokenizer, step=step, source=source
-    )
+    return Policy(params=params, model_config=model.config, tokenizer=tokenizer, step=step, source=source)

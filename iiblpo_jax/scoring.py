@@ -1,9 +1,9 @@
 """Between rollout and update: rewards become scores, a kept set, advantages and the rows of the update. In graph.
 
-    1. inform   the frozen reference model reads the Forest: both information terms, reference log-probs
-                (needs no reward, so it runs while the host verifies answers)
-    2. score    S_IB, rank, keep N a prompt; advantages over the kept group plus the self-reward
-    3. rows     the kept trajectories as the update takes them
+1. inform   the frozen reference model reads the Forest: both information terms, reference log-probs
+            (needs no reward, so it runs while the host verifies answers)
+2. score    S_IB, rank, keep N a prompt; advantages over the kept group plus the self-reward
+3. rows     the kept trajectories as the update takes them
 """
 
 import dataclasses
@@ -128,7 +128,13 @@ def inform(
 
 @functools.partial(jax.jit, static_argnames="spec")
 def score(
-    forest: Forest, reward_R: jax.Array, information: Information | None, key: jax.Array, step: jax.Array, *, spec: ScoreSpec
+    forest: Forest,
+    reward_R: jax.Array,
+    information: Information | None,
+    key: jax.Array,
+    step: jax.Array,
+    *,
+    spec: ScoreSpec,
 ) -> Scored:
     """Ranks and filters the trajectories of every prompt and turns the kept ones into rows of the update.
 
@@ -146,7 +152,13 @@ def score(
     everyone = _outcomes(forest, reward_R, step)
     score_PG = by_prompt(_scores(spec, forest, everyone, information, valid_PG))
     selection = bottleneck.select(
-        score_PG, by_prompt(correct_R), valid_PG, rule=spec.rule, keep=spec.keep, keep_contrast=spec.keep_contrast, key=key
+        score_PG,
+        by_prompt(correct_R),
+        valid_PG,
+        rule=spec.rule,
+        keep=spec.keep,
+        keep_contrast=spec.keep_contrast,
+        key=key,
     )
     kept_R = selection.kept_PG.ravel()
     outcomes = everyone.replace(keep_R=kept_R, ib_score_R=score_PG.ravel())
@@ -188,7 +200,7 @@ def _scores(spec: ScoreSpec, forest: Forest, outcomes: Outcomes, information, va
 
 def _rows(spec: ScoreSpec, forest: Forest, kept_R, index_N, reward_R, score_R, advantage, information) -> UpdateRows:
     prompt_len_R = forest.prompt_len_P[forest.group_R]
-    # A group with too few finite scores fills its N places with trajectories that are not kept: no token of them counts.
+    # A group with too few finite scores fills its places with trajectories that are not kept; no token of them counts.
     count = lambda mask_RT: (mask_RT & kept_R[:, None]).astype(jnp.float32)  # noqa: E731
     rows = UpdateRows(
         tokens_NC=forest.sequences_RC, prompt_len_N=prompt_len_R, mask_NT=count(forest.mask_RT),
@@ -196,7 +208,8 @@ def _rows(spec: ScoreSpec, forest: Forest, kept_R, index_N, reward_R, score_R, a
         advantage_N=advantage, reward_N=reward_R, correct_N=(reward_R >= CORRECT).astype(jnp.float32),
         ib_score_N=score_R, group_N=forest.group_R, length_N=forest.length_R,
         trajectory_N=jnp.arange(reward_R.shape[0]), parent_N=forest.parent_R, branch_at_N=forest.branch_at_R,
-        ref_logp_NT=None if information is None else information.ref_logp_RT, latent=_latent(spec, forest, prompt_len_R),
+        ref_logp_NT=None if information is None else information.ref_logp_RT,
+        latent=_latent(spec, forest, prompt_len_R),
     )  # fmt: skip
     return jax.tree.map(lambda x: x[index_N], rows)
 

@@ -61,15 +61,18 @@ def score_spec(config, model: ModelConfig, tokenizer: Tokenizer, method: Objecti
 
 
 def check_positions(config, model: ModelConfig, tasks: Sequence[Task], tokenizer: Tokenizer) -> None:
-    """Raises InputError where the longest row would exceed the positions the model was made for."""
+    """Raises InputError where the longest row would exceed the positions the model was made for.
+
+    `tasks` are those whose responses are scored (the likelihood estimator appends cue and answer); none in evaluation.
+    """
     s, t = config.rollout.max_prompt, config.rollout.max_tokens
     extra = 0
-    if config.ib.estimator == "likelihood":
+    if tasks and config.ib.estimator == "likelihood":
         extra = answer_width(tasks, tokenizer) + max(len(tokenizer.encode(task.cue)) for task in tasks)
     if s + t + extra > model.max_positions:
         raise InputError(
             f"rollout.max_prompt = {s} and rollout.max_tokens = {t} ({extra} more for scoring) need {s + t + extra} "
-            f"positions and the model has {model.max_positions}; lower one of them by {s + t + extra - model.max_positions}"
+            f"positions and the model has {model.max_positions}; lower one by {s + t + extra - model.max_positions}"
         )
 
 

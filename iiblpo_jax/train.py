@@ -14,9 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from iiblpo_jax import cli, configuration, report
-from iiblpo_jax.metrics import MetricWriter, Progress
-from iiblpo_jax.trainer import Trainer
+from iiblpo_jax import cli, configuration
 
 
 class StopRequest:
@@ -32,14 +30,19 @@ class StopRequest:
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """The whole run, from nothing or from the last checkpoint to the report."""
+    from iiblpo_jax import report  # jax: after the command line is checked
+    from iiblpo_jax.metrics import MetricWriter, Progress
+    from iiblpo_jax.trainer import Trainer
+
     console, stop, total = Console(), StopRequest(), config.train.steps
 
-    # --- model, data, latent, optimizer: everything a user can get wrong fails here
+    # --- model, data, latent, optimizer, checkpoint: everything a user can get wrong fails here
     trainer = Trainer(config, workdir, console=console)
+    start = trainer.restore()
     configuration.save(config, workdir)
 
     # --- start or resume
-    start = trainer.restore()
+    step = done = start or 0
     writer = MetricWriter(workdir, resume_step=start)
     if start is None:
         console.print("evaluating the model as it is")
@@ -48,8 +51,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
         console.print(f"resuming after step {start}")
 
     # --- loop
-    with writer, Progress(total, start=start or 0, console=console) as progress:
-        for step in range((start or 0) + 1, total + 1):
+    with writer, Progress(total, start=done, console=console) as progress:
+        for step in range(done + 1, total + 1):
             metrics, columns = trainer.step(step)
             evaluates = step == total or (config.eval.every and step % config.eval.every == 0)
             if evaluates:

@@ -110,25 +110,29 @@ class Trainer:
         information = self._inform(forest, batch)  # runs on the device while the host verifies
         rewards, texts, verifier = self._verify(forest, batch)
         clock.lap("reward")
-        scored = score(
-            forest, jnp.asarray(rewards), information, select_key, self.state.step, spec=self._score_spec
-        )
+        scored = score(forest, jnp.asarray(rewards), information, select_key, self.state.step, spec=self._score_spec)
         clock.lap("score", scored)
         self.state, update_metrics = self._update(self.state, scored.rows, update_key)
         clock.lap("update", self.state)
 
         trained = int(jnp.sum(scored.rows.mask_NT))
         generated = int(stats.tokens)
-        metrics = _floats(scored.metrics | update_metrics) | verifier | {
-            "rollout/tokens": generated,
-            "rollout/slot_utilisation": float(stats.slot_utilisation),
-            "rollout/tokens_per_s": generated / clock.seconds["rollout"],
-            "update/tokens_per_s": trained / clock.seconds["update"],
-            **{f"time/{name}_s": seconds for name, seconds in clock.seconds.items()},
-        }
+        metrics = (
+            _floats(scored.metrics | update_metrics)
+            | verifier
+            | {
+                "rollout/tokens": generated,
+                "rollout/slot_utilisation": float(stats.slot_utilisation),
+                "rollout/tokens_per_s": generated / clock.seconds["rollout"],
+                "update/tokens_per_s": trained / clock.seconds["update"],
+                **{f"time/{name}_s": seconds for name, seconds in clock.seconds.items()},
+            }
+        )
         self._count_bad(metrics["update/skipped"] > 0, step)
         every = self.config.log.rollouts
-        columns = self._columns(batch, forest, texts, rewards, information, scored) if every and step % every == 0 else None
+        columns = (
+            self._columns(batch, forest, texts, rewards, information, scored) if every and step % every == 0 else None
+        )
         return metrics, columns
 
     def evaluate(self) -> dict:
@@ -141,7 +145,7 @@ class Trainer:
     # -- resuming ---------------------------------------------------------------------------------------------------
 
     def restore(self) -> int | None:
-        """Continues from the newest checkpoint: params, optimizer, data position. The step it was taken after, or None."""
+        """Loads the newest checkpoint (params, optimizer, data position): the step it was taken after, or None."""
         found = self._checkpoints.restore_latest(self.state)
         if found is None:
             return None
@@ -191,10 +195,10 @@ class Trainer:
     def _placed(self, state):
         """The state with every leaf on the mesh: moments beside their weights already, the rest on every device."""
         everywhere = jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec())
-        here = lambda x: isinstance(x.sharding, jax.sharding.NamedSharding) and x.sharding.mesh == self._mesh  # noqa: E731
+        here = lambda x: getattr(x.sharding, "mesh", None) == self._mesh  # noqa: E731
         return jax.tree.map(lambda x: x if here(x) else jax.device_put(x, everywhere), state)
 
-    # -- pieces of a step -----------------------------------------------------------------------------------------------
+    # -- pieces of a step ---------------------------------------------------------------------------------------------
 
     def _published(self) -> dict:
         """The policy as decoding wants it: cast to rollout.dtype."""

@@ -18,7 +18,15 @@ from iiblpo_jax.model.psa import PSA
 def tiny_config() -> ModelConfig:
     """Two layers, grouped queries, a head width that is not D/H."""
     return ModelConfig(
-        family="qwen3", vocab_size=23, d_model=16, d_ff=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, qk_norm=True
+        family="qwen3",
+        vocab_size=23,
+        d_model=16,
+        d_ff=32,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=8,
+        qk_norm=True,
     )
 
 

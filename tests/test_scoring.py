@@ -224,13 +224,13 @@ ANSWER, ANSWER_LEN = np.array([[3, 0], [5, 6]]), np.array([1, 2])
 @pytest.fixture(scope="module")
 def teacher(tiny_config, tiny_params):
     """teacher(context, text) -> log-prob of each token of `text` after `context`, temperature 0.7."""
-    logits = jax.jit(lambda row: project(model, hidden_states(model, row[None]))[0])
+    logp_of = jax.jit(lambda row: jax.nn.log_softmax(project(model, hidden_states(model, row[None]))[0] / 0.7))
     model = bind(tiny_config, tiny_params)
 
     def logp(context, text):
         row = np.zeros(16, np.int32)
         row[: len(context) + len(text)] = [*context, *text]
-        logp_TV = jax.nn.log_softmax(logits(row) / 0.7)
+        logp_TV = np.asarray(logp_of(row))
         return np.array([logp_TV[len(context) + i - 1, token] for i, token in enumerate(text)])
 
     return logp

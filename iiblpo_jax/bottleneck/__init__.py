@@ -1,4 +1,4 @@
-"""The information bottleneck: S_IB(r) = beta * I(r; a) - I(q; r), the ranking it gives and the self-reward it pays.
+"""The information bottleneck: S_IB(r) = beta * I(r; a) - I(q; r), and the ranking it gives.
 
 Read in this order: `marker` (where a response's reasoning ends), `estimators` (the two information terms),
 `selection` (standardise, score, keep the N best), `diagnostics` (the `ib/*` metrics). All of it runs inside jit.
@@ -8,7 +8,7 @@ Trajectories of one prompt are contiguous, so R = P * G reshapes to [P, G] with 
 from iiblpo_jax.bottleneck.diagnostics import bottleneck_metrics
 from iiblpo_jax.bottleneck.estimators import Evidence, Information, entropy_score, likelihood
 from iiblpo_jax.bottleneck.marker import MarkerTable, marker_cut, marker_table
-from iiblpo_jax.bottleneck.selection import Selection, keep_count, likelihood_score, select, self_reward, standardise
+from iiblpo_jax.bottleneck.selection import Selection, keep_count, likelihood_score, select, standardise
 
 __all__ = [
     "Evidence",
@@ -23,6 +23,5 @@ __all__ = [
     "marker_cut",
     "marker_table",
     "select",
-    "self_reward",
     "standardise",
 ]

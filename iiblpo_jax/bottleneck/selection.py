@@ -125,12 +125,3 @@ def select(
     order_PN = _top(jnp.take_along_axis(jnp.where(valid_PG, score_PG, -jnp.inf), keep_PN, axis=1), keep_PN.shape[1])
     keep_PN = jnp.take_along_axis(keep_PN, order_PN, axis=1)
     return Selection(keep_PN=keep_PN, kept_PG=_as_mask(keep_PN, group) & valid_PG, rescued_P=rescued_P)
-
-
-def self_reward(score_PN: jax.Array, reward_PN: jax.Array, *, coef: float) -> jax.Array:
-    """coef * clip(S_IB, -1, 1), to be added to the advantage after group normalisation.
-
-    0 in groups without reward spread: there normalisation would have nothing but the score's noise to amplify.
-    """
-    spread_P1 = jnp.max(reward_PN, axis=1, keepdims=True) > jnp.min(reward_PN, axis=1, keepdims=True)
-    return jnp.where(spread_P1, coef * jnp.clip(score_PN, -1.0, 1.0), 0.0)

@@ -18,9 +18,8 @@ import numpy as np
 import optax
 from absl import app, flags
 from flax import nnx
+from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers import decoders, models, pre_tokenizers
-from tokenizers import Regex
 
 from iiblpo_jax import masked, tokenizers
 from iiblpo_jax.data.arithmetic import ALPHABET, make_arithmetic

@@ -26,7 +26,13 @@ SEED = 0x1A7E17  # keeps the keys of this stage apart from those of the rollouts
 
 
 def ensure_latents(
-    config, directory: Path, model_config: ModelConfig, params: dict, questions, *, stop_ids: Sequence[int],
+    config,
+    directory: Path,
+    model_config: ModelConfig,
+    params: dict,
+    questions,
+    *,
+    stop_ids: Sequence[int],
     console: Console | None = None,
 ) -> tuple[CVAE, PSA]:
     """Loads the latents of a workdir; trains and stores them first if there are none.
@@ -51,8 +57,14 @@ def ensure_latents(
 
 
 def train_latents(
-    config, directory: Path, model_config: ModelConfig, params: dict, questions: Sequence[Question], *,
-    stop_ids: Sequence[int], console: Console | None = None,
+    config,
+    directory: Path,
+    model_config: ModelConfig,
+    params: dict,
+    questions: Sequence[Question],
+    *,
+    stop_ids: Sequence[int],
+    console: Console | None = None,
 ) -> dict[str, float]:
     """Trains both parts, prints the diagnostics, stores everything in `directory`; returns the metrics."""
     console, began, knobs = console or Console(), time.monotonic(), config.latent

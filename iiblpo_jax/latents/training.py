@@ -27,8 +27,18 @@ PATIENCE_S = 5.0  # a loop that lasts longer shows a progress bar
 
 
 def train_cvae(
-    context_ND, target_ND, key, *, latent: int, hidden: int, steps: int, batch: int, lr: float, kl_weight: float,
-    free_bits: float, kl_warmup: int,
+    context_ND,
+    target_ND,
+    key,
+    *,
+    latent: int,
+    hidden: int,
+    steps: int,
+    batch: int,
+    lr: float,
+    kl_weight: float,
+    free_bits: float,
+    kl_warmup: int,
 ) -> tuple[CVAE, jax.Array]:
     """Fits a CVAE to N training pairs with Adam (gradient norm clipped at 1).
 
@@ -65,8 +75,19 @@ def train_cvae(
 
 
 def train_psa(
-    config, params: dict, cvae: CVAE, pairs: Pairs, key, *, n_injected: int, steps: int, batch: int, lr: float,
-    temperature: float, half_life: float, strength: float,
+    config,
+    params: dict,
+    cvae: CVAE,
+    pairs: Pairs,
+    key,
+    *,
+    n_injected: int,
+    steps: int,
+    batch: int,
+    lr: float,
+    temperature: float,
+    half_life: float,
+    strength: float,
 ) -> tuple[PSA, jax.Array]:
     """Fits PSA projections to log pi(rest | prefix, z), z ~ posterior, with model and CVAE frozen (Adam).
 
@@ -120,9 +141,7 @@ def rest_logprobs(model, pairs: Pairs, z_NZ, psa, *, temperature: float, half_li
     rows, with_z = pairs.rows, {}
     if z_NZ is not None:
         with_z = {"latent": injection(pairs, z_NZ, half_life=half_life, strength=strength), "psa": psa}
-    return response_logprobs(
-        model, rows.tokens_NC, rows.prompt_len_N, rows.t, temperature=temperature, **with_z
-    )[0]
+    return response_logprobs(model, rows.tokens_NC, rows.prompt_len_N, rows.t, temperature=temperature, **with_z)[0]
 
 
 def warmup(step, weight: float, steps: int):

@@ -26,7 +26,7 @@ class PSA(nnx.Module):
 
     def __init__(self, config: ModelConfig, z_width: int, n_injected: int, *, rngs: nnx.Rngs):
         n, z, kv = n_injected, z_width, (config.n_kv_heads, config.head_dim)
-        # Gain and value start at zero: an untrained z is silent, not noise. Keys start random, or values would not learn.
+        # Gain and value start at zero: an untrained z is silent, not noise. Random keys let the values learn.
         key = jax.random.normal(rngs.params(), (n, z, *kv)) * z**-0.5
         self.gain = nnx.Param(jnp.zeros((n, z, config.d_model)), axes=("layers", "latent", "embed"))
         self.key = nnx.Param(key, axes=("layers", "latent", "kv_heads", "head"))
@@ -56,12 +56,18 @@ class Latent:
 
 
 def gamma(tokens_since_branch, *, half_life: float, strength: float):
-    """Strength of z `tokens_since_branch` tokens after t*: strength * 0.5 ** (n / half_life); inf half-life = constant."""
+    """Strength of z n = `tokens_since_branch` tokens after t*: strength * 0.5 ** (n / half_life)."""
     return strength * 0.5 ** (tokens_since_branch / half_life)
 
 
 def latent_inputs(
-    z_RJZ: jax.Array, branch_at_RJ: jax.Array, prompt_len_R: jax.Array, length: int, *, half_life: float, strength: float
+    z_RJZ: jax.Array,
+    branch_at_RJ: jax.Array,
+    prompt_len_R: jax.Array,
+    length: int,
+    *,
+    half_life: float,
+    strength: float,
 ) -> Latent:
     """Places latents on rows [prompt, response].
 

@@ -105,7 +105,5 @@ def _inject(layer: Injection | None, gamma_B: jax.Array):
     if layer is None:
         return None, None
     bias_B = jnp.where(gamma_B > 0, jnp.log(jnp.maximum(gamma_B, 1e-30)), attention.OFF)
-    pseudo = attention.Pseudo(
-        k_BJGE=layer.k_BGE[:, None], v_BJGE=layer.v_BGE[:, None], bias_BTJ=bias_B[:, None, None]
-    )
+    pseudo = attention.Pseudo(k_BJGE=layer.k_BGE[:, None], v_BJGE=layer.v_BGE[:, None], bias_BTJ=bias_B[:, None, None])
     return (gamma_B[:, None] * layer.gain_BD)[:, None], pseudo

@@ -34,6 +34,9 @@ from iiblpo_jax.rollout.cache import (
 )
 from iiblpo_jax.rollout.sampling import Sampling, sample
 
+NO_BRANCHES = Branching()
+AS_IT_IS = Sampling()
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RolloutSpec:
@@ -54,12 +57,12 @@ class RolloutSpec:
 
     model: ModelConfig
     roots: int
-    branching: Branching = Branching()
+    branching: Branching = NO_BRANCHES
     slots: int
     refill_at: int = 1
     max_tokens: int
     min_tokens: int = 0
-    sampling: Sampling = Sampling()
+    sampling: Sampling = AS_IT_IS
     stop_ids: tuple[int, ...]
     half_life: float = 256.0
     strength: float = 1.0
@@ -113,7 +116,13 @@ class RolloutStats:
 
 @functools.partial(jax.jit, static_argnames="spec")
 def rollout(
-    params: dict, prompt_PS: jax.Array, prompt_len_P: jax.Array, key: jax.Array, *, spec: RolloutSpec, latents: dict | None = None
+    params: dict,
+    prompt_PS: jax.Array,
+    prompt_len_P: jax.Array,
+    key: jax.Array,
+    *,
+    spec: RolloutSpec,
+    latents: dict | None = None,
 ) -> tuple[Forest, RolloutStats]:
     """Samples M*(1+K) trajectories for every prompt.
 
@@ -162,7 +171,8 @@ class _Engine:
         )  # fmt: skip
         forest = Forest(
             prompt_PS=prompt_PS, prompt_len_P=prompt_len_P, tokens_RT=jnp.zeros((r, t), jnp.int32), logp_RT=float_RT,
-            raw_logp_RT=float_RT, entropy_RT=float_RT, length_R=int_R, finish_R=int_R + LENGTH, parent_R=self._parents(r),
+            raw_logp_RT=float_RT, entropy_RT=float_RT, length_R=int_R, finish_R=int_R + LENGTH,
+            parent_R=self._parents(r),
             branch_at_R=int_R, z_RZ=jnp.zeros((r, z_width)), fallback_R=int_R > 0,
         )  # fmt: skip
         zero = jnp.zeros((), jnp.int32)
@@ -249,7 +259,7 @@ class _Engine:
         return s if self.psa is None else self._draw_latents(s, start_B & ~fallback_B)
 
     def _branch_points(self, forest: Forest, parent_B, nth_B):
-        """t* of the nth branch [B], and whether the parent had no candidate (then t* = 1, or 0 if it had no token to keep)."""
+        """t* of the nth branch, and whether its parent had no candidate (then t* = 1, or 0 for a whole resample)."""
         spec, branching = self.spec, self.spec.branching
         length_B, stopped_B = forest.length_R[parent_B], forest.finish_R[parent_B] == STOP
         candidates_BT = candidate_mask(forest.entropy_RT[parent_B], length_B, stopped_B, branching)

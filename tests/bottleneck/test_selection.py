@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iiblpo_jax.bottleneck import keep_count, likelihood_score, select, self_reward, standardise
+from iiblpo_jax.bottleneck import keep_count, likelihood_score, select, standardise
 from iiblpo_jax.errors import InputError
 
 G = 6
@@ -116,11 +116,6 @@ def test_rows_index_the_flat_trajectories():
     key = jax.random.key(0)
     selection = select(score, valid, valid, rule="score", keep=2, keep_contrast=False, key=key)
     assert selection.rows_PN.tolist() == [[3, 2], [7, 6]]
-
-
-def test_self_reward_by_hand():
-    bonus = self_reward(np.array([[0.5, -3.0], [2.0, -2.0]]), np.array([[1.0, 0.0], [1.0, 1.0]]), coef=0.1)
-    np.testing.assert_allclose(bonus, [[0.05, -0.1], [0, 0]], rtol=1e-6)
 
 
 def test_keep_count():

@@ -8,7 +8,16 @@ import pytest
 from iiblpo_jax.model import attention
 from iiblpo_jax.model.config import Llama3Rope, ModelConfig
 
-BASE = dict(family="llama", vocab_size=8, d_model=8, d_ff=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8)
+BASE = {
+    "family": "llama",
+    "vocab_size": 8,
+    "d_model": 8,
+    "d_ff": 8,
+    "n_layers": 1,
+    "n_heads": 2,
+    "n_kv_heads": 1,
+    "head_dim": 8,
+}
 
 
 def test_llama3_scaling_of_fast_slow_and_middle_frequencies():

@@ -104,8 +104,10 @@ def test_loss_is_half_squared_error_plus_kl(cvae, features):
     fit_standardisation(cvae, *map(jnp.asarray, features))
     terms = elbo_terms(cvae, *map(jnp.asarray, features), keys(B), kl_weight=0.7, free_bits=0.0)
     c, t = ((x - x.mean(0)) / x.std(0) for x in features)
-    p = {name: mlp(x, params_of(cvae)[name]) for name, x in
-         (("prior_mlp", c), ("posterior_mlp", np.concatenate([c, t], -1)))}
+    p = {
+        name: mlp(x, params_of(cvae)[name])
+        for name, x in (("prior_mlp", c), ("posterior_mlp", np.concatenate([c, t], -1)))
+    }
     mp, lp, mq, lq = *np.split(p["prior_mlp"], 2, -1), *np.split(p["posterior_mlp"], 2, -1)
     noise = np.stack([jax.random.normal(k, (Z,)) for k in keys(B)])
     z = mq + np.exp(lq / 2) * noise

@@ -20,7 +20,9 @@ def test_gamma_halves_and_starts_at_the_refed_token():
 
 
 def test_infinite_half_life_switches_decay_off():
-    latent = latent_inputs(jnp.ones((1, 1, 3)), jnp.array([[2]]), jnp.array([3]), 10, half_life=float("inf"), strength=1.0)
+    latent = latent_inputs(
+        jnp.ones((1, 1, 3)), jnp.array([[2]]), jnp.array([3]), 10, half_life=float("inf"), strength=1.0
+    )
     np.testing.assert_array_equal(latent.gamma_BT[0, 4:], 1.0)
 
 
@@ -38,7 +40,9 @@ def test_pseudo_position_by_hand():
     weights = np.array([np.exp(q @ k[0] / 2), np.exp(q @ k[1] / 2), gamma * np.exp(q @ kz / 2)])
     expected = (weights[0] * v[0] + weights[1] * v[1] + weights[2] * vz) / weights.sum()
     pseudo = Pseudo(
-        k_BJGE=jnp.array(kz).reshape(1, 1, 1, 4), v_BJGE=jnp.array(vz).reshape(1, 1, 1, 4), bias_BTJ=jnp.log(jnp.array([[[gamma]]]))
+        k_BJGE=jnp.array(kz).reshape(1, 1, 1, 4),
+        v_BJGE=jnp.array(vz).reshape(1, 1, 1, 4),
+        bias_BTJ=jnp.log(jnp.array([[[gamma]]])),
     )
     args = jnp.array(q).reshape(1, 1, 1, 1, 4), jnp.array(k).reshape(1, 1, 2, 4), jnp.array(v).reshape(1, 1, 2, 4)
     seen = jnp.ones((1, 1, 2), bool)
@@ -49,7 +53,9 @@ def test_pseudo_position_by_hand():
 
 def test_gain_and_bias_of_a_layer(tiny_config, tiny_psa_params):
     latent = Latent(
-        z_BJZ=jnp.arange(8.0).reshape(1, 2, 4), segment_BT=jnp.array([[-1, 0, 1]]), gamma_BT=jnp.array([[1.0, 0.5, 0.25]])
+        z_BJZ=jnp.arange(8.0).reshape(1, 2, 4),
+        segment_BT=jnp.array([[-1, 0, 1]]),
+        gamma_BT=jnp.array([[1.0, 0.5, 0.25]]),
     )
     weights = jax.tree.map(lambda w: w[1], layer_weights(bind_psa(tiny_psa_params, tiny_config), 2))
     gain, pseudo = layer_injection(weights, latent, jnp.float32)

@@ -1,0 +1,107 @@
+"""The quickstart notebook: it is committed clean, it runs from a fresh kernel, and what it shows is true."""
+
+import base64
+import json
+import os
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "quickstart.ipynb"
+SMALL = "STEPS, EVAL_PROBLEMS, LATENT_STEPS, PSA_STEPS, LATENT_PROMPTS, SEED = 2, 8, 20, 4, 16, 0"
+# What the last cell of the executed copy prints, for the assertions below.
+RESULTS = """
+import json
+R = {name: getattr(forest, f"{name}_R").tolist() for name in ("length", "parent", "branch_at", "finish")}
+R |= {name: getattr(scored, f"{name}_R").tolist() for name in ("score", "kept", "advantage")}
+R |= {name: getattr(information, f"{name}_R").tolist() for name in ("answer", "prompt")}
+R |= {"tokens": forest.tokens_RT.tolist(), "reward": rewards.tolist(), "texts": texts}
+print(json.dumps(R | {"same": same, "steps": len(history), "workdir": str(workdir)}))
+"""
+
+
+@pytest.fixture(scope="module")
+def executed():
+    """The notebook after a run with small settings, and its results."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook.cells[_parameters(notebook)].source = SMALL
+    notebook.cells.append(nbformat.v4.new_code_cell(RESULTS, id="results"))
+    root = str(NOTEBOOK.parents[1])
+    # Unoptimised machine code: nearly all the time of so short a run is compilation.
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": root}
+    client = NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOK.parent)}}
+    )
+    client.execute(env=env)
+    printed = [output.text for output in notebook.cells[-1].outputs if output.output_type == "stream"]
+    return notebook, json.loads("".join(printed))
+
+
+def _parameters(notebook) -> int:
+    [index] = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
+    return index
+
+
+def test_it_is_committed_without_outputs_and_with_readable_cell_ids():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids) and all(name.replace("-", "").isalpha() for name in ids)
+    assert not notebook.cells[_parameters(notebook)].source.strip().startswith("#")
+
+
+@pytest.mark.slow
+def test_the_tree_it_draws_is_a_tree(executed):
+    _, r = executed
+    assert r["parent"] == [-1, 0, 0, 0, -1, 4, 4, 4]
+    for branch, parent in enumerate(r["parent"]):
+        at = r["branch_at"][branch]
+        assert (at == 0) == (parent < 0)
+        assert r["tokens"][branch][:at] == r["tokens"][max(parent, 0)][:at]
+
+
+@pytest.mark.slow
+def test_the_table_holds_the_scores_of_its_texts(executed):
+    _, r = executed
+    gold = str(8 + 9 + 7 + 5)
+    assert r["reward"] == [float("#" in text and text.rpartition("#")[2] == gold) for text in r["texts"]]
+
+    standard = lambda x: (x - np.mean(x)) / (np.std(x) + 1e-4)  # noqa: E731
+    score = standard(np.array(r["answer"])) - standard(np.array(r["prompt"]))
+    np.testing.assert_allclose(r["score"], score, atol=1e-3)
+
+    kept, advantage = np.array(r["kept"]), np.array(r["advantage"])
+    assert kept.sum() == 4 and (advantage[~kept] == 0).all()
+    reward = np.array(r["reward"])[kept]
+    expected = np.zeros(4)
+    if np.ptp(reward):
+        expected = (reward - reward.mean()) / reward.std(ddof=1) + 0.1 * np.clip(score[kept], -1, 1)
+    np.testing.assert_allclose(advantage[kept], expected, atol=1e-3)
+    assert (np.ptp(r["reward"]) > 0) == (np.ptp(reward) > 0)  # ib.keep_contrast
+
+
+@pytest.mark.slow
+def test_it_trains_exports_and_cleans_up(executed):
+    _, r = executed
+    assert r["steps"] == 2 and r["same"] is True
+    assert not Path(r["workdir"]).exists()  # a temporary folder that goes with the kernel
+
+
+@pytest.mark.slow
+def test_it_shows_its_figures_and_no_warnings(executed):
+    notebook, _ = executed
+    cells = {cell.id: cell for cell in notebook.cells if cell.cell_type == "code"}
+    pictures = {
+        name: [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+        for name, cell in cells.items()
+    }
+    assert {name for name, found in pictures.items() if found} == {"draw", "curves"}
+    for name in ("draw", "curves"):
+        [png] = pictures[name]
+        assert base64.b64decode(png).startswith(b"\x89PNG")
+    assert not any(o.get("name") == "stderr" for cell in cells.values() for o in cell.outputs)
