@@ -189,7 +189,8 @@ def test_contrast_swaps_the_best_of_the_missing_kind_for_the_worst_kept(plain):
     wrong = max((1, 2), key=lambda r: score_R[r])
     first = max((0, 3), key=lambda r: score_R[r])
     assert set(np.flatnonzero(result.kept_R[:4])) == {first, wrong}
-    np.testing.assert_array_equal(np.flatnonzero(result.kept_R[4:]) + 4, best(score_R, 2)[2:])  # nobody right: as it was
+    # Nobody is right in the other prompt: as it was.
+    np.testing.assert_array_equal(np.flatnonzero(result.kept_R[4:]) + 4, best(score_R, 2)[2:])
     assert int(result.metrics["ib/contrast_rescued"]) == 1
 
 

@@ -36,6 +36,15 @@ OFF = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiles():
+    """Compiling is most of the time here; nothing below depends on how well XLA optimises."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def make_config(**sections):
     """IIB-LPO hot enough that groups hold right and wrong answers; `section={key: value}` changes it."""
     config = default_config()
@@ -113,7 +122,7 @@ def test_resuming_is_bit_exact(straight, workdir):
 
 
 def test_the_steps_learn_something(straight):
-    """Otherwise resuming bit-exactly would prove little: there were gradients, before and after, and z had an effect."""
+    """Else resuming bit-exactly would prove little: there were gradients, before and after, and z had an effect."""
     results, state = straight
     norms = [metrics["update/grad_norm"] for metrics, _ in results]
     assert max(norms[:2]) > 0 and max(norms[2:]) > 0
@@ -221,8 +230,10 @@ def test_the_microbatch_split_changes_nothing(plain, tmp_path):
 
 def test_a_refused_resume_leaves_the_workdir_as_it_was(straight, workdir):
     """Other data than the checkpoint's: its position would mean nothing."""
+    handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(InputError, match="other training data"):
         train.main(make_config(data={"seed": 5}), workdir)
+    signal.signal(signal.SIGTERM, handler)
     assert not (workdir / "config.json").exists() and not (workdir / "metrics.jsonl").exists()
 
 
@@ -240,7 +251,7 @@ def test_updates_that_are_not_finite_change_nothing_and_stop_the_run(plain):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(trainer.state.params), before)
 
 
-# -- the process --------------------------------------------------------------------------------------------------------
+# -- the process ------------------------------------------------------------------------------------------------------
 
 CONFIG = f"""
 import runpy
@@ -248,7 +259,8 @@ import runpy
 def get_config():
     module = runpy.run_path({str(Path(__file__))!r})
     return module["make_config"](
-        **module["OFF"], rollout={{"roots": 4}}, train={{"steps": 150}}, log={{"rollouts": 50}}, checkpoint={{"every": 0}}
+        **module["OFF"], rollout={{"roots": 4}}, train={{"steps": 150}}, log={{"rollouts": 50}},
+        checkpoint={{"every": 0}},
     )
 """
 
@@ -264,7 +276,10 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
     (tmp_path / "config.py").write_text(CONFIG)
     workdir = tmp_path / "run"
     command = [sys.executable, "-m", "iiblpo_jax.train", f"--config={tmp_path / 'config.py'}", f"--workdir={workdir}"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "IIBLPO_CACHE": str(tmp_path / "cache")}
+    env = {
+        **os.environ, "PYTHONPATH": str(ROOT), "IIBLPO_CACHE": str(tmp_path / "cache"),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }  # fmt: skip
 
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         deadline = time.monotonic() + 300
