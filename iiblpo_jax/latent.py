@@ -9,26 +9,28 @@ checked against the model, and its table shown again.
 import json
 from pathlib import Path
 
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from iiblpo_jax import cli, configuration
-from iiblpo_jax.data.pipeline import PromptPipeline
-from iiblpo_jax.data.registry import make_tasks
-from iiblpo_jax.latents import diagnostics, ensure_latents
-from iiblpo_jax.latents.continuations import training_questions
-from iiblpo_jax.latents.storage import METRICS, has_latents
-from iiblpo_jax.model.decoder import params_of
-from iiblpo_jax.model.loading import load_model
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Trains or finds the latents of a workdir."""
+    from iiblpo_jax import specs  # jax: after the command line is checked
+    from iiblpo_jax.data.pipeline import PromptPipeline
+    from iiblpo_jax.data.registry import make_tasks
+    from iiblpo_jax.latents import diagnostics, ensure_latents
+    from iiblpo_jax.latents.continuations import training_questions
+    from iiblpo_jax.latents.storage import METRICS, has_latents
+    from iiblpo_jax.model.decoder import params_of
+    from iiblpo_jax.model.loading import load_model
+
     console, directory = Console(), workdir / "latent"
 
     # --- model and prompts
-    model, tokenizer = load_model(config.model.path, dtype=jnp.float32)
+    model, tokenizer = load_model(config.model.path)
+    specs.check_positions(config, model.config, (), tokenizer)
 
     def questions():
         pipeline = PromptPipeline(

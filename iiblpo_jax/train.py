@@ -22,7 +22,13 @@ class StopRequest:
 
     def __init__(self):
         self.received = False
-        signal.signal(signal.SIGTERM, self._receive)
+
+    def __enter__(self):
+        self._before = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGTERM, self._before)
 
     def _receive(self, *_):
         self.received = True
@@ -34,7 +40,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     from iiblpo_jax.metrics import MetricWriter, Progress
     from iiblpo_jax.trainer import Trainer
 
-    console, stop, total = Console(), StopRequest(), config.train.steps
+    console, total = Console(), config.train.steps
 
     # --- model, data, latent, optimizer, checkpoint: everything a user can get wrong fails here
     trainer = Trainer(config, workdir, console=console)
@@ -46,12 +52,12 @@ def main(config: ConfigDict, workdir: Path) -> None:
     writer = MetricWriter(workdir, resume_step=start)
     if start is None:
         console.print("evaluating the model as it is")
-        writer.write(0, trainer.evaluate())
+        writer.write(0, trainer.latent_metrics() | trainer.evaluate())
     else:
         console.print(f"resuming after step {start}")
 
     # --- loop
-    with writer, Progress(total, start=done, console=console) as progress:
+    with StopRequest() as stop, writer, Progress(total, start=done, console=console) as progress:
         for step in range(done + 1, total + 1):
             metrics, columns = trainer.step(step)
             evaluates = step == total or (config.eval.every and step % config.eval.every == 0)

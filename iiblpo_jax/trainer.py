@@ -6,6 +6,7 @@ train.py drives it; a notebook can too:
     metrics, columns = trainer.step(1)
 """
 
+import json
 import time
 from pathlib import Path
 
@@ -26,10 +27,12 @@ from iiblpo_jax.evaluation import Evaluator, evaluation_tasks, make_scorer, resp
 from iiblpo_jax.forest import Forest
 from iiblpo_jax.latents import ensure_latents
 from iiblpo_jax.latents.continuations import training_questions
+from iiblpo_jax.latents.diagnostics import gain_norm
+from iiblpo_jax.latents.storage import METRICS, fingerprint
 from iiblpo_jax.model.decoder import cast, params_of
 from iiblpo_jax.model.loading import load_model
 from iiblpo_jax.optimizer import make_optimizer
-from iiblpo_jax.rollout.engine import rollout
+from iiblpo_jax.rollout.engine import RolloutStats, rollout
 from iiblpo_jax.scoring import CORRECT, Scored, inform, score
 from iiblpo_jax.update import init_state, make_update
 from iiblpo_jax.update_rows import UpdateSettings
@@ -47,7 +50,8 @@ class Trainer:
     """
 
     def __init__(self, config, workdir: Path | str, *, console: Console | None = None):
-        self.config, workdir = config, Path(workdir)
+        self.config = config
+        workdir = self._workdir = Path(workdir)
         console = console or Console()
 
         # --- model, tasks, data
@@ -78,13 +82,14 @@ class Trainer:
         shardings = meshes.param_shardings(model, self._mesh, meshes.TRAIN)
         policy = meshes.shard_params(params_of(model), shardings)
         self._reference = jax.tree.map(jnp.copy, cast(policy, config.model.dtype))
+        self._fingerprint = fingerprint(self.model_config, policy)
         self._cvae, psa = self._latents(workdir, weighted, console)
         params = {"policy": policy} if psa is None else {"policy": policy, "psa": psa}
         self.state = self._placed(init_state(params, optimizer))
         placement = jax.tree.map(lambda x: x.sharding, self.state)
         self._update = make_update(settings, method, self.model_config, optimizer, state_shardings=placement)
         self._checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, every=config.checkpoint.every)
-        self._bad_steps = 0
+        self._bad_steps, self._checkpoint_seconds = 0, 0.0
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
@@ -115,25 +120,11 @@ class Trainer:
         self.state, update_metrics = self._update(self.state, scored.rows, update_key)
         clock.lap("update", self.state)
 
-        trained = int(jnp.sum(scored.rows.mask_NT))
-        generated = int(stats.tokens)
-        metrics = (
-            _floats(scored.metrics | update_metrics)
-            | verifier
-            | {
-                "rollout/tokens": generated,
-                "rollout/slot_utilisation": float(stats.slot_utilisation),
-                "rollout/tokens_per_s": generated / clock.seconds["rollout"],
-                "update/tokens_per_s": trained / clock.seconds["update"],
-                **{f"time/{name}_s": seconds for name, seconds in clock.seconds.items()},
-            }
-        )
-        self._count_bad(metrics["update/skipped"] > 0, step)
+        metrics = _floats(scored.metrics | update_metrics) | verifier | self._counters(stats, scored, clock)
+        self._count_bad(metrics["update/skipped"] > 0, step, scored)
         every = self.config.log.rollouts
-        columns = (
-            self._columns(batch, forest, texts, rewards, information, scored) if every and step % every == 0 else None
-        )
-        return metrics, columns
+        due = every and step % every == 0
+        return metrics, self._columns(batch, forest, texts, rewards, information, scored) if due else None
 
     def evaluate(self) -> dict:
         """Held-out metrics of the policy as it is, and the seconds they took."""
@@ -141,6 +132,10 @@ class Trainer:
         metrics = self._evaluator(self._published())
         clock.lap("eval")
         return metrics | {"time/eval_s": clock.seconds["eval"]}
+
+    def latent_metrics(self) -> dict:
+        """What the latent stage measured (`latent/*`); empty without a latent."""
+        return {} if self._cvae is None else json.loads((self._workdir / "latent" / METRICS).read_text())
 
     # -- resuming ---------------------------------------------------------------------------------------------------
 
@@ -151,14 +146,21 @@ class Trainer:
             return None
         step, self.state, iterator, extra = found
         self.pipeline.set_state(iterator)
+        if extra["model"] != self._fingerprint:
+            raise InputError(
+                f"the checkpoints of this workdir grew from another model than {self.config.model.path}; use the "
+                "model the run began with, or another --workdir"
+            )
         self._bad_steps = extra["bad_steps"]
         return step
 
     def save(self, step: int, *, force: bool = False) -> None:
-        """Starts a checkpoint after `step` if one is due."""
-        self._checkpoints.save(
-            step, self.state, iterator=self.pipeline.get_state(), extra={"bad_steps": self._bad_steps}, force=force
-        )
+        """Starts a checkpoint after `step` if one is due; the next step's metrics say how long that kept it waiting."""
+        clock = Clock()
+        extra = {"bad_steps": self._bad_steps, "model": self._fingerprint}
+        self._checkpoints.save(step, self.state, iterator=self.pipeline.get_state(), extra=extra, force=force)
+        clock.lap("checkpoint")
+        self._checkpoint_seconds = clock.seconds["checkpoint"]
 
     def close(self) -> None:
         """Waits for the last checkpoint and ends the verifiers."""
@@ -222,12 +224,29 @@ class Trainer:
         rewards, counts = self.scorer.score(problems, texts)
         return rewards, texts, {f"reward/verifier_{name}": count for name, count in counts.items()}
 
-    def _count_bad(self, bad: bool, step: int) -> None:
+    def _counters(self, stats: RolloutStats, scored: Scored, clock: "Clock") -> dict:
+        """Metrics that the host counts: tokens, slots, seconds, and the gain of PSA, which RL may be training."""
+        generated, trained = int(stats.tokens), int(jnp.sum(scored.rows.mask_NT))
+        counters = {
+            "rollout/tokens": generated,
+            "rollout/slot_utilisation": float(stats.slot_utilisation),
+            "rollout/tokens_per_s": generated / clock.seconds["rollout"],
+            "update/tokens_per_s": trained / clock.seconds["update"],
+            "time/checkpoint_s": self._checkpoint_seconds,
+            **{f"time/{name}_s": seconds for name, seconds in clock.seconds.items()},
+        }
+        gain = {} if self._cvae is None else {"latent/gain_norm": gain_norm(self.state.params["psa"])}
+        return counters | gain
+
+    def _count_bad(self, bad: bool, step: int, scored: Scored) -> None:
         self._bad_steps = self._bad_steps + 1 if bad else 0
         if self._bad_steps >= self.config.train.max_bad_steps:
+            path = self._workdir / f"bad_step_{step:06d}.npz"
+            leaves = jax.tree_util.tree_leaves_with_path(scored.rows)
+            np.savez(path, **{jax.tree_util.keystr(where, simple=True, separator="."): x for where, x in leaves})
             raise InputError(
-                f"step {step}: {self._bad_steps} updates in a row had a loss or gradient that is not finite; "
-                "lower optim.lr or optim.clip_norm and resume from the last checkpoint"
+                f"step {step}: {self._bad_steps} updates in a row had a loss or gradient that is not finite (the rows "
+                f"are in {path}); lower optim.lr or optim.clip_norm and resume from the last checkpoint"
             )
 
     def _columns(self, batch, forest: Forest, texts, rewards, information, scored: Scored) -> dict:

@@ -1,0 +1,109 @@
+"""What a workdir stands for, and the verbs that take it from there: evaluate, export."""
+
+import dataclasses
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from iiblpo_jax import InputError, cli, configuration, evaluate, export, load_model
+from iiblpo_jax.checkpoints import Checkpoints
+from iiblpo_jax.defaults import default_config
+from iiblpo_jax.model.decoder import params_of
+from iiblpo_jax.model.saving import save_model
+from iiblpo_jax.optimizer import make_optimizer
+from iiblpo_jax.policy import load_policy
+from iiblpo_jax.update import init_state
+
+
+def small_config():
+    config = default_config()
+    config.rollout.max_prompt, config.rollout.max_tokens = 8, 20
+    config.rollout.slots, config.rollout.refill_at = 4, 1
+    config.task.options = {"k_min": 2, "k_max": 3, "train_size": 16, "heldout_size": 8}
+    config.eval.problems, config.eval.samples, config.eval.k = 4, 2, (1, 2)
+    config.eval.greedy = False
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A workdir whose checkpoint 7 holds the embedded model times 1.5: (workdir, those weights)."""
+    workdir, config = tmp_path_factory.mktemp("trained"), small_config()
+    model, _ = load_model(config.model.path)
+    params = jax.tree.map(lambda w: w * 1.5, params_of(model))
+    state = init_state({"policy": params}, make_optimizer(config.optim, total_steps=1))
+    checkpoints = Checkpoints(workdir, keep=1, every=0)
+    checkpoints.save(7, state, iterator=b"", extra={}, force=True)
+    checkpoints.close()
+    configuration.save(config, workdir)
+    return workdir, jax.device_get(params)
+
+
+def run(verb, *arguments):
+    """Runs a verb as the command line would; returns its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["verb", *arguments])
+        patch.setenv(cli.CACHE, "")
+        try:
+            cli.run(verb.main)
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+
+def test_the_newest_checkpoint_is_the_policy(trained):
+    workdir, params = trained
+    policy = load_policy(small_config(), workdir)
+    assert policy.step == 7 and "checkpoint" in policy.source
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(policy.params), params)
+
+
+def test_without_a_checkpoint_it_is_the_model(tmp_path):
+    policy = load_policy(small_config(), tmp_path)
+    assert policy.step == 0
+    model, _ = load_model(small_config().model.path)
+    jax.tree.map(np.testing.assert_array_equal, policy.params, params_of(model))
+
+
+def test_export_writes_the_checkpoints_weights_bit_for_bit(trained, tmp_path):
+    workdir, params = trained
+    assert run(export, f"--workdir={workdir}", f"--out={tmp_path}/out") == 0
+    model, tokenizer = load_model(tmp_path / "out")
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(params_of(model)), params)
+    assert tokenizer.decode(tokenizer.encode("6+5=11;#11")) == "6+5=11;#11"
+
+
+def test_export_needs_a_checkpoint_and_a_place(trained, tmp_path, capsys):
+    configuration.save(small_config(), tmp_path / "empty")
+    assert run(export, f"--workdir={tmp_path}/empty", f"--out={tmp_path}/out") == 2
+    assert "has no checkpoint to export" in capsys.readouterr().err
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("irreplaceable")
+    assert run(export, f"--workdir={trained[0]}", f"--out={tmp_path}/taken") == 2
+    assert (tmp_path / "taken" / "thesis.txt").read_text() == "irreplaceable"
+
+
+def test_evaluate_writes_what_it_prints(trained):
+    workdir, _ = trained
+    assert run(evaluate, f"--workdir={workdir}") == 0
+    found = json.loads((workdir / "eval" / "step_000007.json").read_text())
+    assert found["step"] == 7
+    metrics = found["metrics"]
+    assert {"eval/arithmetic/pass@1", "eval/arithmetic/pass@2", "eval/arithmetic/maj@2"} <= set(metrics)
+    assert 0 <= metrics["eval/arithmetic/pass@1"] <= metrics["eval/arithmetic/pass@2"] <= 1
+
+
+def test_a_checkpoint_of_another_model_is_refused(trained, tmp_path):
+    workdir, _ = trained
+    config = small_config()
+    model, tokenizer = load_model(config.model.path)
+    params = jax.device_get(params_of(model))
+    layers = {name: weight[:2] for name, weight in params["layers"].items()}
+    shallow = dataclasses.replace(model.config, n_layers=2)
+    save_model(tmp_path / "shallow", shallow, {**params, "layers": layers}, tokenizer)
+    config.model.path = str(tmp_path / "shallow")
+    with pytest.raises(InputError, match="layers"):
+        load_policy(config, workdir)
