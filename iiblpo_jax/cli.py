@@ -124,6 +124,8 @@ def _parse_flags(argv: list[str]) -> None:
         print(f"{doc.strip()}\n\n{flags.FLAGS.main_module_help()}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
         print("\nAny knob of the config: --config.SECTION.KEY=VALUE (iiblpo_jax/defaults.py lists them all).")
         sys.exit(0)
+    for name in ("config", "workdir"):  # a second command line in one process starts from nothing
+        flags.FLAGS[name].unparse()
     try:
         left = flags.FLAGS(argv)[1:]
     except flags.Error as error:

@@ -14,6 +14,15 @@ from iiblpo_jax.model.decoder import Decoder, params_of
 from iiblpo_jax.model.psa import PSA
 
 
+@pytest.fixture(scope="module")
+def quick_compiles():
+    """For modules whose time is compilation and whose assertions do not depend on how well XLA optimises."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="session")
 def tiny_config() -> ModelConfig:
     """Two layers, grouped queries, a head width that is not D/H."""

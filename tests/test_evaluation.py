@@ -16,6 +16,8 @@ from iiblpo_jax.model.decoder import params_of
 from iiblpo_jax.rollout.engine import RolloutSpec, rollout
 from iiblpo_jax.rollout.sampling import Sampling
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 PROBLEMS, SAMPLES, S, T = 5, 4, 8, 28
 PER_CALL = 3  # five problems in calls of three: the last call has one place to spare
 

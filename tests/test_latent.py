@@ -9,6 +9,8 @@ from iiblpo_jax.defaults import default_config
 from iiblpo_jax.errors import InputError
 from iiblpo_jax.latents import storage
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 
 @pytest.fixture(scope="module")
 def config():

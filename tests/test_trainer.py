@@ -24,6 +24,7 @@ from iiblpo_jax.model.decoder import params_of
 from iiblpo_jax.model.psa import PSA, bind_psa
 from iiblpo_jax.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 ROOT = Path(__file__).parents[1]
 QUIET = Console(quiet=True)
 KEYS = (
@@ -34,15 +35,6 @@ OFF = {
     "branch": {"k": 0},
     "ib": {"estimator": "none", "filter": "none", "reward_coef": 0.0, "entropy_coef": 0.0, "keep_contrast": False},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiles():
-    """Compiling is most of the time here; nothing below depends on how well XLA optimises."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def make_config(**sections):
@@ -72,9 +64,7 @@ def latent_dir(tmp_path_factory):
     psa["gain"] = 0.3 * jax.random.normal(jax.random.key(2), psa["gain"].shape)
     directory = tmp_path_factory.mktemp("made") / "latent"
     cvae = CVAE(model.config.d_model, 4, 8, rngs=nnx.Rngs(3))
-    save_latents(
-        directory, model.config, params_of(model), cvae, bind_psa(psa, model.config), settings={}, metrics={}
-    )
+    save_latents(directory, model.config, params_of(model), cvae, bind_psa(psa, model.config), settings={}, metrics={})
     return directory
 
 

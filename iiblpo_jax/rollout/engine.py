@@ -1,14 +1,13 @@
 """The rollout: prompts in, a finished Forest out, in one jitted call.
 
     1. Prefill every prompt once. A queue holds P*M trees; B slots work on them.
-    2. Refill (outer loop, rare): an idle slot either starts its tree's next branch or takes the next tree.
-       A branch starts where its parent's keys and values already are: the cursor goes back to the branch point, the
+    2. Refill (outer loop, rare): an idle slot starts its tree's next branch, or takes the next tree, or steals the last
+       pending branch of a slot that is still busy (it copies that slot's keys and values). A branch starts where its parent's keys and values already are: the cursor goes back to the branch point, the
        last prefix token is fed once as a probe (its hidden state gives the prior of z) and once more with z on.
     3. Decode (inner loop): one token for every live slot, until enough slots are idle.
 
 Decoding over the stale suffix of the parent copies nothing. The key of a token is folded from (trajectory, position),
-so the Forest does not depend on the number of slots or on when they are refilled. Left out: stealing of pending
-branches by idle slots, and prefill in chunks.
+so the Forest does not depend on the number of slots or on when they are refilled. Left out: prefill in chunks.
 """
 
 import dataclasses
@@ -79,6 +78,7 @@ class Slots:
       token_B: token to feed next, at response index index_B - 1 (the last prompt token for index 0).
       index_B: response index of the token to be drawn.
       branch_at_B: t* of a branch, 0 for a root.
+      last_B: number of the last branch of its tree that is still this slot's; K until one is stolen.
       z_on_B: z acts on this trajectory.
       cache, injected: per-layer keys and values, and what z adds.
     """
@@ -90,6 +90,7 @@ class Slots:
     token_B: jax.Array
     index_B: jax.Array
     branch_at_B: jax.Array
+    last_B: jax.Array
     z_on_B: jax.Array
     cache: list[LayerCache]
     injected: list[Injection | None] | None
@@ -166,7 +167,7 @@ class _Engine:
             injected = injections(self.psa, jnp.zeros((b, z_width)), spec.model.n_layers, dtype)
         slots = Slots(
             trajectory_B=int_B - 1, prompt_B=int_B, prompt_len_B=int_B + 1, live_B=int_B > 0, token_B=int_B,
-            index_B=int_B, branch_at_B=int_B, z_on_B=int_B > 0, injected=injected,
+            index_B=int_B, branch_at_B=int_B, last_B=int_B, z_on_B=int_B > 0, injected=injected,
             cache=empty_cache(spec.model, b, s + t, dtype),
         )  # fmt: skip
         forest = Forest(
@@ -185,15 +186,30 @@ class _Engine:
 
     # -- what is left to do -------------------------------------------------------------------------------------------
 
+    def _pending(self, slots: Slots):
+        """Branches [B] that a slot still has to grow after the trajectory it is at."""
+        return jnp.where(slots.trajectory_B >= 0, slots.last_B - slots.trajectory_B % self.tree_size, 0)
+
     def _owes(self, slots: Slots):
         """Idle slots whose tree still has branches to grow."""
-        j_B = slots.trajectory_B % self.tree_size
-        return ~slots.live_B & (slots.trajectory_B >= 0) & (j_B < self.spec.branching.k)
+        return ~slots.live_B & (self._pending(slots) > 0)
+
+    def _donates(self, slots: Slots):
+        """Slots with a branch to give away: the root is finished, and one is left after the slot's own next.
+
+        Branches are grown latest t* first, so what a slot has overwritten lies behind the branch point of its last one.
+        In a chain nothing can be given away: a branch grows on the one before.
+        """
+        if self.spec.branching.parent != "root":
+            return jnp.zeros_like(slots.live_B)
+        at_branch_B = slots.trajectory_B % self.tree_size > 0
+        return jnp.where(slots.live_B, at_branch_B & (self._pending(slots) > 0), self._pending(slots) > 1)
 
     def _refillable(self, s: State):
         """How many idle slots could start something now."""
         owes_B, trees = self._owes(s.slots), s.forest.length_R.shape[0] // self.tree_size
-        return owes_B.sum() + jnp.minimum((~s.slots.live_B & ~owes_B).sum(), trees - s.next_tree)
+        on_offer = trees - s.next_tree + self._donates(s.slots).sum()
+        return owes_B.sum() + jnp.minimum((~s.slots.live_B & ~owes_B).sum(), on_offer)
 
     def unfinished(self, s: State):
         return s.slots.live_B.any() | (self._refillable(s) > 0)
@@ -201,7 +217,7 @@ class _Engine:
     # -- outer loop ---------------------------------------------------------------------------------------------------
 
     def refill(self, s: State, *, k_LPGSE, v_LPGSE) -> State:
-        """Gives every idle slot its next trajectory: a branch of its own tree, else the root of the next tree."""
+        """Gives idle slots their next trajectory: a branch of their own tree, the root of the next, a stolen branch."""
         slots, forest = s.slots, s.forest
         owes_B, trees = self._owes(slots), forest.length_R.shape[0] // self.tree_size
         free_B = ~slots.live_B & ~owes_B
@@ -218,12 +234,35 @@ class _Engine:
             token_B=jnp.where(take_B, forest.prompt_PS[prompt_B, last_B], slots.token_B),
             index_B=zero_where(slots.index_B),
             branch_at_B=zero_where(slots.branch_at_B),
+            last_B=jnp.where(take_B, self.spec.branching.k, slots.last_B),
             z_on_B=slots.z_on_B & ~take_B,
             live_B=slots.live_B | take_B | owes_B,
             cache=fill_prompts(slots.cache, take_B, prompt_B, k_LPGSE, v_LPGSE),
         )
         s = s.replace(slots=slots, next_tree=s.next_tree + take_B.sum())
-        return self._start_branches(s, owes_B) if self.spec.branching.k > 0 else s
+        if self.spec.branching.k == 0:
+            return s
+        slots, stolen_B = self._steal(s.slots)
+        return self._start_branches(s.replace(slots=slots), owes_B | stolen_B)
+
+    def _steal(self, slots: Slots) -> tuple[Slots, jax.Array]:
+        """Idle slots take the last pending branch of a donor each, and copy its keys and values."""
+        free_B, donor_B = ~slots.live_B, self._donates(slots)
+        donors_B = jnp.argsort(~donor_B, stable=True)  # donors first
+        rank_B = jnp.cumsum(free_B) - 1
+        stolen_B = free_B & (rank_B < donor_B.sum())
+        from_B = jnp.where(stolen_B, donors_B[rank_B], jnp.arange(free_B.shape[0]))
+        gives_B = jnp.zeros_like(free_B).at[jnp.where(stolen_B, from_B, free_B.shape[0])].set(True, mode="drop")
+        root_B = slots.trajectory_B - slots.trajectory_B % self.tree_size
+        slots = slots.replace(
+            trajectory_B=jnp.where(stolen_B, (root_B + slots.last_B)[from_B], slots.trajectory_B),
+            last_B=jnp.where(stolen_B, slots.last_B[from_B], slots.last_B - gives_B),
+            prompt_B=slots.prompt_B[from_B],
+            prompt_len_B=slots.prompt_len_B[from_B],
+            live_B=slots.live_B | stolen_B,
+            cache=jax.tree.map(lambda x: x[from_B], slots.cache),
+        )
+        return slots, stolen_B
 
     def _start_branches(self, s: State, start_B) -> State:
         """Puts the cursor of starting slots at their branch point, inherits the prefix, draws z."""

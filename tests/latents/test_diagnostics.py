@@ -17,6 +17,8 @@ from iiblpo_jax.model.decoder import bind, hidden_states, logits, params_of, pro
 from iiblpo_jax.model.psa import bind_psa, latent_inputs
 from iiblpo_jax.rollout.branching import Branching
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 HOW = {"temperature": 0.7, "half_life": 5.0, "strength": 1.0}
 Z = 4
 

@@ -14,6 +14,8 @@ from iiblpo_jax.latents import diagnostics, ensure_latents
 from iiblpo_jax.latents.continuations import Question
 from iiblpo_jax.model.decoder import params_of
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 Z = 4
 
 

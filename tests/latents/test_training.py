@@ -13,6 +13,8 @@ from iiblpo_jax.logprobs import response_logprobs
 from iiblpo_jax.model.cvae import CVAE, elbo_terms
 from iiblpo_jax.model.decoder import bind
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 HOW = {"temperature": 1.0, "half_life": 64.0, "strength": 1.0}
 
 

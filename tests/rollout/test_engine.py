@@ -16,6 +16,7 @@ from iiblpo_jax.rollout.branching import Branching, candidate_mask
 from iiblpo_jax.rollout.engine import RolloutSpec, rollout
 from iiblpo_jax.rollout.sampling import Sampling
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 PROMPT_PS = jax.random.randint(jax.random.key(5), (3, 6), 2, 23)
 PROMPT_LEN_P = jnp.array([6, 1, 4])
 KEY = jax.random.key(9)
@@ -96,6 +97,15 @@ def test_forest_does_not_depend_on_slots_or_refills(sample, slots, refill_at, pa
     assert int(stats.tokens) == int(stats_one.tokens) == int(one.own_RT.sum())
 
 
+def test_idle_slots_steal_pending_branches(sample):
+    """Six trees in sixteen slots: without stealing ten slots would never do anything and the rest grow all branches."""
+    forest, stats = sample(slots=16)
+    own_T = np.asarray(forest.own_RT.sum(1)).reshape(-1, 4)
+    steps_alone = own_T.sum(1).max()  # the longest tree, if one slot had to grow it all
+    tokens, steps = int(stats.tokens), round(int(stats.tokens) / (16 * float(stats.slot_utilisation)))
+    assert tokens == own_T.sum() and steps < steps_alone
+
+
 def test_a_branch_inherits_its_parents_prefix(forest):
     inherited = forest.mask_RT & ~forest.own_RT
     parent_R = jnp.maximum(forest.parent_R, 0)
@@ -155,13 +165,10 @@ def test_a_root_that_cannot_branch_is_resampled_without_z(sample):
 
 def test_greedy_decoding_follows_the_argmax(sample, tiny_config, tiny_params):
     forest, _ = sample(branching=Branching(k=0), with_z=False, roots=1, sampling=Sampling(temperature=0.0))
-    model = bind(tiny_config, tiny_params)
-    for p in range(3):
-        row = list(np.asarray(PROMPT_PS[p, : int(PROMPT_LEN_P[p])]))
-        for t in range(int(forest.length_R[p])):
-            best = int(project(model, hidden_states(model, jnp.array([row])))[0, -1].argmax())
-            assert best == int(forest.tokens_RT[p, t])
-            row.append(best)
+    model, rows = bind(tiny_config, tiny_params), forest.sequences_RC
+    best_RC = project(model, hidden_states(model, rows)).argmax(-1)
+    for best_C, row_C, start, length in zip(best_RC, rows, PROMPT_LEN_P, forest.length_R, strict=True):
+        np.testing.assert_array_equal(best_C[start - 1 : start + length - 1], row_C[start : start + length])
 
 
 def test_candidates_cover_the_requested_fraction():
