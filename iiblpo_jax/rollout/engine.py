@@ -2,8 +2,9 @@
 
     1. Prefill every prompt once. A queue holds P*M trees; B slots work on them.
     2. Refill (outer loop, rare): an idle slot starts its tree's next branch, or takes the next tree, or steals the last
-       pending branch of a slot that is still busy (it copies that slot's keys and values). A branch starts where its parent's keys and values already are: the cursor goes back to the branch point, the
-       last prefix token is fed once as a probe (its hidden state gives the prior of z) and once more with z on.
+       pending branch of a busy slot (copying that slot's keys and values). A branch starts where its parent's keys and
+       values already are: the cursor goes back to the branch point, the last prefix token is fed once as a probe (its
+       hidden state gives the prior of z) and once more with z on.
     3. Decode (inner loop): one token for every live slot, until enough slots are idle.
 
 Decoding over the stale suffix of the parent copies nothing. The key of a token is folded from (trajectory, position),
