@@ -42,7 +42,8 @@ class ScoreSpec:
       start_id: the empty context of I(q; r).
       reference: reference log-probs are wanted although the estimator does not need them.
       chunk: rows a reference forward.
-      levels: latents on one path; 0 = rows carry no latent.
+      levels: most branches on one path.
+      latents: rows carry the latents of their path.
       half_life, strength: of z.
     """
 
@@ -60,6 +61,7 @@ class ScoreSpec:
     reference: bool
     chunk: int
     levels: int
+    latents: bool
     half_life: float
     strength: float
 
@@ -167,6 +169,7 @@ def score(
     rows = _rows(spec, forest, kept_R, index_N, reward_R, score_PG.ravel(), advantage, information)
     per_row_R = advantage if advantage.ndim == 1 else masked.mean(advantage, forest.mask_RT, axis=1)
     metrics = _reward_metrics(by_prompt(reward_R), by_prompt(correct_R), selection) | _rollout_metrics(forest)
+    metrics["update/packing_ratio"] = _packing_ratio(forest, kept_R, spec.levels)
     if spec.estimator != "none":
         metrics |= bottleneck.bottleneck_metrics(
             score_PG, selection, by_prompt(correct_R), by_prompt(forest.length_R), valid_PG,
@@ -215,7 +218,7 @@ def _rows(spec: ScoreSpec, forest: Forest, kept_R, index_N, reward_R, score_R, a
 
 
 def _latent(spec: ScoreSpec, forest: Forest, prompt_len_R) -> Latent | None:
-    if not spec.levels:
+    if not spec.latents:
         return None
     z_RJZ, branch_at_RJ = forest.latent_path(spec.levels)
     width = forest.prompt_PS.shape[1] + forest.tokens_RT.shape[1]
@@ -244,3 +247,11 @@ def _rollout_metrics(forest: Forest) -> dict:
         "rollout/entropy": masked.mean(forest.entropy_RT, forest.own_RT),
         "rollout/branch_fallback": masked.mean(forest.fallback_R, branch_R),
     }
+
+
+def _packing_ratio(forest: Forest, kept_R, levels: int) -> jax.Array:
+    """Response tokens of the kept rows / different ones among them: 1 = no prefix is shared."""
+    mask_RT = forest.mask_RT & kept_R[:, None]
+    owner_RT, t_T = forest.owner_RT(levels), jnp.arange(mask_RT.shape[1])
+    different_RT = jnp.zeros_like(mask_RT).at[owner_RT, t_T].max(mask_RT)
+    return mask_RT.sum() / jnp.maximum(different_RT.sum(), 1)

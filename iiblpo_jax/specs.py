@@ -55,7 +55,7 @@ def score_spec(config, model: ModelConfig, tokenizer: Tokenizer, method: Objecti
         keep=configuration.kept_per_prompt(config), keep_contrast=ib.keep_contrast and ib.filter != "none",
         reward_coef=ib.reward_coef, temperature=config.rollout.temperature, start_id=tokenizer.start_id,
         reference=config.update.kl_coef > 0, chunk=max(1, REFERENCE_TOKENS // width),
-        levels=branching(config).levels if uses_latents(config) else 0,
+        levels=branching(config).levels, latents=uses_latents(config),
         half_life=config.psa.half_life, strength=config.psa.strength,
     )  # fmt: skip
 
