@@ -15,6 +15,7 @@ CORE = [
     "safetensors>=0.6",
     "ml-collections>=1.1",
     "tensorflow-datasets>=4.9.9",
+    "importlib-resources>=5",  # tensorflow-datasets imports it without asking for it
     "pyarrow>=20",
     "math-verify>=0.8",
     "absl-py>=2",
