@@ -14,6 +14,7 @@ from iiblpo_jax.rollout.sampling import Sampling
 from iiblpo_jax.tokenizers import Tokenizer
 
 SLOTS = 64  # prompts decoded at a time; further ones wait for a free slot
+DEFAULT_TOKENS = 256
 
 
 def generate(
@@ -21,7 +22,7 @@ def generate(
     tokenizer: Tokenizer,
     prompts: Sequence[str] | Sequence[Sequence[int]],
     *,
-    max_tokens: int = 256,
+    max_tokens: int | None = None,
     sampling: Sampling | None = None,
     seed: int = 0,
 ) -> list[str]:
@@ -30,7 +31,7 @@ def generate(
     Args:
       model, tokenizer: of `load_model`.
       prompts: texts, or token ids such as those of `tokenizer.render_chat`.
-      max_tokens: longest continuation.
+      max_tokens: longest continuation; None = DEFAULT_TOKENS, or what the model's positions leave of them.
       sampling: how tokens are drawn; None = greedy.
       seed: of the draws.
 
@@ -49,6 +50,8 @@ def generate(
             "tokenizer of load_model"
         )
     longest = max(map(len, ids))
+    if max_tokens is None:
+        max_tokens = max(1, min(DEFAULT_TOKENS, model.config.max_positions - longest))
     if longest + max_tokens > model.config.max_positions:
         raise InputError(
             f"a prompt of {longest} tokens and max_tokens={max_tokens} exceed the model's {model.config.max_positions} "

@@ -56,3 +56,8 @@ def test_ids_are_as_good_as_text_and_a_seed_decides_the_draw(embedded):
 def test_bad_prompts_are_refused(embedded, prompts, max_tokens, named):
     with pytest.raises(InputError, match=named):
         generate(*embedded, prompts, max_tokens=max_tokens)
+
+
+def test_without_a_limit_it_fills_the_positions_that_are_left(embedded):
+    """The embedded model has 256 positions, so 256 tokens would not fit behind any prompt."""
+    assert generate(*embedded, ["2+3="]) == generate(*embedded, ["2+3="], max_tokens=MAX_TOKENS)
