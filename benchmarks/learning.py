@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from rich.console import Console
 
 from iiblpo_jax.cli import enable_compilation_cache, override
@@ -45,6 +45,7 @@ LATENTS = flags.DEFINE_string("latents", "", "Folder that keeps trained latents 
 
 
 def main(_):
+    logging.set_verbosity(logging.WARNING)
     enable_compilation_cache()
     out = Path(OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
