@@ -226,13 +226,13 @@ class _Engine:
         take_B = free_B & (tree_B < trees)
         root_B = jnp.where(take_B, tree_B, 0) * self.tree_size
         prompt_B = jnp.where(take_B, tree_B // self.spec.roots, slots.prompt_B)
-        last_B = jnp.maximum(forest.prompt_len_P[prompt_B] - 1, 0)
+        end_B = jnp.maximum(forest.prompt_len_P[prompt_B] - 1, 0)
         zero_where = lambda x_B: jnp.where(take_B, 0, x_B)  # noqa: E731
         slots = slots.replace(
             trajectory_B=jnp.where(take_B, root_B, slots.trajectory_B + owes_B),
             prompt_B=prompt_B,
             prompt_len_B=forest.prompt_len_P[prompt_B],
-            token_B=jnp.where(take_B, forest.prompt_PS[prompt_B, last_B], slots.token_B),
+            token_B=jnp.where(take_B, forest.prompt_PS[prompt_B, end_B], slots.token_B),
             index_B=zero_where(slots.index_B),
             branch_at_B=zero_where(slots.branch_at_B),
             last_B=jnp.where(take_B, self.spec.branching.k, slots.last_B),
