@@ -13,7 +13,7 @@ from iiblpo_jax.data.pipeline import PromptBatch, heldout_batches
 from iiblpo_jax.data.registry import make_task, make_tasks
 from iiblpo_jax.data.task import Task
 from iiblpo_jax.diversity import diversity
-from iiblpo_jax.forest import STOP
+from iiblpo_jax.forest import response_tokens
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.rewards import gym, math
 from iiblpo_jax.rewards.exact import INTEGER
@@ -130,13 +130,6 @@ class Evaluator:
                 answers.append([answer_of(task, text) for text in texts[mine]])
                 tokens.append(responses[mine])
         return Answers(correct_Nn=np.array(correct), answers=answers, tokens=tokens)
-
-
-def response_tokens(forest, *, stop: bool = False) -> list[list[int]]:
-    """Each trajectory's response as a list of ids; `stop` keeps the stop token."""
-    tokens_RT, length_R, finish_R = (np.asarray(x) for x in (forest.tokens_RT, forest.length_R, forest.finish_R))
-    ends_R = length_R if stop else length_R - (finish_R == STOP)
-    return [row[:end].tolist() for row, end in zip(tokens_RT, ends_R, strict=True)]
 
 
 def summary(answers: Answers, ks: Sequence[int]) -> dict[str, float]:

@@ -7,8 +7,11 @@ root, so that all trajectories of a prompt are contiguous and `x_R.reshape(P, -1
     branch    a b c|x y <eos>            branch_at 3, parent = the root: tokens [0,3) are inherited, own from 3 on
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 LENGTH, STOP = 0, 1  # finish reasons: ran into max_tokens, sampled a stop token
@@ -107,3 +110,19 @@ def join(left_NA: jax.Array, left_len_N: jax.Array, right_NB: jax.Array, right_l
     right_NC = jnp.take_along_axis(right_NB, jnp.clip(index_NC, 0, right_NB.shape[1] - 1), axis=1)
     tail_NC = jnp.where(index_NC < right_len_N[:, None], right_NC, 0)
     return jnp.where(index_NC < 0, left_NC, tail_NC)
+
+
+def response_tokens(forest: Forest, *, stop: bool = False) -> list[list[int]]:
+    """Each trajectory's response as a list of ids; `stop` keeps the stop token."""
+    tokens_RT, length_R, finish_R = (np.asarray(x) for x in (forest.tokens_RT, forest.length_R, forest.finish_R))
+    ends_R = length_R if stop else length_R - (finish_R == STOP)
+    return [row[:end].tolist() for row, end in zip(tokens_RT, ends_R, strict=True)]
+
+
+def pad_rows(rows: Sequence[Sequence[int]], width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(int32 [N, width] right padded with 0, int32 [N] lengths); width None = that of the longest row."""
+    lengths = np.asarray([len(row) for row in rows], np.int32)
+    padded = np.zeros((len(rows), lengths.max() if width is None else width), np.int32)
+    for place, row in zip(padded, rows, strict=True):
+        place[: len(row)] = row
+    return padded, lengths

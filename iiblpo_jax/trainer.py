@@ -23,8 +23,8 @@ from iiblpo_jax.configuration import group_size, kept_per_prompt
 from iiblpo_jax.data.pipeline import PromptBatch, PromptPipeline
 from iiblpo_jax.data.registry import make_tasks
 from iiblpo_jax.errors import InputError
-from iiblpo_jax.evaluation import Evaluator, evaluation_tasks, make_scorer, response_tokens
-from iiblpo_jax.forest import Forest
+from iiblpo_jax.evaluation import Evaluator, evaluation_tasks, make_scorer
+from iiblpo_jax.forest import Forest, response_tokens
 from iiblpo_jax.latents import ensure_latents
 from iiblpo_jax.latents.continuations import training_questions
 from iiblpo_jax.latents.diagnostics import gain_norm

@@ -14,6 +14,7 @@ from absl import logging
 from iiblpo_jax.data.gold import check_gold
 from iiblpo_jax.data.task import Problem, Task, render
 from iiblpo_jax.errors import InputError
+from iiblpo_jax.forest import pad_rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,7 +208,7 @@ def _tokenize(
 
 def _collate(prompts: Sequence[_Prompt], widths: tuple[int, int, int]) -> PromptBatch:
     tokens, answers, cues = (
-        _pad([getattr(prompt, name) for prompt in prompts], width)
+        pad_rows([getattr(prompt, name) for prompt in prompts], width)
         for name, width in zip(("tokens", "answer", "cue"), widths, strict=True)
     )
     return PromptBatch(
@@ -220,14 +221,6 @@ def _collate(prompts: Sequence[_Prompt], widths: tuple[int, int, int]) -> Prompt
         valid_P=np.ones(len(prompts), bool),
         problems=tuple(prompt.problem for prompt in prompts),
     )
-
-
-def _pad(rows: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """(int32 [N, width] right padded with 0, int32 [N] lengths)."""
-    padded = np.zeros((len(rows), width), np.int32)
-    for index, row in enumerate(rows):
-        padded[index, : len(row)] = row
-    return padded, np.asarray([len(row) for row in rows], np.int32)
 
 
 def _seed(seed: int, index: int) -> int:

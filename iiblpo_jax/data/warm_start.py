@@ -23,6 +23,7 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from iiblpo_jax import masked, tokenizers
 from iiblpo_jax.data.arithmetic import ALPHABET, make_arithmetic
+from iiblpo_jax.forest import pad_rows, response_tokens
 from iiblpo_jax.logprobs import response_logprobs
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import Decoder, bind, params_of
@@ -91,17 +92,12 @@ def train_step(params, opt_state, tokens_NC, prompt_len_N, response_len_N, *, op
 
 def sampled_accuracy(params, problems, tokenizer, length: int, samples: int, key) -> np.ndarray:
     """Rewards [P, samples] at temperature 1."""
-    encoded = [tokenizer.encode(p.question) for p in problems]
-    prompt_PS = np.zeros((len(encoded), max(map(len, encoded))), np.int32)
-    for row, prompt in zip(prompt_PS, encoded, strict=True):
-        row[: len(prompt)] = prompt
+    prompt_PS, length_P = pad_rows([tokenizer.encode(p.question) for p in problems])
     spec = RolloutSpec(
         model=MODEL, roots=samples, slots=128, refill_at=32, max_tokens=length, stop_ids=tokenizer.stop_ids
     )
-    forest, _ = rollout(params, jnp.array(prompt_PS), jnp.array([len(p) for p in encoded]), key, spec=spec)
-    texts = [
-        tokenizer.decode(t[:n]) for t, n in zip(np.array(forest.tokens_RT), np.array(forest.length_R), strict=True)
-    ]
+    forest, _ = rollout(params, jnp.array(prompt_PS), jnp.array(length_P), key, spec=spec)
+    texts = tokenizer.decode_batch(response_tokens(forest))
     answers = [p.answer for p in problems for _ in range(samples)]
     return np.array([grade(t, a, marker="#") for t, a in zip(texts, answers, strict=True)]).reshape(-1, samples)
 

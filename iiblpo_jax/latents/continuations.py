@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from iiblpo_jax import specs
-from iiblpo_jax.forest import STOP
+from iiblpo_jax.forest import STOP, pad_rows
 from iiblpo_jax.latents.features import Continuation
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.rollout.branching import Branching
@@ -75,8 +74,7 @@ def policy_sampler(config, model_config: ModelConfig, params: dict, stop_ids: Se
         width, result = max(map(len, prompts)), []
         for start in range(0, len(prompts), at_once):
             mine = (prompts[start : start + at_once] + prompts[-1:] * at_once)[:at_once]  # one shape, one compile
-            prompt_PS = np.array([p + [0] * (width - len(p)) for p in mine], np.int32)
-            length_P = np.array([len(p) for p in mine], np.int32)
+            prompt_PS, length_P = pad_rows(mine, width)
             forest, _ = rollout(params, prompt_PS, length_P, jax.random.fold_in(key, start), spec=spec)
             result += _by_prompt(forest, prompts, start, min(at_once, len(prompts) - start))
         return result

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from iiblpo_jax.errors import InputError
-from iiblpo_jax.forest import STOP
+from iiblpo_jax.forest import pad_rows, response_tokens
 from iiblpo_jax.model.decoder import Decoder, params_of
 from iiblpo_jax.rollout.engine import RolloutSpec, rollout
 from iiblpo_jax.rollout.sampling import Sampling
@@ -57,14 +56,10 @@ def generate(
             f"a prompt of {longest} tokens and max_tokens={max_tokens} exceed the model's {model.config.max_positions} "
             "positions; shorten one of them"
         )
-    prompt_PS = np.zeros((len(ids), longest), np.int32)
-    for row, prompt in zip(prompt_PS, ids, strict=True):
-        row[: len(prompt)] = prompt
+    prompt_PS, length_P = pad_rows(ids)
     spec = RolloutSpec(
         model=model.config, roots=1, slots=min(SLOTS, len(ids)), max_tokens=max_tokens,
         sampling=sampling or Sampling(temperature=0.0), stop_ids=tokenizer.stop_ids,
     )  # fmt: skip
-    lengths_P = jnp.array([len(prompt) for prompt in ids])
-    forest, _ = rollout(params_of(model), jnp.array(prompt_PS), lengths_P, jax.random.key(seed), spec=spec)
-    ends_R = np.asarray(forest.length_R - (forest.finish_R == STOP))
-    return tokenizer.decode_batch(row[:end] for row, end in zip(np.asarray(forest.tokens_RT), ends_R, strict=True))
+    forest, _ = rollout(params_of(model), jnp.array(prompt_PS), jnp.array(length_P), jax.random.key(seed), spec=spec)
+    return tokenizer.decode_batch(response_tokens(forest))
