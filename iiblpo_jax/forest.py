@@ -75,14 +75,6 @@ class Forest:
         prompt_RS, prompt_len_R = self.prompt_PS[self.group_R], self.prompt_len_P[self.group_R]
         return join(prompt_RS, prompt_len_R, self.tokens_RT, self.length_R)
 
-    def owner_RT(self, levels: int) -> jax.Array:
-        """The trajectory that generated each token of a path; `levels` as for `latent_path`."""
-        owner_RT = jnp.broadcast_to(jnp.arange(self.length_R.shape[0])[:, None], self.tokens_RT.shape)
-        for _ in range(levels):
-            inherited_RT = jnp.arange(owner_RT.shape[1]) < self.branch_at_R[owner_RT]
-            owner_RT = jnp.where(inherited_RT, self.parent_R[owner_RT], owner_RT)
-        return owner_RT
-
     def latent_path(self, levels: int) -> tuple[jax.Array, jax.Array]:
         """Latents along each trajectory's path, root side first, for `psa.latent_inputs`.
 

@@ -15,7 +15,7 @@ from iiblpo_jax.model.decoder import hidden_states, output_weights
 LOGITS_PER_CHUNK = 2**26  # 256 MiB of float32: large enough to keep a matrix unit busy at V = 152k (441 tokens)
 
 
-def chunked_logprobs(h_BTD, w_VD, targets_BT, *, temperature=1.0, chunk=None):
+def chunked_logprobs(h_BTD, w_VD, targets_BT, *, temperature=1.0, chunk=None, used=None):
     """Log-probability of each target and entropy of its distribution, softmax(h @ W.T / temperature).
 
     Args:
@@ -41,10 +41,16 @@ def chunked_logprobs(h_BTD, w_VD, targets_BT, *, temperature=1.0, chunk=None):
     wide_VD = w_VD.astype(jnp.float32)
 
     @jax.checkpoint
-    def body(_, inputs):
-        return None, _logprobs(*inputs, wide_VD.astype(w_VD.dtype), temperature)
+    def of_chunk(inputs):
+        return _logprobs(*inputs, wide_VD.astype(w_VD.dtype), temperature)
 
-    _, (logp_NBt, entropy_NBt) = jax.lax.scan(body, None, (h_NBtD, targets_NBt))
+    def body(start, inputs):
+        if used is None:
+            return start, of_chunk(inputs)
+        nothing = (jnp.zeros(inputs[1].shape),) * 2
+        return start + width, jax.lax.cond(start < used, of_chunk, lambda _: nothing, inputs)
+
+    _, (logp_NBt, entropy_NBt) = jax.lax.scan(body, 0, (h_NBtD, targets_NBt))
     return tuple(x.swapaxes(0, 1).reshape(b, -1)[:, :t] for x in (logp_NBt, entropy_NBt))
 
 
@@ -61,7 +67,7 @@ def response_positions(prompt_len_N, t):
     return prompt_len_N[:, None] + jnp.arange(t)[None, :] - 1
 
 
-def response_logprobs(model, rows_NC, prompt_len_N, t, *, temperature=1.0, latent=None, psa=None):
+def response_logprobs(model, rows_NC, prompt_len_N, t, *, temperature=1.0, latent=None, psa=None, remat=True):
     """Log-probabilities and entropies of the first `t` response tokens of each row, teacher-forced.
 
     Args:
@@ -71,11 +77,12 @@ def response_logprobs(model, rows_NC, prompt_len_N, t, *, temperature=1.0, laten
       t: response length T; entries past a row's end are finite and meaningless.
       temperature: divides the logits.
       latent, psa: Latent of the rows and PSA module to inject z; None = the plain policy.
+      remat: of `hidden_states`.
 
     Returns:
       (logp_NT, entropy_NT), float32, differentiable.
     """
-    h_NCD = hidden_states(model, rows_NC, latent=latent, psa=psa, remat=True)
+    h_NCD = hidden_states(model, rows_NC, latent=latent, psa=psa, remat=remat)
     at_NT = response_positions(prompt_len_N, t)
     h_NTD = jnp.take_along_axis(h_NCD, at_NT[..., None], axis=1, mode="clip")
     targets_NT = jnp.take_along_axis(rows_NC, at_NT + 1, axis=1, mode="clip")

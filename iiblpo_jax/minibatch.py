@@ -1,4 +1,4 @@
-"""Loss and gradient of one minibatch, microbatch by microbatch."""
+"""Loss and gradient of one minibatch, piece by piece (pieces.py)."""
 
 import dataclasses
 import math
@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from iiblpo_jax import masked
-from iiblpo_jax.logprobs import response_logprobs, response_positions
+from iiblpo_jax.logprobs import response_positions
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import bind, cast
 from iiblpo_jax.model.psa import bind_psa
 from iiblpo_jax.objectives.auxiliary import k3
 from iiblpo_jax.objectives.interface import Batch, Objective, TokenLoss
+from iiblpo_jax.pieces import make_pieces
 from iiblpo_jax.update_rows import UpdateRows, UpdateSettings
 
 
@@ -21,7 +22,7 @@ class MinibatchGradient:
     """The static half of an optimizer step: what to compute, not on what. Every method is pure.
 
     Attributes:
-      settings: microbatch size, condition, weights.
+      settings: pieces, condition, weights.
       objective: the method, auxiliary terms included.
       model_config: architecture of params['policy'].
     """
@@ -43,60 +44,62 @@ class MinibatchGradient:
         Returns:
           (loss, gradients like params, totals: see `_totals`).
         """
+        pieces = make_pieces(rows, self.settings)
         coupled = self.objective.whole_minibatch or self.objective.group_loss is not None
-        if coupled and self._size(rows) < rows.prompt_len_N.shape[0]:
-            return self._coupled(params, rows, old_logp_NT, step=step, key=key)
+        if coupled and not pieces.one:
+            return self._coupled(params, rows, pieces, old_logp_NT, step=step, key=key)
         # A method that couples rows gets its weights, and its random key, only with the whole minibatch in hand.
         weights_NT = None if coupled else self.objective.weights(self._batch(rows, None, None, old_logp_NT, step=step))
 
-        def piece_loss(params, piece):
-            rows, old_logp, weights = piece
-            batch = self._batch(rows, *self.forward(params, rows), old_logp, step=step, key=key if coupled else None)
-            loss, token = self.objective.loss(batch, self.objective.weights(batch) if coupled else weights)
+        def piece_loss(params, i):
+            rows, (old_logp, weights) = pieces.rows(i), pieces.cut((old_logp_NT, weights_NT), i)
+            batch = self._batch(
+                rows, *self._forward(params, pieces, i), old_logp, step=step, key=key if coupled else None
+            )
+            weights = self.objective.weights(batch) if coupled else pieces.counted(weights, i)
+            loss, token = self.objective.loss(batch, weights)
             return loss, self._totals(rows, batch, token)
 
-        (loss, totals), gradients = self._accumulate(piece_loss, params, (rows, old_logp_NT, weights_NT))
-        return loss, gradients, totals
+        (loss, totals), gradients = self._accumulate(piece_loss, params, pieces)
+        return loss, gradients, totals | _positions(rows, pieces)
 
-    def _coupled(self, params, rows, old_logp_NT, *, step, key):
+    def _coupled(self, params, rows, pieces, old_logp_NT, *, step, key):
         # Gradient caching (Gao et al., arXiv 2101.06983): the loss and its gradient with respect to the log-probs need
-        # all rows but no activations; the chain rule through the model then goes one microbatch at a time.
+        # all rows but no activations; the chain rule through the model then goes one piece at a time.
         def whole_loss(logp, entropy):
             batch = self._batch(rows, logp, entropy, old_logp_NT, step=step, key=key)
             loss, token = self.objective.loss(batch, self.objective.weights(batch))
             return loss, self._totals(rows, batch, token)
 
         outer = jax.value_and_grad(whole_loss, argnums=(0, 1), has_aux=True)
-        (loss, totals), cotangents = outer(*self.log_probs(params, rows))
+        (loss, totals), cotangents = outer(*self._collect(params, pieces))
 
-        def piece_loss(params, piece):
-            rows, (d_logp, d_entropy) = piece
-            logp, entropy = self.forward(params, rows)
+        def piece_loss(params, i):
+            d_logp, d_entropy = pieces.counted(pieces.cut(cotangents, i), i)
+            logp, entropy = self._forward(params, pieces, i)
             return jnp.sum(d_logp * logp + d_entropy * entropy), {}
 
-        _, gradients = self._accumulate(piece_loss, params, (rows, cotangents))
-        return loss, gradients, totals
-
-    def forward(self, params, rows: UpdateRows):
-        """(logp_NT, entropy_NT) of the response tokens, all rows at once; z injected if `conditioned`."""
-        inject = self.settings.condition == "conditioned" and rows.latent is not None
-        return response_logprobs(
-            bind(self.model_config, cast(params["policy"], self.settings.dtype)),
-            rows.tokens_NC,
-            rows.prompt_len_N,
-            rows.mask_NT.shape[1],
-            temperature=self.settings.temperature,
-            latent=rows.latent if inject else None,
-            psa=bind_psa(params["psa"], self.model_config) if inject else None,
-        )
+        _, gradients = self._accumulate(piece_loss, params, pieces)
+        return loss, gradients, totals | _positions(rows, pieces)
 
     def log_probs(self, params, rows: UpdateRows):
-        """`forward` of any number of rows, one microbatch at a time; constants."""
-        outputs = jax.lax.map(lambda piece: self.forward(params, piece), _split(rows, self._size(rows)))
-        return jax.lax.stop_gradient(jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), outputs))
+        """(logp_NT, entropy_NT) of the response tokens of any number of rows, piece by piece; constants.
 
-    def _size(self, rows):
-        return self.settings.microbatch or rows.prompt_len_N.shape[0]
+        z is injected if `conditioned`.
+        """
+        return self._collect(params, make_pieces(rows, self.settings))
+
+    def _collect(self, params, pieces):
+        return jax.lax.stop_gradient(pieces.collect_log_probs(**self._forward_arguments(params, pieces)))
+
+    def _forward(self, params, pieces, i):
+        """(logp, entropy) [rows, T] of piece i."""
+        return pieces.log_probs(i=i, **self._forward_arguments(params, pieces))
+
+    def _forward_arguments(self, params, pieces):
+        inject = self.settings.condition == "conditioned" and pieces.latent
+        model = bind(self.model_config, cast(params["policy"], self.settings.dtype))
+        return {"model": model, "psa": bind_psa(params["psa"], self.model_config) if inject else None}
 
     def _batch(self, rows: UpdateRows, logp, entropy, old_logp, *, step, key=None) -> Batch:
         old_logp = jax.lax.stop_gradient(logp) if old_logp is None else old_logp
@@ -155,16 +158,11 @@ class MinibatchGradient:
         return jax.lax.stop_gradient(totals)
 
     def _accumulate(self, piece_loss, params, pieces):
-        """((loss, totals), gradients) added up over microbatches; pieces[0] are the rows."""
+        """((loss, totals), gradients) added up over the pieces."""
         gradient = jax.value_and_grad(piece_loss, has_aux=True)
-
-        def body(total, piece):
-            return _add(total, gradient(params, piece)), None
-
-        pieces = _split(pieces, self._size(pieces[0]))
-        first = jax.tree.map(lambda x: x[0], pieces)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, first))
-        return jax.lax.scan(body, zeros, pieces)[0]
+        shapes = jax.eval_shape(gradient, params, jnp.int32(0))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.fori_loop(0, pieces.count, lambda i, total: _add(total, gradient(params, i)), zeros)
 
 
 def truncated_importance(old_logp_NT, rollout_logp_NT, z_on_NT, *, cap: float):
@@ -193,6 +191,7 @@ def metrics(totals: dict) -> dict:
         "update/kl_ref": mean("kl_ref", "tokens"),
         "update/entropy": mean("entropy", "tokens"),
         "update/skipped": t["skipped"],
+        "update/packing_ratio": mean("inputs", "positions"),
         "mismatch/logp_mean": mean("gap", "gap_tokens"),
         "mismatch/logp_max": t["gap_max"],
         "latent/weight_ess": jnp.where(weights > 0, t["weight"] ** 2 / jnp.where(weights > 0, weights, 1.0), 1.0),
@@ -204,8 +203,10 @@ def _add(a, b):
     return (loss_a + loss_b, combine_totals(totals_a, totals_b)), jax.tree.map(jnp.add, gradients_a, gradients_b)
 
 
-def _split(tree, size):
-    return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), tree)
+def _positions(rows: UpdateRows, pieces) -> dict:
+    """Input positions that rows with a counted token have, and those that a forward computes for them."""
+    inputs_N = jnp.where(rows.mask_NT.any(-1), rows.prompt_len_N + rows.length_N - 1, 0)
+    return {"inputs": inputs_N.sum().astype(jnp.float32), "positions": jnp.float32(pieces.positions)}
 
 
 def _z_on(rows: UpdateRows):

@@ -15,9 +15,8 @@ from flax import struct
 
 from iiblpo_jax import bottleneck, masked
 from iiblpo_jax.bottleneck import Evidence, Information, MarkerTable, Selection
-from iiblpo_jax.bottleneck.estimators import map_chunks
+from iiblpo_jax.bottleneck.estimators import reference_logprobs
 from iiblpo_jax.forest import LENGTH, Forest
-from iiblpo_jax.logprobs import response_logprobs
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import bind
 from iiblpo_jax.model.psa import Latent, latent_inputs
@@ -41,7 +40,8 @@ class ScoreSpec:
       temperature: of reference log-probs, the rollout's.
       start_id: the empty context of I(q; r).
       reference: reference log-probs are wanted although the estimator does not need them.
-      chunk: rows a reference forward.
+      pack_tokens: nodes of one reference forward (packing.py).
+      shards: devices among which prompts are split.
       levels: most branches on one path.
       latents: rows carry the latents of their path.
       half_life, strength: of z.
@@ -59,7 +59,8 @@ class ScoreSpec:
     temperature: float
     start_id: int
     reference: bool
-    chunk: int
+    pack_tokens: int
+    shards: int
     levels: int
     latents: bool
     half_life: float
@@ -117,15 +118,16 @@ def inform(
             answer_len_P=answer[1],
         )  # fmt: skip
         return bottleneck.likelihood(
-            model, evidence, start_id=spec.start_id, temperature=spec.temperature, chunk=spec.chunk
-        )
+            model, evidence, start_id=spec.start_id, temperature=spec.temperature, pack_tokens=spec.pack_tokens,
+            shards=spec.shards,
+        )  # fmt: skip
     if not spec.reference:
         return None
-    t = forest.tokens_RT.shape[1]
-    forward = lambda rows, n: response_logprobs(model, rows, n, t, temperature=spec.temperature)[0]  # noqa: E731
-    logp_RT = map_chunks(forward, forest.sequences_RC, forest.prompt_len_P[forest.group_R], chunk=spec.chunk)
+    logp_RT = reference_logprobs(
+        model, forest, temperature=spec.temperature, pack_tokens=spec.pack_tokens, shards=spec.shards
+    )
     nothing_R = jnp.full(forest.length_R.shape, jnp.nan)
-    return Information(answer_R=nothing_R, prompt_R=nothing_R, ref_logp_RT=jnp.where(forest.mask_RT, logp_RT, 0.0))
+    return Information(answer_R=nothing_R, prompt_R=nothing_R, ref_logp_RT=logp_RT)
 
 
 @functools.partial(jax.jit, static_argnames="spec")
@@ -169,7 +171,6 @@ def score(
     rows = _rows(spec, forest, kept_R, index_N, reward_R, score_PG.ravel(), advantage, information)
     per_row_R = advantage if advantage.ndim == 1 else masked.mean(advantage, forest.mask_RT, axis=1)
     metrics = _reward_metrics(by_prompt(reward_R), by_prompt(correct_R), selection) | _rollout_metrics(forest)
-    metrics["update/packing_ratio"] = _packing_ratio(forest, kept_R, spec.levels)
     if spec.estimator != "none":
         metrics |= bottleneck.bottleneck_metrics(
             score_PG, selection, by_prompt(correct_R), by_prompt(forest.length_R), valid_PG,
@@ -247,11 +248,3 @@ def _rollout_metrics(forest: Forest) -> dict:
         "rollout/entropy": masked.mean(forest.entropy_RT, forest.own_RT),
         "rollout/branch_fallback": masked.mean(forest.fallback_R, branch_R),
     }
-
-
-def _packing_ratio(forest: Forest, kept_R, levels: int) -> jax.Array:
-    """Response tokens of the kept rows / different ones among them: 1 = no prefix is shared."""
-    mask_RT = forest.mask_RT & kept_R[:, None]
-    owner_RT, t_T = forest.owner_RT(levels), jnp.arange(mask_RT.shape[1])
-    different_RT = jnp.zeros_like(mask_RT).at[owner_RT, t_T].max(mask_RT)
-    return mask_RT.sum() / jnp.maximum(different_RT.sum(), 1)

@@ -9,6 +9,7 @@ from iiblpo_jax.errors import InputError
 from iiblpo_jax.model.psa import Latent
 
 CONDITIONS = ("marginal", "conditioned")
+PACK_TOKENS = 2**13  # nodes of a bin where update.microbatch leaves it open
 
 
 @flax.struct.dataclass
@@ -61,18 +62,24 @@ class UpdateSettings:
       temperature: the rollout's; log-probs and entropies are those of softmax(logits / temperature).
       minibatches: optimizer steps an epoch.
       epochs: passes over the rollout.
-      microbatch: trajectories in one forward and backward pass; 0 = the whole minibatch.
+      pack_tokens: nodes of a bin (packing.py), the unit of a forward and backward pass; 0 = padded rows.
+      microbatch: padded rows in one forward and backward pass; 0 = the whole minibatch.
+      remat: recompute activations in the backward pass instead of keeping them.
+      shards: devices among which the rows are split; each packs its own bins.
       condition: `marginal` scores branch tokens without z and weighs them; `conditioned` injects z again.
       importance_cap: bound of the weights of `marginal`; 0 = no weights.
       prefix_loss: the prefix a branch inherits counts in its loss.
-      group_size: rows of one prompt; used by objectives that need whole groups.
+      group_size: rows of one prompt; packing, and objectives that need it, keep them together.
       dtype: of the forward's weights and activations; master weights and gradients stay float32.
     """
 
     temperature: float = 1.0
     minibatches: int = 1
     epochs: int = 1
+    pack_tokens: int = 0
     microbatch: int = 0
+    remat: bool = True
+    shards: int = 1
     condition: str = "marginal"
     importance_cap: float = 2.0
     prefix_loss: bool = True
@@ -80,7 +87,7 @@ class UpdateSettings:
     dtype: str = "float32"
 
     @classmethod
-    def from_config(cls, config, *, group_size: int) -> "UpdateSettings":
+    def from_config(cls, config, *, group_size: int, shards: int = 1) -> "UpdateSettings":
         """From the config; raises InputError on an unknown latent.condition."""
         if config.latent.condition not in CONDITIONS:
             known = ", ".join(CONDITIONS)
@@ -89,7 +96,10 @@ class UpdateSettings:
             temperature=config.rollout.temperature,
             minibatches=config.update.minibatches,
             epochs=config.update.epochs,
+            pack_tokens=pack_tokens(config) if config.update.packed else 0,
             microbatch=config.update.microbatch,
+            remat=config.update.remat,
+            shards=shards,
             condition=config.latent.condition,
             importance_cap=config.update.importance_cap,
             prefix_loss=config.branch.prefix_loss,
@@ -97,19 +107,30 @@ class UpdateSettings:
             dtype=config.model.dtype,
         )
 
+    def unit(self, *, whole_groups: bool) -> int:
+        """Rows that a minibatch never separates: those of a prompt where they are packed or the method needs them."""
+        return self.group_size if whole_groups or self.pack_tokens else 1
+
     def check_rows(self, n: int, *, whole_groups: bool):
-        """Raises InputError where n trajectories do not split into equal minibatches and microbatches."""
-        unit, what = (self.group_size, "prompts") if whole_groups else (1, "trajectories")
+        """Raises InputError where n trajectories do not split into equal minibatches, shards and microbatches."""
+        unit = self.unit(whole_groups=whole_groups)
+        what = "trajectories" if unit == 1 else "prompts"
         if n % (unit * self.minibatches):
             raise InputError(
                 f"update.minibatches={self.minibatches} does not divide {n // unit} {what}; choose a divisor"
             )
         rows = n // self.minibatches
-        if self.microbatch and rows % self.microbatch:
+        if self.pack_tokens and rows // unit % self.shards:
+            raise InputError(
+                f"the {rows // unit} prompts of a minibatch do not split over mesh.data * mesh.fsdp = {self.shards} "
+                "devices; change train.prompts_per_step or update.minibatches"
+            )
+        if not self.pack_tokens and self.microbatch and rows % self.microbatch:
             raise InputError(
                 f"update.microbatch={self.microbatch} does not divide the {rows} rows of a minibatch; choose a divisor"
             )
 
-    def with_microbatch(self, n: int) -> "UpdateSettings":
-        """These settings with the microbatch of an update on n rows spelled out."""
-        return dataclasses.replace(self, microbatch=self.microbatch or n // self.minibatches)
+
+def pack_tokens(config) -> int:
+    """Nodes of one packed forward: what update.microbatch whole trajectories may have, or PACK_TOKENS."""
+    return config.update.microbatch * (config.rollout.max_prompt + config.rollout.max_tokens) or PACK_TOKENS

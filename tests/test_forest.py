@@ -28,11 +28,6 @@ def test_masks_and_rows():
     ]  # fmt: skip
 
 
-def test_owners_follow_the_path():
-    """The chain a b | c d / a b | x y z / a b x | y: the last trajectory's third token is the second one's."""
-    assert hand_made().owner_RT(2).tolist() == [[0] * 5, [0, 0, 1, 1, 1], [0, 0, 1, 2, 2]]
-
-
 def test_latent_path_lists_levels_from_the_root_side():
     z, at = hand_made().latent_path(2)
     assert at.tolist() == [[0, 0], [0, 2], [2, 3]]

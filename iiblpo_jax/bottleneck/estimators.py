@@ -3,16 +3,18 @@
 `likelihood` asks the frozen reference model, `entropy_score` the rollout's own entropies.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from iiblpo_jax import masked
-from iiblpo_jax.forest import join
-from iiblpo_jax.logprobs import response_logprobs
+from iiblpo_jax.forest import Forest, join
 from iiblpo_jax.model.decoder import Decoder
+from iiblpo_jax.model.packed import packed_logprobs
+from iiblpo_jax.packing import PackedRows
 
 
 @struct.dataclass(kw_only=True)
@@ -58,79 +60,117 @@ def join_rows(pieces: Sequence[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array,
     return rows_NC, len_N
 
 
-def map_chunks(function: Callable, *arrays: jax.Array, chunk: int):
-    """Applies a row-wise function to `chunk` rows at a time, so that memory does not grow with the number of rows."""
-    n = arrays[0].shape[0]
-    count = -(-n // chunk)
-    if count == 1:
-        return function(*arrays)
-    take = jnp.minimum(jnp.arange(count * chunk), n - 1)  # the last row fills up the last chunk
-    # Chunk i takes rows i, i + count, ...: every chunk then spans all devices among which the rows are sharded.
-    split = [x[take].reshape(chunk, count, *x.shape[1:]).swapaxes(0, 1) for x in arrays]
-    out = jax.lax.map(lambda xs: function(*xs), tuple(split))
-    return jax.tree.map(lambda y: y.swapaxes(0, 1).reshape(count * chunk, *y.shape[2:])[:n], out)
-
-
-def _masked_logprobs(
-    model: Decoder,
-    context: list[tuple[jax.Array, jax.Array]],
-    text_NW: jax.Array,
-    len_N: jax.Array,
-    *,
-    temperature: float,
-    chunk: int,
-) -> jax.Array:
-    """log pi(text | context) per token [N, W], 0 beyond each text."""
-    context_NC, context_len_N = join_rows(context)
-    rows_NC = join(context_NC, context_len_N, text_NW, len_N)
-    width = text_NW.shape[1]
-
-    def forward(rows, context_len):
-        return response_logprobs(model, rows, context_len, width, temperature=temperature)[0]
-
-    logp_NW = map_chunks(forward, rows_NC, context_len_N, chunk=chunk)
-    return jnp.where(jnp.arange(width) < len_N[:, None], logp_NW, 0.0)
-
-
 def likelihood(
-    model: Decoder, evidence: Evidence, *, start_id: int, temperature: float = 1.0, chunk: int = 16
+    model: Decoder,
+    evidence: Evidence,
+    *,
+    start_id: int,
+    temperature: float = 1.0,
+    pack_tokens: int = 2**13,
+    shards: int = 1,
 ) -> Information:
-    """Both information terms under a frozen model, from three forwards a trajectory and one a prompt.
+    """Both information terms under a frozen model.
 
     I(r; a) = mean over answer tokens of [log pi(a | q, r_cut, cue) - log pi(a | q, cue)];
     I(q; r) = sum over response tokens of [log pi(o_t | q, o_<t) - log pi(o_t | o_<t)] / (mean length of the group).
     The divisor is one constant a group: a per-token mean would reward repetition.
 
+    Four kinds of rows of one prompt are packed together (packing.py): the responses, the cut responses with cue and
+    answer, cue and answer alone, and the responses without the question. The second kind then costs its cue and answer
+    only, and whatever two samples have in common is read once.
+
     Args:
         model: the reference. It must have S + T + Q + A positions.
         start_id: the one token of context that stands for "no question".
         temperature: divides all logits, so that `ref_logp_RT` matches the policy's log-probs in the KL term.
-        chunk: rows a forward.
+        pack_tokens: nodes of one forward.
+        shards: devices among which prompts are split.
     """
     e = evidence
-    group = e.length_R.shape[0] // e.prompt_len_P.shape[0]
-    prompt, cue, answer = (
-        [jnp.repeat(x, group, axis=0) for x in pair]
-        for pair in ((e.prompt_PS, e.prompt_len_P), (e.cue_PQ, e.cue_len_P), (e.answer_PA, e.answer_len_P))
+    p, r = e.prompt_len_P.shape[0], e.length_R.shape[0]
+    group = r // p
+    of_row = lambda x_P: jnp.repeat(x_P, group, axis=0)  # noqa: E731
+    prompt, cue = (of_row(e.prompt_PS), of_row(e.prompt_len_P)), (of_row(e.cue_PQ), of_row(e.cue_len_P))
+    start = (jnp.full((r, 1), start_id, e.response_RT.dtype), jnp.ones(r, e.length_R.dtype))
+    response, answer = (e.response_RT, e.length_R), (of_row(e.answer_PA), of_row(e.answer_len_P))
+    bare = [(e.prompt_PS, e.prompt_len_P), (e.cue_PQ, e.cue_len_P)]
+    kinds = [
+        ([prompt], response), ([prompt, (e.response_RT, e.cut_R), cue], answer),
+        (bare, (e.answer_PA, e.answer_len_P)), ([start], response),
+    ]  # fmt: skip
+    width = e.prompt_PS.shape[1] + e.response_RT.shape[1] + e.cue_PQ.shape[1] + e.answer_PA.shape[1]
+    logp = packed_texts(
+        model, [join_texts(*kind, p=p, width=width) for kind in kinds], max(e.response_RT.shape[1], answer[0].shape[1]),
+        temperature=temperature, pack_tokens=pack_tokens, shards=shards,
+    )  # fmt: skip
+    ref_logp_RT, with_reasoning_RA, without_PA, alone_RT = (
+        x.reshape(-1, x.shape[-1])[:, : text.shape[1]] for x, (_, (text, _)) in zip(logp, kinds, strict=True)
     )
-    start_R1 = jnp.full((e.length_R.shape[0], 1), start_id, jnp.int32)
-    start = (start_R1, jnp.ones_like(e.length_R))
-
-    def logprobs(context, text, length):
-        return _masked_logprobs(model, context, text, length, temperature=temperature, chunk=chunk)
-
-    with_reasoning_RA = logprobs([prompt, (e.response_RT, e.cut_R), cue], *answer)
-    without_PA = logprobs([(e.prompt_PS, e.prompt_len_P), (e.cue_PQ, e.cue_len_P)], e.answer_PA, e.answer_len_P)
-    ref_logp_RT = logprobs([prompt], e.response_RT, e.length_R)
-    alone_RT = logprobs([start], e.response_RT, e.length_R)
-
-    gain_R = jnp.sum(with_reasoning_RA, axis=1) - jnp.repeat(jnp.sum(without_PA, axis=1), group)
-    mean_length_P = jnp.mean(e.length_R.reshape(-1, group), axis=1)
+    gain_R = jnp.sum(with_reasoning_RA, axis=1) - of_row(jnp.sum(without_PA, axis=1))
+    mean_length_P = jnp.mean(e.length_R.reshape(p, group), axis=1)
     return Information(
         answer_R=gain_R / answer[1],
-        prompt_R=jnp.sum(ref_logp_RT - alone_RT, axis=1) / jnp.repeat(mean_length_P, group),
+        prompt_R=jnp.sum(ref_logp_RT - alone_RT, axis=1) / of_row(mean_length_P),
         ref_logp_RT=ref_logp_RT,
     )
+
+
+def reference_logprobs(
+    model: Decoder, forest: Forest, *, temperature: float, pack_tokens: int, shards: int = 1
+) -> jax.Array:
+    """log pi_ref(o_t | q, o_<t) [R,T], 0 beyond the response."""
+    prompt = (forest.prompt_PS[forest.group_R], forest.prompt_len_P[forest.group_R])
+    texts = join_texts(
+        [prompt], (forest.tokens_RT, forest.length_R), p=forest.prompt_len_P.shape[0],
+        width=forest.prompt_PS.shape[1] + forest.tokens_RT.shape[1],
+    )  # fmt: skip
+    (logp_PGT,) = packed_texts(
+        model, [texts], forest.tokens_RT.shape[1], temperature=temperature, pack_tokens=pack_tokens, shards=shards
+    )
+    return logp_PGT.reshape(forest.tokens_RT.shape)
+
+
+@struct.dataclass
+class Texts:
+    """Texts after their contexts, as rows of each prompt: tokens_PGC, context_len_PG, and length_PG of both."""
+
+    tokens_PGC: jax.Array
+    context_len_PG: jax.Array
+    length_PG: jax.Array
+
+
+def join_texts(context: list, text: tuple[jax.Array, jax.Array], *, p: int, width: int) -> Texts:
+    """Rows [context pieces, text] of P prompts, padded to `width` columns."""
+    context_NC, context_len_N = join_rows(context)
+    rows_NC = join(context_NC, context_len_N, *text)
+    rows_NC = jnp.pad(rows_NC, [(0, 0), (0, width - rows_NC.shape[1])])
+    by_prompt = lambda x: x.reshape(p, -1, *x.shape[1:])  # noqa: E731
+    return Texts(*map(by_prompt, (rows_NC, context_len_N, context_len_N + text[1])))
+
+
+def packed_texts(
+    model: Decoder, kinds: list[Texts], t: int, *, temperature: float, pack_tokens: int, shards: int
+) -> list[jax.Array]:
+    """log pi(text | context) per token [P,G,t] of every kind of rows, 0 beyond each text; no gradient."""
+    every = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *kinds)
+    p, group = every.length_PG.shape
+    packed = PackedRows(
+        every.tokens_PGC.reshape(p * group, -1), every.length_PG.ravel(), tokens=pack_tokens, group=group, shards=shards
+    )
+    context_len_WN = every.context_len_PG.reshape(shards, -1)
+
+    def forward(bins):
+        logp_WJT, _ = packed_logprobs(
+            model, packed.tokens_WNC, context_len_WN, bins, t, block=packed.spec.block, temperature=temperature,
+            remat=False,
+        )  # fmt: skip
+        return logp_WJT
+
+    logp_PGT = packed.collect(forward).reshape(p, group, t)
+    ends = [0]
+    for kind in kinds:
+        ends.append(ends[-1] + kind.length_PG.shape[1])
+    return [logp_PGT[:, a:b] for a, b in itertools.pairwise(ends)]
 
 
 def entropy_score(advantage_RT: jax.Array, entropy_RT: jax.Array, mask_RT: jax.Array) -> jax.Array:

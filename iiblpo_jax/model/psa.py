@@ -117,3 +117,40 @@ def layer_injection(weights: dict, latent: Latent, dtype) -> tuple[jax.Array, Ps
         bias_BTJ=jnp.where(visible_BTJ, log_gamma_BT1, OFF),
     )
     return gain_BTD, pseudo
+
+
+@struct.dataclass
+class NodePseudo:
+    """One pseudo position a node: k_WUGE, v_WUGE, and bias_WU, log gamma where z is on and OFF elsewhere."""
+
+    k_WUGE: jax.Array
+    v_WUGE: jax.Array
+    bias_WU: jax.Array
+
+    def merge(self, q_WUGRE, heads_WUGRE, norm_WUGR) -> jax.Array:
+        """Adds the pseudo position to a finished softmax, given the log of its normaliser."""
+        s_WUGR = jnp.einsum("wugre,wuge->wugr", q_WUGRE, self.k_WUGE, preferred_element_type=jnp.float32)
+        s_WUGR = s_WUGR * q_WUGRE.shape[-1] ** -0.5 + self.bias_WU[..., None, None]
+        share = jax.nn.sigmoid(s_WUGR - norm_WUGR)[..., None]  # exactly 0 where OFF
+        v = self.v_WUGE[..., None, :].astype(jnp.float32)
+        return (heads_WUGRE.astype(jnp.float32) * (1 - share) + share * v).astype(heads_WUGRE.dtype)
+
+
+def node_injection(weights: dict, z_WIZ: jax.Array, index_WU: jax.Array, gamma_WU: jax.Array):
+    """`layer_injection` for packed nodes: one layer's gain [W,U,D] and the pseudo position of every node.
+
+    Args:
+      weights: one layer of `layer_weights`.
+      z_WIZ: the latents of W bins.
+      index_WU: latent of each node.
+      gamma_WU: its strength, 0 = off.
+    """
+    z = z_WIZ.astype(jnp.float32)
+    of_node = lambda x_WI: jax.vmap(lambda x, i: x[i])(x_WI, index_WU)  # noqa: E731
+    on_WU = (gamma_WU > 0) & weights["on"]
+    pseudo = NodePseudo(
+        k_WUGE=of_node(jnp.einsum("wiz,zge->wige", z, weights["key"])),
+        v_WUGE=of_node(jnp.einsum("wiz,zge->wige", z, weights["value"])),
+        bias_WU=jnp.where(on_WU, jnp.log(jnp.maximum(gamma_WU, 1e-30)), OFF),
+    )
+    return gamma_WU[..., None] * of_node(z @ weights["gain"]), pseudo

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from iiblpo_jax.bottleneck import Evidence, entropy_score, likelihood
-from iiblpo_jax.bottleneck.estimators import join_rows, map_chunks
+from iiblpo_jax.bottleneck.estimators import join_rows
 from iiblpo_jax.model.decoder import bind, logits
 
 START, TEMPERATURE = 1, 0.8
@@ -56,16 +56,16 @@ def token_logps(tiny_config, tiny_params):
     return score
 
 
-def estimate(config, params, evidence, chunk):
+def estimate(config, params, evidence, **packing):
     def run(params, evidence):
-        return likelihood(bind(config, params), evidence, start_id=START, temperature=TEMPERATURE, chunk=chunk)
+        return likelihood(bind(config, params), evidence, start_id=START, temperature=TEMPERATURE, **packing)
 
     return jax.jit(run)(params, evidence)
 
 
 @pytest.fixture(scope="module")
 def information(tiny_config, tiny_params, evidence):
-    return estimate(tiny_config, tiny_params, evidence, chunk=4)  # 4 does not divide the 6 trajectories
+    return estimate(tiny_config, tiny_params, evidence, pack_tokens=30)  # several bins
 
 
 def test_answer_term(information, token_logps):
@@ -90,13 +90,13 @@ def test_reference_logprobs(information, token_logps):
         np.testing.assert_allclose(information.ref_logp_RT[r], expected, atol=1e-4)
 
 
-def test_chunks_and_padding_change_nothing(tiny_config, tiny_params, evidence, information):
+def test_bins_shards_and_padding_change_nothing(tiny_config, tiny_params, evidence, information):
     prompt, _ = pad(PROMPTS, 7)
     cue, _ = pad(CUES, 5)
     # What lies behind the lengths must not matter either.
     noisy = np.where(np.arange(7) < evidence.prompt_len_P[:, None], prompt, 9)
     wider = evidence.replace(prompt_PS=noisy, cue_PQ=cue)
-    other = estimate(tiny_config, tiny_params, wider, chunk=100)
+    other = estimate(tiny_config, tiny_params, wider, pack_tokens=200, shards=2)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), other, information)
 
 
@@ -105,12 +105,6 @@ def test_join_rows_by_hand():
     rows, length = join_rows([a, b, a])
     assert rows.tolist() == [[1, 2, 1, 2, 0, 0, 0], [3, 4, 5, 6, 3, 0, 0]]
     assert length.tolist() == [4, 5]
-
-
-@pytest.mark.parametrize(("rows", "chunk"), [(1, 4), (7, 3), (8, 4), (5, 1)])
-def test_map_chunks_keeps_the_order_of_rows(rows, chunk):
-    x = np.arange(rows * 2, dtype=np.float32).reshape(rows, 2)
-    np.testing.assert_array_equal(map_chunks(lambda v: v * 2 + 1, x, chunk=chunk), x * 2 + 1)
 
 
 def test_entropy_score_by_hand():
