@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from iiblpo_jax import configuration
+from iiblpo_jax import configuration, distributed
 from iiblpo_jax.defaults import RunConfig
 from iiblpo_jax.errors import InputError
 
@@ -43,9 +43,10 @@ def run(main: Callable[[RunConfig, Path | None], None], *, needs_workdir: bool =
     try:
         config, workdir = parse(sys.argv, needs_workdir=needs_workdir)
         enable_compilation_cache()
-        main(config, workdir)
+        with distributed.initialize():
+            main(config, workdir)
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

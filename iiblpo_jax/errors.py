@@ -1,8 +1,17 @@
 """The one exception a user is meant to read."""
 
+LONGEST = 2000  # characters of a message; names out of a damaged file may be megabytes long
+
 
 class InputError(Exception):
     """Bad input from the user: a config key, a path, a data file, a model.
 
-    The message is one line that names the thing and the mend; the command line prints it and exits with status 2.
+    The message is one line that names the thing and the mend; the command line prints it and exits with status 2. What
+    a file put into it is made harmless: line breaks become blanks and control characters are written as escapes.
     """
+
+    def __init__(self, message: str):
+        message = " ".join(message.split())
+        if len(message) > LONGEST:
+            message = f"{message[: LONGEST - 400]} ... {message[-400:]}"
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))

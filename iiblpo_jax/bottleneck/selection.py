@@ -13,6 +13,7 @@ from iiblpo_jax import masked
 from iiblpo_jax.errors import InputError
 
 _EPSILON = 1e-4  # nats: differences below it are float32 noise and must not be blown up to unit size
+_STEP = 1e-3  # of a score: what two devices compute differently must not decide which of two equal trajectories stays
 
 
 @struct.dataclass(kw_only=True)
@@ -68,11 +69,14 @@ def likelihood_score(
 ) -> jax.Array:
     """S_IB = beta * std(I(r; a)) - std(I(q; r) + length_cost * length / mean length), `std` = `standardise`.
 
+    Rounded to thousandths, so that equal trajectories tie on every mesh and the lower index wins.
+
     `length_cost` is nats a token, on the scale of I(q; r): what a token costs beyond what it says about the question.
     """
     mean_P1 = jnp.mean(length_PG, axis=1, keepdims=True)
     cost_PG = prompt_PG + length_cost * length_PG / mean_P1
-    return beta * standardise(answer_PG, valid_PG) - standardise(cost_PG, valid_PG)
+    score_PG = beta * standardise(answer_PG, valid_PG) - standardise(cost_PG, valid_PG)
+    return jnp.round(score_PG / _STEP) * _STEP
 
 
 def _top(priority_PG: jax.Array, n: int) -> jax.Array:

@@ -46,6 +46,15 @@ def test_score_by_hand():
     np.testing.assert_allclose(score, [[-3 + 1, 3 - 1]], atol=2e-3)
 
 
+def test_noise_in_the_last_digits_leaves_equal_trajectories_tied():
+    rng = np.random.default_rng(1)
+    twin = lambda x: np.repeat(x, 2, axis=1).astype(np.float32)  # noqa: E731
+    answer, prompt, length = (twin(rng.normal(size=(40, 3))) for _ in range(3))
+    noisy = answer + rng.choice([-1e-7, 0, 1e-7], answer.shape).astype(np.float32)
+    score = np.asarray(likelihood_score(noisy, prompt, length, np.ones((40, 6), bool), beta=1.0))
+    assert (score[:, ::2] == score[:, 1::2]).mean() > 0.99
+
+
 def test_score_is_free_of_scale():
     rng = np.random.default_rng(0)
     answer, prompt, length = rng.normal(size=(3, 4, G)).astype(np.float32)
