@@ -1,4 +1,9 @@
-"""Configs in files: Python files that a user writes, config.json that a run leaves in its workdir."""
+"""Configs in files: Python files that a user writes, config.json that a run leaves in its workdir.
+
+A config file is a program: `load_file` runs it with the rights of the user, so it is read like any other code before it
+is used. The config.json of a workdir is data: `load` parses it, compares every key and type with the defaults, and runs
+nothing.
+"""
 
 import difflib
 import importlib.util
@@ -10,9 +15,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from iiblpo_jax import json_input
 from iiblpo_jax.defaults import RunConfig, default_config
 from iiblpo_jax.errors import InputError
 
+MAX_CONFIG = 1 << 20  # bytes of a config.json
 FREE_FORM = ("task.options", "task.mix", "objective.options")  # keys are named by the task or the method
 
 
@@ -71,11 +78,9 @@ def load(workdir: Path | str) -> RunConfig:
     """
     path = Path(workdir) / "config.json"
     try:
-        stored = json.loads(path.read_text())
+        stored = json_input.load(path, mend="pass --config=FILE instead", limit=MAX_CONFIG)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; give the workdir of a run, or --config=FILE") from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({error}); pass --config=FILE instead") from None
     if not isinstance(stored, dict):
         raise InputError(f"{path} holds no config; pass --config=FILE instead")
     config = default_config()
@@ -86,8 +91,9 @@ def load(workdir: Path | str) -> RunConfig:
         section, name = key.split(".")
         try:
             config[section][name] = _like(defaults[key], value)
-        except (TypeError, ValueError):
-            raise InputError(f"{path}: {key} = {value!r}; it takes a {type(defaults[key]).__name__}") from None
+        except (TypeError, ValueError, OverflowError, AttributeError, KeyError):
+            kind = type(defaults[key]).__name__
+            raise InputError(f"{path}: {key} = {repr(value)[:80]}; it takes a {kind}") from None
     return config
 
 

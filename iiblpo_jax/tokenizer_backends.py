@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from iiblpo_jax import tokenizer_files
 from iiblpo_jax.errors import InputError
 
 # transformers, imported where it is needed because that takes a second, would advise everybody to install torch.
@@ -44,14 +45,21 @@ class HuggingFaceBackend:
         # A tokenizer.json is the whole pipeline. AutoTokenizer would rebuild it by the model's family, which is wrong
         # for a vocabulary of one's own; it is only needed where there are nothing but vocab.json and merges.txt.
         kind = PreTrainedTokenizerFast if (directory / "tokenizer.json").is_file() else AutoTokenizer
+        tokenizer_files.check(directory)
         try:
-            return cls(kind.from_pretrained(str(directory), local_files_only=True), source=directory)
-        except Exception as error:  # the Rust side raises bare Exception
+            fast = kind.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+            return cls(fast, source=directory)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the Rust side raises bare Exception, and its panics are not even that
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"the tokenizer in {directory} cannot be read ({reason}); copy its files again") from error
 
     def encode(self, text: str, *, add_special: bool) -> list[int]:
-        return self._rust.encode(text, add_special_tokens=add_special).ids
+        try:
+            return self._rust.encode(text, add_special_tokens=add_special).ids
+        except Exception as error:  # a word that a vocabulary without an unknown token does not have
+            raise InputError(f"the tokenizer cannot read {text[:40]!r} ({error}); use another tokenizer") from error
 
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
         return self._rust.decode(ids, skip_special_tokens=skip_special)
@@ -146,12 +154,13 @@ class SentencePieceBackend:
         import sentencepiece
 
         path, config = directory / "tokenizer.model", directory / "tokenizer_config.json"
+        tokenizer_files.check(directory)
         try:
             settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
             if (template := directory / "chat_template.jinja").is_file():
                 settings["chat_template"] = template.read_text(encoding="utf-8")
             return cls(sentencepiece.SentencePieceProcessor(model_file=str(path)), config=settings)
-        except (RuntimeError, OSError, ValueError) as error:
+        except (RuntimeError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise InputError(f"{path} is not a readable SentencePiece model; copy the file again") from error
 
     def _named(self, name: str) -> int | None:
@@ -217,13 +226,12 @@ def render_chat(
     template: str, messages: Sequence[Mapping[str, str]], *, generation_prompt: bool, names: Mapping[str, str]
 ) -> str:
     """The text of a conversation; InputError if the template refuses it."""
-    import jinja2
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
         rendered, _ = render_jinja_template(
             conversations=[list(messages)], chat_template=template, add_generation_prompt=generation_prompt, **names
         )
-    except (jinja2.TemplateError, TypeError) as error:
+    except Exception as error:  # a template is a program: it may raise anything, and its sandbox stops it from more
         raise InputError(f"the chat template refuses this conversation ({error}); change its roles") from error
     return rendered[0]

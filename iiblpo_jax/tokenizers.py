@@ -1,10 +1,10 @@
 """Text to token ids and back: one class over Hugging Face tokenizer files, SentencePiece models and GGUF metadata."""
 
-import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from iiblpo_jax import json_input
 from iiblpo_jax.errors import InputError
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.tokenizer_backends import HuggingFaceBackend, SentencePieceBackend
@@ -139,11 +139,8 @@ def _configured_stops(directory: pathlib.Path) -> list[int]:
 
 
 def _ids(path: pathlib.Path) -> list[int]:
-    try:
-        value: Any = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{path} is not a JSON object; copy the file again") from error
-    return [i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)]
+    value: Any = json_input.load_object(path).get("eos_token_id")
+    return [i for i in (value if isinstance(value, list) else [value]) if type(i) is int]
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:

@@ -1,16 +1,25 @@
-"""Rows of local dataset files: parquet, JSON Lines, JSON. Nothing here touches the network."""
+"""Rows of local dataset files: parquet, JSON Lines, JSON. Nothing here touches the network.
+
+A file is somebody else's: rows are read one at a time and none may be larger than MAX_ROW, so a file of any size costs
+no more memory than the problems it holds. Symbolic links below the directory are followed, as the cache of Hugging Face
+asks for; a file whose name is not of a known format is never opened.
+"""
 
 from __future__ import annotations
 
-import json
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from iiblpo_jax import json_input
 from iiblpo_jax.errors import InputError
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
+MAX_ROW = 16 << 20  # bytes; the longest row in the datasets of rows.py has a few ten thousand
+MAX_JSON = 1 << 30  # bytes of a .json file, which can only be read whole
+BATCH_ROWS = 1024  # rows of a parquet file that are decoded at once
 HELDOUT_WORDS = {"test", "validation", "valid", "val", "eval", "dev", "heldout"}
 
 
@@ -62,7 +71,7 @@ def read_rows(path: Path, *, columns: set[str] | None = None) -> Iterator[tuple[
         place = f"{path} row {number}"
         if not isinstance(row, dict):
             raise InputError(f"{place} is not an object with named fields; write one JSON object a row")
-        yield place, {key.lower(): value for key, value in row.items()}
+        yield place, {str(key).lower(): value for key, value in row.items()}
 
 
 def _split(relative: Path) -> str:
@@ -80,29 +89,37 @@ def _parquet(path: Path, columns: set[str] | None) -> Iterator[tuple[int, Any]]:
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
+        _check_size(path, file.metadata)
         names = [name for name in file.schema_arrow.names if columns is None or name.lower() in columns]
         # A file with none of the wanted columns is read whole: the caller's message then names what it has.
-        batches = file.iter_batches(batch_size=4096, columns=names or None)
+        batches = file.iter_batches(batch_size=BATCH_ROWS, columns=names or None)
         yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except (pyarrow.ArrowException, MemoryError, OSError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise InputError(f"{path} is not a readable parquet file ({_line(error)}); download it again") from error
+
+
+def _check_size(path: Path, metadata: Any) -> None:
+    """InputError if a row group's rows would be larger than any row can be, which is how a small file explodes."""
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        if not 0 <= group.total_byte_size <= max(1, group.num_rows) * MAX_ROW:
+            raise InputError(f"{path}: {group.num_rows} rows of {group.total_byte_size} bytes; download it again")
 
 
 def _json_lines(path: Path, columns: set[str] | None) -> Iterator[tuple[int, Any]]:
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                if line.strip():
-                    yield number, json.loads(line)
-            except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
-                raise InputError(f"{path} row {number} is not JSON ({error}); correct or remove the line") from error
+        for number in itertools.count(1):
+            line = lines.readline(MAX_ROW + 1)
+            if not line:
+                return
+            if len(line) > MAX_ROW:
+                raise InputError(f"{path} row {number} is longer than {MAX_ROW} bytes; correct or remove the line")
+            if line.strip():
+                yield number, json_input.parse(line, f"{path} row {number}", mend="correct or remove the line")
 
 
 def _json(path: Path, columns: set[str] | None) -> Iterator[tuple[int, Any]]:
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}); JSON Lines belong in a .jsonl file") from error
+    content = json_input.load(path, mend="JSON Lines belong in a .jsonl file", limit=MAX_JSON)
     yield from enumerate(content if isinstance(content, list) else [content], 1)
 
 

@@ -31,6 +31,7 @@ DAPO_PREFIX = re.compile(
 )
 DAPO_SUFFIX = re.compile(r"\n\nRemember to put your answer on its own line after \"Answer:\"\.\s*$")
 GSM8K_CALCULATOR = re.compile(r"<<[^<>]*>>")
+MAX_QUESTION = 1 << 20  # characters; also keeps the patterns above from being fed a book
 DETAILS = ("level", "type", "subject", "subfield", "unit", "answer_type", "data_source", "unique_id", "year")
 
 
@@ -91,7 +92,7 @@ def problem_of(name: str, form: Format, place: str, id: str, row: dict[str, Any]
     except BadGold as error:
         return error
     if row.get("context"):
-        question = f"{row['context'].strip()}\n{question}"
+        question = f"{str(row['context']).strip()}\n{question}"
     details = {key: row[key] for key in DETAILS if row.get(key) is not None}
     return Problem(
         id=id,
@@ -118,9 +119,12 @@ def gsm8k_row(question: str, answer: str, *, place: str, id: str) -> Problem:
 
 def _question(value: Any, place: str) -> str:
     if isinstance(value, list):  # chat messages: the user's turn is the question
-        turns = [turn["content"] for turn in value if turn.get("role") == "user"]
+        turns = [turn.get("content") for turn in value if isinstance(turn, dict) and turn.get("role") == "user"]
         value = turns[-1] if turns else ""
-    text = DAPO_SUFFIX.sub("", DAPO_PREFIX.sub("", str(value or "").strip())).strip()
+    text = str(value or "").strip()
+    if len(text) > MAX_QUESTION:
+        raise InputError(f"{place}: the question has {len(text)} characters; remove that row")
+    text = DAPO_SUFFIX.sub("", DAPO_PREFIX.sub("", text)).strip()
     if not text:
         raise InputError(f"{place}: the question is empty; remove that row")
     return text

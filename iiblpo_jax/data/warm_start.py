@@ -29,6 +29,7 @@ from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import Decoder, bind, params_of
 from iiblpo_jax.model.saving import save_model
 from iiblpo_jax.rewards.exact import grade
+from iiblpo_jax.publication import PublicationSpec, publish
 from iiblpo_jax.rollout.engine import RolloutSpec, rollout
 
 OUT = flags.DEFINE_string("out", "iiblpo_jax/data/assets/arithmetic", "Directory of the checkpoint.")
@@ -96,7 +97,8 @@ def sampled_accuracy(params, problems, tokenizer, length: int, samples: int, key
     spec = RolloutSpec(
         model=MODEL, roots=samples, slots=128, refill_at=32, max_tokens=length, stop_ids=tokenizer.stop_ids
     )
-    forest, _ = rollout(params, jnp.array(prompt_PS), jnp.array(length_P), key, spec=spec)
+    published = publish(params, spec=PublicationSpec(model=MODEL))
+    forest, _ = rollout(published, jnp.array(prompt_PS), jnp.array(length_P), key, spec=spec)
     texts = tokenizer.decode_batch(response_tokens(forest))
     answers = [p.answer for p in problems for _ in range(samples)]
     return np.array([grade(t, a, marker="#") for t, a in zip(texts, answers, strict=True)]).reshape(-1, samples)

@@ -11,17 +11,20 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from flax import nnx, traverse_util
+from jax.experimental import multihost_utils
+from safetensors.numpy import save_file
 
+from iiblpo_jax import json_input
 from iiblpo_jax.errors import InputError
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.cvae import CVAE, bind_cvae
 from iiblpo_jax.model.decoder import params_of
 from iiblpo_jax.model.psa import PSA, bind_psa
+from iiblpo_jax.model.safetensors_file import SafetensorsFile
 
 WEIGHTS, CARD, METRICS = "latent.safetensors", "latent.json", "metrics.json"
+MAX_CARD, MAX_SIZE = 1 << 20, 1 << 20  # bytes of latent.json; of each of its sizes
 PROBES = 64  # elements of each weight that enter the fingerprint
 
 
@@ -43,6 +46,8 @@ def save_latents(
 ) -> None:
     """Writes a whole latent directory at once: a killed process leaves the old one or none, never half of one.
 
+    In a run of several processes the first one writes and all return when it has.
+
     Args:
       directory: target, replaced if it exists.
       config, params: the model the latents were made for.
@@ -51,14 +56,20 @@ def save_latents(
       metrics: diagnostics, written to metrics.json.
     """
     directory = Path(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
     tree = {"cvae": params_of(cvae), "psa": params_of(psa)}
     weights = {name: np.asarray(x) for name, x in traverse_util.flatten_dict(tree, sep="/").items()}
     card = {"format": 1, **_shape(cvae, psa), "model": fingerprint(config, params), "settings": settings}
+    if jax.process_index() == 0:
+        _write_directory(directory, weights, {CARD: card, METRICS: metrics})
+    multihost_utils.sync_global_devices("latents stored")
+
+
+def _write_directory(directory: Path, weights: dict, documents: dict) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         save_file(weights, temporary / WEIGHTS)
-        for name, content in ((CARD, card), (METRICS, metrics)):
+        for name, content in documents.items():
             (temporary / name).write_text(json.dumps(content, indent=2) + "\n")
         if directory.exists():
             os.rename(directory, temporary / "replaced")
@@ -92,11 +103,27 @@ def load_latents(
             knob = {"z": "latent.z", "layers": "psa.layers"}[name]
             raise InputError(f"{directory}: made with {knob} {card[name]}, the config says {wanted}; {mend}")
     try:
-        tree = traverse_util.unflatten_dict(load_file(directory / WEIGHTS), sep="/")
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{directory / WEIGHTS}: cannot be read ({error}); {mend}") from error
-    tree = jax.tree.map(jnp.asarray, tree)
+        file = SafetensorsFile(directory / WEIGHTS)
+        wanted = _shapes(config, card)
+        if {name: file.shape(name) for name in file.names()} != wanted:
+            raise InputError(f"not the weights that {CARD} describes; delete them")
+        weights = {name: jnp.array(file.tensor(name)) for name in wanted}
+    except (OSError, InputError) as error:
+        reason = str(error).rpartition(";")[0] or str(error)
+        raise InputError(f"{directory / WEIGHTS}: cannot be read ({reason}); {mend}") from error
+    tree = traverse_util.unflatten_dict(weights, sep="/")
     return bind_cvae(tree["cvae"]), bind_psa(tree["psa"], config)
+
+
+def _shapes(config: ModelConfig, card: dict) -> dict[str, tuple[int, ...]]:
+    """Shape of every stored weight of latents with the card's sizes."""
+
+    def trees():
+        cvae = CVAE(card["width"], card["z"], card["hidden"], rngs=nnx.Rngs(0))
+        return {"cvae": params_of(cvae), "psa": params_of(PSA(config, card["z"], card["layers"], rngs=nnx.Rngs(0)))}
+
+    flat = traverse_util.flatten_dict(jax.eval_shape(trees), sep="/")
+    return {name: leaf.shape for name, leaf in flat.items()}
 
 
 def has_latents(directory: Path) -> bool:
@@ -106,11 +133,21 @@ def has_latents(directory: Path) -> bool:
 
 def _card(directory: Path) -> dict:
     try:
-        return json.loads((directory / CARD).read_text())
+        card = json_input.load(
+            directory / CARD, mend=f"delete {directory} and run the latent stage again", limit=MAX_CARD
+        )
     except FileNotFoundError:
         raise InputError(f"{directory}: no latents here; run `python -m iiblpo_jax.latent` with this workdir") from None
-    except json.JSONDecodeError:
-        raise InputError(f"{directory / CARD}: not JSON; delete {directory} and run the latent stage again") from None
+    sizes = ("width", "z", "hidden", "layers")
+    if not isinstance(card, dict) or "model" not in card or not all(_is_size(card.get(name)) for name in sizes):
+        raise InputError(
+            f"{directory / CARD}: not a card of latents; delete {directory} and run the latent stage again"
+        )
+    return card
+
+
+def _is_size(value) -> bool:
+    return type(value) is int and 1 <= value <= MAX_SIZE
 
 
 def _shape(cvae: CVAE, psa: PSA) -> dict:

@@ -1,7 +1,7 @@
 """What each family calls things: Hugging Face config.json <-> ModelConfig, and tensor names <-> our parameter tree."""
 
 import dataclasses
-import json
+import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from iiblpo_jax import json_input
 from iiblpo_jax.errors import InputError
 from iiblpo_jax.model.config import Llama3Rope, ModelConfig
 from iiblpo_jax.model.decoder import Decoder, params_of
@@ -24,6 +25,9 @@ HEAD_DIM = {"qwen3": 128}
 KV_HEADS = {"qwen2": 32, "qwen3": 32, "mistral": 8}
 SLIDING_WINDOW = {"mistral": 4096}
 MAX_POSITIONS = {"llama": 2048, "mistral": 131_072}
+# Ten times what the largest models have: a size beyond is damage, and would be believed before a tensor is looked at.
+LARGEST_SIZE = 1 << 24
+LARGEST = {"num_hidden_layers": 2048, "num_attention_heads": 4096, "head_dim": 8192, "max_position_embeddings": 1 << 31}
 
 TOP_TENSORS = {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "head": "lm_head.weight"}
 LAYER_TENSORS = {
@@ -58,24 +62,18 @@ def read_config(path: pathlib.Path) -> ModelConfig:
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The object in a JSON file; InputError if the file holds anything else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} is not readable JSON ({error}); copy the file again") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} is not a JSON object; copy the file again")
-    return value
+    return json_input.load_object(path)
 
 
 def config_from_hf(hf: Mapping[str, Any], source: str) -> ModelConfig:
     """Translates a Hugging Face config (either spelling of the rope parameters); `source` names it in errors."""
     family = hf.get("model_type")
-    if family not in ARCHITECTURES:
+    if not isinstance(family, str) or family not in ARCHITECTURES:
         raise InputError(f"{source}: model_type {family!r} is not supported; use one of {', '.join(ARCHITECTURES)}")
     _refuse_variants(hf, family, source)
     width, heads = _integer(hf, "hidden_size", source), _integer(hf, "num_attention_heads", source)
-    head_dim = hf.get("head_dim") or HEAD_DIM.get(family) or width // heads
-    kv_heads = hf.get("num_key_value_heads", KV_HEADS.get(family)) or heads
+    head_dim = _integer(hf, "head_dim", source, HEAD_DIM.get(family) or width // heads)
+    kv_heads = _integer(hf, "num_key_value_heads", source, heads, absent=KV_HEADS.get(family))
     if heads % kv_heads or head_dim % 2:
         raise InputError(
             f"{source}: {heads} heads of width {head_dim} cannot share {kv_heads} key/value heads; copy the file again"
@@ -92,20 +90,31 @@ def config_from_hf(hf: Mapping[str, Any], source: str) -> ModelConfig:
         head_dim=head_dim,
         rope_theta=theta,
         rope_scaling=scaling,
-        norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
+        norm_eps=_number(hf, "rms_norm_eps", source, 1e-6),
         tied_embeddings=bool(hf.get("tie_word_embeddings", False)),
         qkv_bias=family == "qwen2",
         qk_norm=family == "qwen3",
-        max_positions=int(hf.get("max_position_embeddings") or MAX_POSITIONS.get(family, 32_768)),
+        max_positions=_integer(hf, "max_position_embeddings", source, MAX_POSITIONS.get(family, 32_768)),
         sliding_window=_sliding_window(hf, family, source),
     )
 
 
-def _integer(hf, key, source) -> int:
-    value = hf.get(key)
-    if not isinstance(value, int) or value < 1:
-        raise InputError(f"{source}: {key} is {value!r}; it must be a positive integer, copy the file again")
+def _integer(hf, key, source, default=None, *, absent=None) -> int:
+    """A positive integer within LARGEST; `default` for null, `absent` (or else `default`) for a key left out."""
+    value = hf.get(key, absent or default)
+    if value in (None, 0) and default is not None:
+        value = default
+    if type(value) is not int or not 1 <= value <= LARGEST.get(key, LARGEST_SIZE):
+        raise InputError(f"{source}: {key} is {repr(value)[:80]}; it must be a positive integer, copy the file again")
     return value
+
+
+def _number(mapping, key, source, default=None) -> float:
+    """A positive finite number."""
+    value = mapping.get(key, default)
+    if type(value) not in (int, float) or not 0 < value < 1e30 or not math.isfinite(value):
+        raise InputError(f"{source}: {key} is {repr(value)[:80]}; it must be a positive number, copy the file again")
+    return float(value)
 
 
 def _refuse_variants(hf, family, source):
@@ -120,28 +129,28 @@ def _refuse_variants(hf, family, source):
 
 def _rope(hf, source) -> tuple[float, Llama3Rope | None]:
     """(theta, scaling) from `rope_theta` + `rope_scaling`, or from the newer `rope_parameters`."""
-    rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
+    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise InputError(f"{source}: its rope parameters are not a JSON object; copy the file again")
     if any(isinstance(value, Mapping) for value in rope.values()):
         raise InputError(f"{source}: rope parameters that differ between layers are not supported; use another model")
-    theta = rope.get("rope_theta", hf.get("rope_theta", 10_000.0))
-    if not isinstance(theta, int | float) or theta <= 0:
-        raise InputError(f"{source}: rope_theta is {theta!r}; it must be a positive number, copy the file again")
+    theta = _number(rope if "rope_theta" in rope else hf, "rope_theta", source, 10_000.0)
     if rope.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0)) not in (None, 1.0):
         raise InputError(f"{source}: partial_rotary_factor is not supported; use a model that rotates whole heads")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
-        return float(theta), None
+        return theta, None
     if kind != "llama3":
         raise InputError(f"{source}: rope scaling {kind!r} is not supported; use a model with llama3 scaling or none")
-    try:
-        return float(theta), Llama3Rope(
-            factor=float(rope["factor"]),
-            low_freq_factor=float(rope["low_freq_factor"]),
-            high_freq_factor=float(rope["high_freq_factor"]),
-            original_max_positions=int(rope["original_max_position_embeddings"]),
-        )
-    except KeyError as error:
-        raise InputError(f"{source}: llama3 rope scaling lacks {error.args[0]}; copy the file again") from error
+    for key in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"):
+        if key not in rope:
+            raise InputError(f"{source}: llama3 rope scaling lacks {key}; copy the file again")
+    return theta, Llama3Rope(
+        factor=_number(rope, "factor", source),
+        low_freq_factor=_number(rope, "low_freq_factor", source),
+        high_freq_factor=_number(rope, "high_freq_factor", source),
+        original_max_positions=int(_number(rope, "original_max_position_embeddings", source)),
+    )
 
 
 def _sliding_window(hf, family, source) -> int | None:
@@ -149,11 +158,14 @@ def _sliding_window(hf, family, source) -> int | None:
     if family == "llama" or window is None or (family != "mistral" and not hf.get("use_sliding_window", False)):
         return None
     layers = hf["num_hidden_layers"]
-    full = 0 if family == "mistral" else min(hf.get("max_window_layers", 28), layers)
-    kinds = set(hf.get("layer_types") or ["full_attention"] * full + ["sliding_attention"] * (layers - full))
-    if len(kinds) > 1:
+    full = 0 if family == "mistral" else hf.get("max_window_layers", 28)
+    if type(full) is not int or full < 0:
+        raise InputError(f"{source}: max_window_layers is no number of layers; copy the file again")
+    full = min(full, layers)
+    kinds = hf.get("layer_types") or ["full_attention"] * full + ["sliding_attention"] * (layers - full)
+    if not isinstance(kinds, list) or any(kind != kinds[0] for kind in kinds):
         raise InputError(f"{source}: layers that mix full and sliding attention are not supported; use another model")
-    return int(window) if kinds == {"sliding_attention"} else None
+    return _integer(hf, "sliding_window", source, window) if kinds[0] == "sliding_attention" else None
 
 
 # ---- ModelConfig -> config.json ------------------------------------------------------------------------------------

@@ -3,6 +3,9 @@
 That package's own reader makes several Python objects for every token of the vocabulary (150 MB for 49 k tokens), which
 would break the promise about host memory; the container is simple enough to read directly.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little endian).
+
+A file is somebody else's: every count and length is checked against the bytes that are left before anything is
+allocated, so a header costs a small multiple of its own size whatever its numbers say.
 """
 
 import dataclasses
@@ -19,6 +22,9 @@ from iiblpo_jax.errors import InputError
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 CHUNK = 1 << 20  # weights dequantised at once
+MAX_AXES = 4  # ggml's own limit
+MAX_ALIGNMENT = 1 << 16
+MAX_SIZE = 1 << 40  # weights of a tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +54,7 @@ class GGUFContainer:
         self._at = 0
         try:
             self._read_header()
-        except (struct.error, IndexError, UnicodeDecodeError, KeyError, OverflowError, ValueError) as error:
+        except (struct.error, IndexError, KeyError, ValueError) as error:
             raise InputError(f"{path} has a damaged GGUF header; copy the file again") from error
 
     def _read_header(self):
@@ -64,50 +70,67 @@ class GGUFContainer:
             key = self._string()  # before the value: Python evaluates the right-hand side of an assignment first
             self.metadata[key] = self._value(self._scalar("I"))
         self.tensors = dict(self._tensor_info() for _ in range(n_tensors))
-        alignment = int(self.metadata.get("general.alignment", 32))
+        if len(self.tensors) < n_tensors:
+            raise InputError(f"{self.path} names a tensor twice; copy the file again")
+        alignment = self.metadata.get("general.alignment", 32)
+        if type(alignment) is not int or not 1 <= alignment <= MAX_ALIGNMENT:
+            raise ValueError
         self._data = -(-self._at // alignment) * alignment
 
+    def _claim(self, count: int) -> slice:
+        """The next `count` bytes, which must be there."""
+        if count > len(self._bytes) - self._at:
+            raise IndexError
+        self._at += count
+        return slice(self._at - count, self._at)
+
     def _scalar(self, code: str) -> Any:
-        (value,) = struct.unpack_from("<" + code, self._bytes, self._at)
-        self._at += struct.calcsize("<" + code)
+        (value,) = struct.unpack("<" + code, self._bytes[self._claim(struct.calcsize("<" + code))])
         return value
 
     def _string(self) -> str:
-        length = self._scalar("Q")
-        if self._at + length > len(self._bytes):
-            raise IndexError
-        text = self._bytes[self._at : self._at + length].tobytes()
-        self._at += length
-        return text.decode("utf-8")
+        return self._bytes[self._claim(self._scalar("Q"))].tobytes().decode("utf-8")
 
     def _value(self, kind: int) -> Any:
         if kind == STRING:
             return self._string()
-        if kind != ARRAY:
-            return self._scalar(SCALARS[kind])
+        return self._array() if kind == ARRAY else self._scalar(SCALARS[kind])
+
+    def _array(self) -> Any:
         kind, count = self._scalar("I"), self._scalar("Q")
-        if count > len(self._bytes):
-            raise IndexError
-        if kind not in SCALARS:
-            return [self._value(kind) for _ in range(count)]
+        if kind == STRING:
+            if 8 * count > len(self._bytes) - self._at:  # a string has at least its length
+                raise IndexError
+            return [self._string() for _ in range(count)]
+        # Arrays of arrays are in the format and in no model; SCALARS does not have them.
         dtype = np.dtype("<" + SCALARS[kind])
-        values = self._bytes[self._at : self._at + count * dtype.itemsize].view(dtype).copy()
-        self._at += count * dtype.itemsize
-        return values
+        return self._bytes[self._claim(count * dtype.itemsize)].view(dtype).copy()
 
     def _tensor_info(self) -> tuple[str, TensorInfo]:
-        name = self._string()
-        dims = [self._scalar("Q") for _ in range(self._scalar("I"))]
-        kind, offset = self._scalar("I"), self._scalar("Q")
-        return name, TensorInfo(tuple(reversed(dims)), kind, offset)
+        name, axes = self._string(), self._scalar("I")
+        if not 1 <= axes <= MAX_AXES:
+            raise ValueError
+        shape = tuple(reversed([self._scalar("Q") for _ in range(axes)]))
+        if not 1 <= math.prod(shape) <= MAX_SIZE:
+            raise ValueError
+        return name, TensorInfo(shape, self._scalar("I"), self._scalar("Q"))
 
-    def chunks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
-        """The float32 values of a tensor, flat, as (first index, values) chunks of whole rows.
+    def check(self) -> None:
+        """That every tensor is all there, and that no two share bytes, before a caller allocates their weights.
 
         Raises:
-          InputError: the tensor lies beyond the end of the file or is quantised in a way the package gguf cannot undo.
+          InputError: one that is not, or of a type that the package gguf does not know.
         """
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+        end, last = 0, None
+        for name in sorted(self.tensors, key=lambda name: self.tensors[name].offset):
+            start, row_bytes, n_rows, _ = self._layout(name)
+            if start < end:
+                raise InputError(f"tensors {last} and {name} in {self.path} overlap; copy the file again")
+            end, last = start + n_rows * row_bytes, name
+
+    def _layout(self, name: str) -> tuple[int, int, int, Any]:
+        """(first byte, bytes of a row, rows, type) of a tensor that is all there."""
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
         info = self.tensors[name]
         try:
@@ -121,6 +144,18 @@ class GGUFContainer:
         start, row_bytes, n_rows = self._data + info.offset, width // block * block_bytes, math.prod(info.shape[:-1])
         if start + n_rows * row_bytes > len(self._bytes):
             raise InputError(f"{self.path} is truncated: tensor {name} is not all there; copy the file again")
+        return start, row_bytes, n_rows, kind
+
+    def chunks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        """The float32 values of a tensor, flat, as (first index, values) chunks of whole rows.
+
+        Raises:
+          InputError: the tensor lies beyond the end of the file or is quantised in a way the package gguf cannot undo.
+        """
+        from gguf import dequantize
+
+        start, row_bytes, n_rows, kind = self._layout(name)
+        width = self.tensors[name].shape[-1]
         data = self._bytes[start : start + n_rows * row_bytes].reshape(n_rows, row_bytes)
         step = max(1, CHUNK // width)
         for row in range(0, n_rows, step):

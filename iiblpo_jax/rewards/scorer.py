@@ -35,7 +35,7 @@ class Scorer:
       InputError: no workers, or no time.
     """
 
-    def __init__(self, tasks: Sequence[Task], *, workers: int = 2, timeout_s: float = 5.0):
+    def __init__(self, tasks: Sequence[Task], *, workers: int = 2, timeout_s: float = 1.0):
         if workers < 1 or timeout_s <= 0:
             raise InputError(f"verifier pool with {workers} workers and {timeout_s} s an answer; both must be positive")
         self._tasks = {task.name: task for task in tasks}

@@ -1,21 +1,30 @@
 """The worker's side of the pool: receives jobs over a pipe, grades them one at a time, sends the scores back.
 
-Runs in a process of its own that was started from scratch, so it imports the graders and nothing else.
+Runs in a process of its own that was started from scratch, so it imports the graders and nothing else. What it sends
+is JSON, never a pickle: an answer that took the worker over must not get into the trainer as well.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
+import json
 import logging
 import math
 import resource
 import signal
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
-MEMORY_BYTES = 4 << 30  # `9^{9^{9^9}}` must end in a MemoryError, not in the machine's out-of-memory killer
+from iiblpo_jax.rewards import guard
+
+LOADING_BYTES = 4 << 30  # address space while the graders are imported
+GRADING_BYTES = 1 << 30  # beyond that, for answers: `9^{9^{9^9}}` must end in a MemoryError, not in a full machine
+GROWTH_BYTES = 256 << 20  # resident memory gained since the start after which a worker is replaced
+ANSWERS = 10_000  # after which it is replaced: the caches of SymPy and of the parser only grow
 ORPHAN_SECONDS = 30  # CPU time beyond the time-out after which the kernel ends a worker that nobody is watching
 
 
@@ -29,20 +38,40 @@ def main(connection: Connection) -> None:
         signal.signal(ignored, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, _expire)
     logging.disable(logging.CRITICAL)
-    _limit(resource.RLIMIT_AS, MEMORY_BYTES)
+    _limit(resource.RLIMIT_AS, LOADING_BYTES)
     setup = connection.recv()
     try:
         graders = {name: _load(name) for name in setup["graders"]}
     except BaseException as error:
-        connection.send(("failed", f"{type(error).__name__}: {error}"))
+        _send(connection, "failed", f"{type(error).__name__}: {error}"[:500], False)
         return
-    connection.send(("ready", None))
-    while True:
+    size, resident = _memory()
+    _limit(resource.RLIMIT_AS, size + GRADING_BYTES if size else LOADING_BYTES)
+    guard.arm()
+    _send(connection, "ready", None, False)
+    for number in itertools.count(1):
         try:
             grader, args = connection.recv()
         except (EOFError, OSError):
             return
-        connection.send(_graded(graders[grader], args, setup["timeout_s"]))
+        outcome, score = _graded(graders[grader], args, setup["timeout_s"])
+        last = number >= ANSWERS or _memory()[1] > resident + GROWTH_BYTES
+        _send(connection, outcome, score, last)
+        if last:
+            return
+
+
+def _send(connection: Connection, outcome: str, value: float | str | None, last: bool) -> None:
+    connection.send_bytes(json.dumps([outcome, value, last]).encode())
+
+
+def _memory() -> tuple[int, int]:
+    """(address space, resident memory) of this process in bytes; (0, 0) where there is no /proc."""
+    try:
+        pages = Path("/proc/self/statm").read_text().split()
+    except OSError:
+        return 0, 0
+    return int(pages[0]) * resource.getpagesize(), int(pages[1]) * resource.getpagesize()
 
 
 def _load(name: str) -> Any:

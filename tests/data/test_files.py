@@ -74,6 +74,8 @@ def test_blank_lines_keep_the_row_numbers(tmp_path):
         ("a.jsonl", b'{"a": 1}\n{"a": \n', "a.jsonl row 2 is not JSON"),
         ("a.jsonl", b'{"a": "\xff"}\n', "a.jsonl row 1 is not JSON"),
         ("a.jsonl", b"[1]\n", "row 1 is not an object"),
+        ("a.jsonl", b'{"a": "\\ud800"}\n', "a.jsonl row 1 is not JSON"),
+        ("a.jsonl", b"[" * 100_000 + b"\n", "a.jsonl row 1 is nested"),
         ("a.json", b"{", "JSON Lines belong in a .jsonl file"),
         ("a.parquet", b"PAR1 cut short", "not a readable parquet file"),
         ("a.parquet", b"", "not a readable parquet file"),
@@ -83,3 +85,25 @@ def test_damaged_files(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         list(files.read_rows(tmp_path / name))
+
+
+def test_a_row_and_a_file_have_a_largest_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_ROW", 20)
+    monkeypatch.setattr(files, "MAX_JSON", 20)
+    line = '{"a": "12345678901"}'
+    for name in ("a.jsonl", "a.json"):
+        (tmp_path / name).write_text(line)
+        assert len(list(files.read_rows(tmp_path / name))) == 1
+        (tmp_path / name).write_text(line.replace("1", "11", 1))
+    with pytest.raises(InputError, match=r"a\.jsonl row 1 is longer than 20 bytes; correct or remove"):
+        list(files.read_rows(tmp_path / "a.jsonl"))
+    with pytest.raises(InputError, match=r"a\.json has 21 bytes, the limit is 20"):
+        list(files.read_rows(tmp_path / "a.json"))
+
+
+def test_a_parquet_file_that_explodes(tmp_path, write_parquet, monkeypatch):
+    path = write_parquet("a.parquet", [{"answer": "7" * 1_000_000}])
+    assert path.stat().st_size < 200_000  # the same digit compresses well
+    monkeypatch.setattr(files, "MAX_ROW", 100_000)
+    with pytest.raises(InputError, match=r"1 rows of 10\d* bytes; download it again"):
+        list(files.read_rows(path))

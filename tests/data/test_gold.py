@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from iiblpo_jax.data import gold
@@ -44,3 +46,20 @@ def test_check_names_the_place_of_a_gold_answer_that_does_not_parse():
 
 def test_generated_answers_pass():
     gold.check_gold(make_arithmetic(seed=0, train_size=10, heldout_size=10))
+
+
+def test_an_answer_that_hangs_the_parser_is_not_readable(monkeypatch):
+    monkeypatch.setattr(gold, "PARSE_SECONDS", 0.5)
+    gold._reader.cache_clear()
+    start = time.monotonic()
+    assert not gold.readable("math", "(" * 450 + "1" + ")" * 450)
+    assert gold.readable("math", "\\frac{22}{7}")
+    assert time.monotonic() - start < 20
+    gold._reader().close()
+    gold._reader.cache_clear()
+
+
+def test_a_long_answer_that_is_almost_a_number_is_refused_at_once():
+    start = time.monotonic()
+    assert gold.number("1" * 1_000_000 + "x") is None and not gold.readable("math", "1" * 1_000_000 + "x")
+    assert time.monotonic() - start < 1

@@ -1,6 +1,7 @@
 """GGUF models written here with llama.cpp's conventions: read back exactly, and as transformers reads them."""
 
 import builtins
+import struct
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from iiblpo_jax.errors import InputError
 from iiblpo_jax.model import loading
 from iiblpo_jax.model.config import Llama3Rope, ModelConfig
 from iiblpo_jax.model.decoder import bind, logits
+from iiblpo_jax.model.gguf_format import GGUFContainer
 
 gguf = pytest.importorskip("gguf", reason="extra [gguf] is not installed")
 
@@ -236,3 +238,57 @@ def test_forward_of_a_loaded_model_is_that_of_its_weights(tmp_path):
     tokens = np.arange(10)[None]
     model, _ = loading.load_model(write(tmp_path / "m.gguf", config, params))
     np.testing.assert_array_equal(np.asarray(logits(model, tokens)), np.asarray(logits(bind(config, params), tokens)))
+
+
+def header(n_tensors=0, n_keys=0, rest=b""):
+    return b"GGUF" + struct.pack("<IQQ", 3, n_tensors, n_keys) + rest
+
+
+def key(name, kind, value=b""):
+    return struct.pack("<Q", len(name)) + name + struct.pack("<I", kind) + value
+
+
+def tensor(name, axes, kind=0, offset=0):
+    shape = struct.pack(f"<I{len(axes)}Q", len(axes), *axes)
+    return struct.pack("<Q", len(name)) + name + shape + struct.pack("<IQ", kind, offset)
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        header(n_keys=2**63),
+        header(n_tensors=2**63),
+        header(n_keys=1, rest=struct.pack("<Q", 2**63)),  # the length of a name
+        header(n_keys=1, rest=key(b"a", 8, struct.pack("<Q", 2**64 - 1))),  # of a string
+        header(n_keys=1, rest=key(b"a", 9, struct.pack("<IQ", 4, 2**60))),  # of an array of numbers
+        header(n_keys=1, rest=key(b"a", 9, struct.pack("<IQ", 4, 3) + bytes(4))),  # cut off at the end of the file
+        header(n_keys=1, rest=key(b"a", 9, struct.pack("<IQ", 8, 2**40) + bytes(64))),  # of strings
+        header(n_keys=1, rest=key(b"a", 9, struct.pack("<IQ", 9, 1) * 5000)),  # arrays in arrays
+        header(n_keys=1, rest=key(b"a", 77)),
+        header(n_keys=1, rest=key(b"a\xff", 4, bytes(4))),
+        header(n_keys=1, rest=key(b"general.alignment", 4, struct.pack("<I", 0))),
+        header(n_keys=1, rest=key(b"general.alignment", 8, struct.pack("<Q", 1) + b"8")),
+        header(n_tensors=1, rest=tensor(b"a", [])),
+        header(n_tensors=1, rest=tensor(b"a", [1] * 5)),
+        header(n_tensors=1, rest=tensor(b"a", [2**63, 2**63])),
+        header(n_tensors=1, rest=tensor(b"a", [4, 0])),
+        header(n_tensors=1, rest=struct.pack("<Q", 1) + b"a" + struct.pack("<I", 2**32 - 1)),
+    ],
+)
+def test_impossible_headers(tmp_path, whole):
+    (tmp_path / "m.gguf").write_bytes(whole)
+    with pytest.raises(InputError, match=r"(damaged GGUF header|not a complete GGUF file); copy the file again"):
+        GGUFContainer(tmp_path / "m.gguf")
+
+
+def test_a_tensor_twice_overlapping_and_beyond_the_end(tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(header(n_tensors=2, rest=tensor(b"a", [4]) * 2))
+    with pytest.raises(InputError, match="names a tensor twice"):
+        GGUFContainer(path)
+    for offset, message in ((8, "tensors a and b in .* overlap"), (2**64 - 1, "tensor b is not all there")):
+        path.write_bytes(header(n_tensors=2, rest=tensor(b"a", [4]) + tensor(b"b", [4], offset=offset)) + bytes(64))
+        with pytest.raises(InputError, match=message):
+            GGUFContainer(path).check()
+    path.write_bytes(header(n_tensors=2, rest=tensor(b"b", [4], offset=16) + tensor(b"a", [4])) + bytes(64))
+    GGUFContainer(path).check()

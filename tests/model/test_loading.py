@@ -81,7 +81,34 @@ def test_half_copied_shards(sharded):
 def test_an_index_cannot_point_outside_the_directory(sharded, tmp_path):
     (tmp_path / "elsewhere.safetensors").write_bytes(b"")
     (sharded / loading.INDEX).write_text(json.dumps({"weight_map": {"w": "../elsewhere.safetensors"}}))
-    refused(sharded, r"model/elsewhere\.safetensors is missing")
+    refused(sharded, r"names '\.\./elsewhere\.safetensors', which is no safetensors file beside it")
+
+
+@pytest.mark.parametrize("shard", ["/etc/passwd", "sub/model.safetensors", "..", "", 5, None, "model.bin"])
+def test_an_index_names_files_beside_it(sharded, shard):
+    (sharded / loading.INDEX).write_text(json.dumps({"weight_map": {"w": shard}}))
+    refused(sharded, "which is no safetensors file beside it")
+
+
+def test_a_package_path_stays_in_the_package():
+    for path in ("package:iiblpo_jax/../x", "package:iiblpo_jax//etc", "package:iiblpo_jax/data/../../x"):
+        with pytest.raises(InputError, match="leaves the package; give a path inside it"):
+            loading.resolve(path)
+
+
+def test_sizes_are_not_believed(directory):
+    config = json.loads((directory / "config.json").read_text())
+    for key, value, message in (
+        ("num_hidden_layers", 2000, "2000 layers; use the config.json that came"),
+        ("num_hidden_layers", 10**9, "num_hidden_layers is 1000000000"),
+        ("vocab_size", 2**40, "vocab_size is 1099511627776"),
+        ("vocab_size", 39, "where config.json says"),
+        ("hidden_size", True, "hidden_size is True"),
+        ("head_dim", "8", "head_dim is"),
+        ("rms_norm_eps", float("nan"), "rms_norm_eps is nan"),
+    ):
+        (directory / "config.json").write_text(json.dumps(config | {key: value}))
+        refused(directory, message)
 
 
 def test_tensors_missing_superfluous_misshapen_doubled(directory):

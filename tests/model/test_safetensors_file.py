@@ -70,3 +70,45 @@ def test_integer_weights_and_wrong_byte_counts(tmp_path):
     (tmp_path / "s.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 8)
     with pytest.raises(InputError, match=r"tensor w in .* does not fill its shape"):
         SafetensorsFile(tmp_path / "s.safetensors").tensor("w")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"data_offsets": [-4, 8]}, "damaged safetensors header"),
+        ({"data_offsets": [8, 0]}, "damaged safetensors header"),
+        ({"data_offsets": [0.0, 8.0]}, "damaged safetensors header"),
+        ({"data_offsets": [False, 8]}, "damaged safetensors header"),
+        ({"data_offsets": [0, 1 << 70]}, "damaged safetensors header"),
+        ({"shape": [1 << 40, 1 << 40]}, "damaged safetensors header"),
+        ({"shape": [-1, -2]}, "damaged safetensors header"),
+        ({"shape": [1] * 9}, "damaged safetensors header"),
+        ({"dtype": ["F32"]}, "damaged safetensors header"),
+    ],
+)
+def test_impossible_headers(tmp_path, entry, message):
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | entry}).encode()
+    (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 8)
+    with pytest.raises(InputError, match=message):
+        SafetensorsFile(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("ranges", [([0, 8], [4, 12]), ([0, 4], [8, 12]), ([4, 12], [4, 12]), ([0, 12], [0, 12])])
+def test_tensors_that_overlap_or_leave_gaps(tmp_path, ranges):
+    entries = {
+        str(i): {"dtype": "F32", "shape": [(b - a) // 4], "data_offsets": [a, b]} for i, (a, b) in enumerate(ranges)
+    }
+    header = json.dumps(entries).encode()
+    (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 12)
+    with pytest.raises(InputError, match="overlap, or gaps between them"):
+        SafetensorsFile(tmp_path / "m.safetensors")
+
+
+def test_a_header_longer_than_its_file_is_not_allocated(tmp_path):
+    (tmp_path / "m.safetensors").write_bytes((90_000_000).to_bytes(8, "little") + b"{}")
+    with pytest.raises(InputError, match="not a complete safetensors file"):
+        SafetensorsFile(tmp_path / "m.safetensors")
+    deep = b"[" * 100_000 + b"]" * 100_000
+    (tmp_path / "m.safetensors").write_bytes(len(deep).to_bytes(8, "little") + deep)
+    with pytest.raises(InputError, match="damaged safetensors header"):
+        SafetensorsFile(tmp_path / "m.safetensors")

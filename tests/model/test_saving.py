@@ -96,6 +96,12 @@ def test_jax_arrays_and_numpy_arrays_write_the_same_file(tiny_config, tmp_path, 
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
 
 
+def test_only_the_first_process_writes(tiny_config, tmp_path, digits_tokenizer, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    saving.save_model(tmp_path / "a", tiny_config, random_params(tiny_config), digits_tokenizer)
+    assert not any(tmp_path.iterdir())
+
+
 def test_large_models_are_sharded_with_an_index(tiny_config, tmp_path, digits_tokenizer):
     params = random_params(tiny_config)
     saving.save_model(tmp_path / "out", tiny_config, params, digits_tokenizer, shard_bytes=6000)

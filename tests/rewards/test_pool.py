@@ -1,13 +1,17 @@
 """The pool against graders that hang, die and misbehave on purpose."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from multiprocessing import connection
 
 import pytest
 
+from iiblpo_jax.rewards import worker
 from iiblpo_jax.rewards.pool import Job, Pool, PoolError
 
 HOSTILE = """
@@ -34,13 +38,38 @@ def nan(): return float("nan")
 def memory(): return len(bytearray(1 << 36))
 def pid(): return os.getpid()
 def parent(): return os.getppid()
-def once(path):  # dies at the first attempt only
-    if os.path.exists(path): return 1.0
-    open(path, "w").close()
-    os._exit(1)
+def nap():
+    time.sleep(0.3)
+    return 1.0
+def write(path):
+    try: open(path, "w").close()
+    except Exception: pass
+    return 1.0
+def program():
+    try: return float(os.system("true") == 0)
+    except Exception: return 1.0
+def fork():
+    if os.fork() == 0: os._exit(0)
+    return 1.0
+def sock():
+    import socket
+    return float(socket.socket().fileno() > 0)
+def grow():  # keeps 300 MB
+    sys.hoard = bytearray(300 << 20)
+    return 1.0
+def forge():  # a pickle where the pool expects JSON
+    import gc, pickle
+    from multiprocessing.connection import Connection
+    for fd in range(3, 20):
+        try: Connection(fd).send(("ok", 1.0, False))
+        except OSError: pass
+    time.sleep(60)
 def jax(): return "jax" in sys.modules or "iiblpo_jax.data" in sys.modules
 """
-NAMES = "echo sleep spin swallow deaf regex die segfault leave fail recurse nan memory pid parent once jax".split()
+NAMES = """
+    echo sleep spin swallow deaf regex die segfault leave fail recurse nan memory pid parent nap jax
+    write program fork sock grow forge
+""".split()
 
 
 def job(name, *args):
@@ -111,9 +140,41 @@ def test_a_worker_that_dies_between_runs_costs_no_item(pool):
     assert pool.run([job("echo", 1.0)] * 3) == ([1.0] * 3, {"timeouts": 0, "crashes": 0})
 
 
-def test_an_item_whose_process_was_killed_from_outside_is_tried_again(pool, tmp_path):
-    path = str(tmp_path / "tried")
-    assert pool.run([job("once", path), job("echo", 0.5)]) == ([1.0, 0.5], {"timeouts": 0, "crashes": 0})
+def test_an_item_whose_process_was_killed_from_outside_is_tried_again(hostile):
+    with Pool(hostile, workers=1, timeout_s=5.0) as pool:
+        (pid,) = pool.run([job("pid")])[0]
+        killer = threading.Timer(0.1, os.kill, (int(pid), signal.SIGKILL))
+        killer.start()
+        assert pool.run([job("nap"), job("echo", 0.5)]) == ([1.0, 0.5], {"timeouts": 0, "crashes": 0})
+        killer.join()
+        assert pool.started == 2
+
+
+@pytest.mark.parametrize("name", ["write", "program", "fork", "sock"])
+def test_an_item_cannot_reach_out_of_its_worker(pool, tmp_path, name):
+    path = tmp_path / "written"
+    scores, counts = pool.run([job(name, *([str(path)] if name == "write" else [])), job("echo", 0.5)])
+    assert (scores, counts) == ([0.0, 0.5], {"timeouts": 0, "crashes": 1})
+    assert not path.exists()
+
+
+def test_a_worker_that_has_grown_is_replaced_and_its_score_counts(hostile):
+    with Pool(hostile, workers=1, timeout_s=2.0) as pool:
+        before, grown, after = pool.run([job("pid"), job("grow"), job("pid")])[0]
+        assert grown == 1.0 and after != before and pool.started == 2
+        assert not alive(int(before))
+
+
+def test_a_worker_is_replaced_after_so_many_answers(hostile):
+    with Pool(hostile, workers=1, timeout_s=2.0) as pool:
+        pids = pool.run([job("pid")] * (worker.ANSWERS + 1))[0]
+        assert len(set(pids)) == 2 and pids[-2] != pids[-1] and pool.started == 2
+
+
+def test_what_a_worker_sends_is_never_unpickled(pool, monkeypatch):
+    monkeypatch.setattr(connection._ForkingPickler, "loads", lambda *_: pytest.fail("unpickled"))
+    scores, counts = pool.run([job("echo", 1.0), job("forge")])
+    assert (scores, counts) == ([1.0, 0.0], {"timeouts": 0, "crashes": 1})
 
 
 def test_an_interrupted_run_leaves_nothing_behind(pool, monkeypatch):
