@@ -43,6 +43,7 @@ setup(
         "gguf": GGUF,
         "gym": GYM,
         "notebooks": NOTEBOOKS,
+        "bench": ["torch==2.13.0", *GGUF],  # peers of benchmarks/; google-tunix needs an environment of its own
         # torch only as the reference of the parity tests
         "test": [
             "pytest>=8",

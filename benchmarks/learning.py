@@ -11,6 +11,7 @@ skipped, so an interrupted series goes on, and two processes may share the work 
 import json
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -75,19 +76,19 @@ def run(arm: str, seed: int, latents: Path) -> dict:
         if config.latent.z and not latents.is_dir():
             shutil.copytree(workdir / "latent", latents)
         before, began = trainer.evaluate(), time.monotonic()
-        tokens, step, rewards = 0, 0, []
-        while tokens < TOKENS.value:
-            step += 1
-            metrics, _ = trainer.step(step)
+        tokens, rewards = 0, []
+        for _, metrics, _ in trainer.steps(1, sys.maxsize):
             tokens += metrics["rollout/tokens"]
             rewards.append(metrics["reward/mean"])
+            if tokens >= TOKENS.value:
+                break
         seconds = time.monotonic() - began
         after = trainer.evaluate()
         trainer.close()
-    print(f"{arm} seed {seed}: {step} steps, {tokens} tokens, {seconds:.0f} s", flush=True)
+    print(f"{arm} seed {seed}: {len(rewards)} steps, {tokens} tokens, {seconds:.0f} s", flush=True)
     short = lambda m: {name.split("/")[-1]: m[f"eval/arithmetic/{name}"] for name in REPORTED}  # noqa: E731
     return {
-        "arm": arm, "seed": seed, "budget": TOKENS.value, "tokens": tokens, "steps": step,
+        "arm": arm, "seed": seed, "budget": TOKENS.value, "tokens": tokens, "steps": len(rewards),
         "before": short(before), "after": short(after), "rewards": [round(r, 4) for r in rewards],
     }  # fmt: skip
 

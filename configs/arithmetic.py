@@ -45,6 +45,7 @@ def get_config() -> RunConfig:
     c.optim.clip_norm = 0.5
     c.optim.weight_decay = 0.0
     c.update.minibatches = 1
+    c.update.microbatch = 32
 
     c.checkpoint.every = 100
     c.eval.problems = 512

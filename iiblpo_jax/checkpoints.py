@@ -1,12 +1,19 @@
 """Checkpoints of a run: everything that resuming bit-exactly needs, in one Orbax step.
 
 A step holds the arrays of the train state (one flat dict, path -> array), the data iterator's state, a JSON dict of the
-caller's, and the shape, dtype and checksum of every array. Saving is asynchronous. A step that cannot be read, or whose
-arrays are not what was saved, is set aside with one loud line and the one before is used.
+caller's, and the shape, dtype and checksum of every array. Saving is asynchronous.
+
+- A step that cannot be written (a full disk) costs one loud line: training goes on, and the next interval tries again.
+- A step that cannot be read, or whose arrays are not what was saved, is set aside with one loud line and the one before
+  is used.
 """
 
 import base64
+import contextlib
+import logging
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -14,6 +21,21 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from iiblpo_jax.errors import InputError
+
+# Orbax logs a stack trace for every thread that a failed save passes through; `Checkpoints` says it in one line.
+logging.getLogger("absl").addFilter(lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname)
+
+UNFINISHED = "*.orbax-checkpoint-tmp*"  # what a save that failed, or was killed, leaves behind
+
+
+def check_writable(workdir: Path | str) -> None:
+    """Makes the folder and raises InputError where nothing can be written into it."""
+    try:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise InputError(f"workdir {workdir} cannot be written ({error.strerror}); give another --workdir") from None
 
 
 class Checkpoints:
@@ -23,39 +45,79 @@ class Checkpoints:
       workdir: the run's folder; made if needed.
       keep: newest checkpoints that stay on disk.
       every: steps between checkpoints; 0 = only those that are forced.
+      best: keep the one with the best score too, and take one whenever a score is the best so far.
     """
 
-    def __init__(self, workdir: Path | str, *, keep: int, every: int):
+    def __init__(self, workdir: Path | str, *, keep: int, every: int, best: bool = False):
         self.folder = Path(workdir).resolve() / "checkpoints"
-        self._every = every
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._every, self._track = every, best
+        self._kept = _NewestAndBest(keep)
+        self._before: dict | None = None  # the best one, should the save under way fail
+        self._prepared: tuple = (None, None)
+        self._manager = self._open()
 
-    def save(self, step: int, state, *, iterator=None, extra: dict | None = None, force: bool = False) -> bool:
+    @property
+    def best(self) -> dict | None:
+        """{"step", "score"} of the best checkpoint so far."""
+        return self._kept.best
+
+    def due(self, step: int, score: float | None = None) -> bool:
+        """Whether a checkpoint belongs after `step`, which was evaluated with `score` if it is not None."""
+        improves = self._track and score is not None and (self.best is None or score > self.best["score"])
+        return improves or bool(self._every and step % self._every == 0)
+
+    def prepare(self, step: int, state) -> None:
+        """Starts the checksums of a checkpoint that is due after `step`, so that `save` need not wait for programs
+        which are dispatched between now and then."""
+        if self.due(step):
+            self._prepared = step, _checksums(_flat(state))
+
+    def save(
+        self, step: int, state, *, iterator=None, extra: dict | None = None, score: float | None = None,
+        force: bool = False,
+    ) -> bool:  # fmt: skip
         """Starts writing a checkpoint if one is due; `state` may be donated as soon as this returns.
+
+        A failure, of this save or of the one before it, is one line on stderr.
 
         Args:
           step: finished steps.
           state: pytree of arrays; typed random keys are stored as their uint32 key data.
           iterator: state of the data iterator, bytes or JSON.
-          extra: JSON dict that `restore_latest` gives back, such as the best evaluation so far.
-          force: save although `every` does not divide `step`.
+          extra: JSON dict that `restore_latest` gives back.
+          score: of an evaluation of this state, higher is better; None = not evaluated.
+          force: save although none is due.
 
         Returns:
           Whether a checkpoint was started; False too if this step already has one.
         """
-        due = force or (self._every and step % self._every == 0)
-        if not due or step in self._manager.all_steps():
+        if not (force or self.due(step, score)):
             return False
+        self.wait()
+        if step in self._manager.all_steps():
+            return False
+        self.remove_unfinished()  # threads of a save that failed may have gone on writing after it was removed
         arrays = _flat(state)
+        prepared, checksums = self._prepared
+        self._prepared = None, None
+        self._before = self.best
+        if score is not None and (self.best is None or score > self.best["score"]):
+            self._kept.best = {"step": step, "score": score}
         host = {
             "iterator": _encode(iterator),
             "extra": extra or {},
+            "best": self.best,
             "arrays": _describe(arrays),
-            "checksums": _checksums_of(arrays),
+            "checksums": _integers(checksums if prepared == step else _checksums(arrays)),
         }
         items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), host=ocp.args.JsonSave(host))
-        return self._manager.save(step, args=items)
+        return self._attempt(step, lambda: self._manager.save(step, args=items))
+
+    def remove_unfinished(self) -> None:
+        """Deletes what failed or killed saves have left behind; not for use while another process is saving here."""
+        if jax.process_index() == 0:
+            for path in self.folder.glob(UNFINISHED):
+                shutil.rmtree(path, ignore_errors=True)
 
     def restore_latest(self, abstract_state) -> tuple | None:
         """The newest checkpoint that can be read, or None when there is none.
@@ -89,8 +151,8 @@ class Checkpoints:
             except InputError:
                 raise
             except Exception as error:  # whatever a damaged file makes Orbax, TensorStore or JSON raise
-                reason = " ".join(str(error).split())[:160]
-                print(f"WARNING: checkpoint {step} is damaged ({reason}); trying the one before", file=sys.stderr)
+                reason = _short(error)
+                _warn(f"checkpoint {step} is damaged ({reason}); trying the one before")
                 damaged.append(step)
             else:
                 self._set_aside(damaged)
@@ -99,18 +161,45 @@ class Checkpoints:
             raise InputError(f"no checkpoint in {self.folder} can be read; start again with another --workdir")
         return None
 
-    def wait(self) -> None:
-        """Returns when every started checkpoint is on disk."""
-        self._manager.wait_until_finished()
+    def wait(self) -> bool:
+        """Returns when the last save has ended; False if that one just turned out to have failed."""
+        return self._attempt(self._manager.latest_step(), self._manager.wait_until_finished) is not False
 
-    def close(self) -> None:
-        """Waits, then releases the manager."""
+    def latest(self) -> int | None:
+        """The newest step on disk or on its way there."""
+        return self._manager.latest_step()
+
+    def close(self) -> int | None:
+        """Waits, then releases the manager; the newest step on disk."""
+        self.wait()
+        newest = self.latest()
         self._manager.close()
+        return newest
+
+    def _attempt(self, step: int, save):
+        """`save()`, or False after one loud line."""
+        try:
+            return save()
+        except Exception as error:  # whatever a full disk or a lost file system makes Orbax or TensorStore raise
+            _warn(f"checkpoint {step} was NOT written ({_short(error)}); training goes on, the next one is tried again")
+            with contextlib.suppress(Exception):  # the same error once more, from a thread that ends only now
+                self._manager.close()
+            self._kept.best = self._before
+            self.remove_unfinished()
+            self._manager = self._open()
+            return False
+
+    def _open(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._kept, create=True, enable_async_checkpointing=True
+        )
+        return ocp.CheckpointManager(self.folder, options=options)
 
     def _restore(self, step: int, abstract_state) -> tuple:
         host = self._host(step)
         self._check_arrays(step, host["arrays"], _describe(_flat(abstract_state)))
         arrays = self._arrays(step, host, jax.tree.map(_abstract, _flat(abstract_state)))
+        self._kept.best = host["best"]
         return step, _unflat(arrays, abstract_state), _decode(host["iterator"]), host["extra"]
 
     def _restore_policy(self, step: int, abstract_params: dict) -> tuple[int, dict]:
@@ -126,7 +215,7 @@ class Checkpoints:
 
     def _arrays(self, step: int, host: dict, target: dict) -> dict:
         arrays = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))).state
-        wrong = [name for name, value in _checksums_of(arrays).items() if value != host["checksums"][name]]
+        wrong = [name for name, value in _integers(_checksums(arrays)).items() if value != host["checksums"][name]]
         if wrong:
             raise ValueError(f"checksum of {wrong[0]} differs")
         return arrays
@@ -145,6 +234,27 @@ class Checkpoints:
             for step in steps:
                 (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
         self._manager.reload()
+
+
+class _NewestAndBest:
+    """Orbax's question which checkpoints stay: the `keep` newest, and the best one."""
+
+    def __init__(self, keep: int):
+        self.best: dict | None = None
+        self._keep = keep
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        newest, best = checkpoints[-self._keep :], self.best and self.best["step"]
+        return [c in newest or c.step == best for c in checkpoints]
+
+
+def _warn(line: str) -> None:
+    if jax.process_index() == 0:
+        print(f"WARNING: {line}", file=sys.stderr, flush=True)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
 
 
 def _is_key(leaf) -> bool:
@@ -185,8 +295,8 @@ def _text(description) -> str:
     return "absent" if description is None else f"of shape {description[0]} and type {description[1]}"
 
 
-def _checksums_of(arrays: dict) -> dict:
-    return {name: int(value) for name, value in jax.device_get(_checksums(arrays)).items()}
+def _integers(checksums: dict) -> dict:
+    return {name: int(value) for name, value in jax.device_get(checksums).items()}
 
 
 @jax.jit

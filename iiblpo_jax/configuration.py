@@ -33,6 +33,9 @@ __all__ = [
 CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "rollout.dtype": ("float32", "bfloat16"),
+    "rollout.weights": ("", "int8"),
+    "rollout.kv_dtype": ("", "float32", "bfloat16"),
+    "attention.impl": ("blocks", "pallas"),
     "branch.points": ("shared", "distinct"),
     "branch.parent": ("root", "previous"),
     "latent.condition": ("marginal", "conditioned"),
@@ -83,7 +86,7 @@ def _check_values(flat: dict) -> None:
         if flat[key] is not None and flat[key] not in allowed:
             near = difflib.get_close_matches(str(flat[key]), allowed, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise InputError(f"{key} = {flat[key]!r}{hint}; use one of {', '.join(allowed)}")
+            raise InputError(f"{key} = {flat[key]!r}{hint}; use one of {', '.join(x or repr(x) for x in allowed)}")
     rules = [
         (AT_LEAST_ONE, lambda x: x >= 1, "1 or more"),
         (NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
@@ -130,8 +133,13 @@ def _check_update(config: RunConfig) -> None:
             f"update.minibatches = {update.minibatches} does not divide the {kept} trajectories of an update "
             f"(train.prompts_per_step * kept); use one of {_divisors(kept)}"
         )
+    if update.packed and prompts % update.minibatches:
+        raise InputError(
+            f"update.minibatches = {update.minibatches} does not divide train.prompts_per_step = {prompts}, and packed "
+            f"minibatches hold whole prompts; use one of {_divisors(prompts)}, or update.packed=False"
+        )
     rows = kept // update.minibatches
-    if update.microbatch and rows % update.microbatch:
+    if not update.packed and update.microbatch and rows % update.microbatch:
         raise InputError(
             f"update.microbatch = {update.microbatch} does not divide the {rows} trajectories of a minibatch; use one "
             f"of {_divisors(rows)}, or 0 for the whole minibatch"
@@ -155,6 +163,15 @@ def _check_eval(config: RunConfig) -> None:
 def group_size(config: RunConfig) -> int:
     """Trajectories generated for one prompt, M (1 + K)."""
     return config.rollout.roots * (1 + config.branch.k)
+
+
+def rollout_is_exact(config) -> bool:
+    """Whether tokens are drawn from the policy that the update computes, but for rounding: dtypes and weights agree.
+
+    Where they do not, the behaviour policy differs on every token, with or without z.
+    """
+    r, dtype = config.rollout, config.model.dtype
+    return r.dtype == dtype and (r.kv_dtype or r.dtype) == dtype and not r.weights
 
 
 def kept_per_prompt(config: RunConfig) -> int:

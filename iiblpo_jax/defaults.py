@@ -27,7 +27,7 @@ def default_config() -> RunConfig:
     c.data = data = ConfigDict()
     data.seed = 0  # order of the prompts and of generated problems
     data.verifiers = 2  # processes that check answers with math-verify or reasoning-gym
-    data.verifier_timeout = 5.0  # seconds an answer may take; then it scores 0 and is counted
+    data.verifier_timeout = 1.0  # seconds an answer may take; then it scores 0 and is counted
 
     c.task = task = ConfigDict()
     task.name = "arithmetic"  # a name of the task registry; "gym:NAME" is a reasoning-gym task
@@ -39,7 +39,8 @@ def default_config() -> RunConfig:
     train.steps = 1000  # rollouts; each is followed by update.minibatches * update.epochs optimiser steps
     train.seed = 0  # of sampling, branching and latents
     train.prompts_per_step = 32  # P
-    train.max_bad_steps = 5  # non-finite updates in a row that stop the run
+    train.max_bad_steps = 5  # updates in a row, not finite or exploded and so skipped, that stop the run
+    train.memory_report = False  # before step 1: a table of what every program needs, refused if it cannot fit
 
     c.rollout = rollout = ConfigDict()
     rollout.roots = 2  # M root trajectories a prompt
@@ -52,7 +53,10 @@ def default_config() -> RunConfig:
     rollout.max_prompt = 2048  # S tokens; longer prompts are dropped and counted
     rollout.max_tokens = 4096  # T response tokens
     rollout.min_tokens = 0  # response tokens before a stop token may be sampled
-    rollout.dtype = "float32"  # of the decoding weights and the KV cache; bfloat16 on accelerators
+    rollout.dtype = "float32"  # of decoding; bfloat16 on accelerators
+    rollout.weights = ""  # of the decoding matrices: empty = rollout.dtype | int8, one scale an output channel
+    rollout.kv_dtype = ""  # of the KV cache: empty = rollout.dtype | float32 | bfloat16
+    rollout.unroll = True  # decode unrolled over layers; False: a scan, slower, but compile time constant in depth
 
     c.branch = branch = ConfigDict()
     branch.k = 3  # K branches a root; 0 = none
@@ -112,9 +116,14 @@ def default_config() -> RunConfig:
     c.update = update = ConfigDict()
     update.minibatches = 4  # optimiser steps an epoch over one rollout
     update.epochs = 1  # passes over one rollout
-    update.microbatch = 0  # trajectories a forward/backward pass; 0 = the whole minibatch
+    update.packed = True  # compute what trajectories have in common once; False: padded rows
+    update.microbatch = 0  # trajectories a forward/backward pass, packed: as many tokens; 0 = 8192 tokens a device
+    update.remat = True  # recompute activations in the backward pass; False is faster and holds them all
     update.importance_cap = 2.0  # truncation of pi_old / mu of sampled tokens; 0 = no importance weights
     update.kl_coef = 0.0  # of the k3 KL to the reference model
+
+    c.attention = attention = ConfigDict()
+    attention.impl = "blocks"  # of packed forwards: blocks, any backend | pallas, a CUDA kernel (on a CPU interpreted)
 
     c.mesh = mesh = ConfigDict()
     mesh.data = -1  # devices over which prompts are split; -1 = all that the other axes leave
@@ -124,6 +133,7 @@ def default_config() -> RunConfig:
     c.checkpoint = checkpoint = ConfigDict()
     checkpoint.every = 50  # steps; 0 = only at the end and on SIGTERM
     checkpoint.keep = 2  # newest checkpoints that stay on disk
+    checkpoint.best = True  # the best evaluation's stays too, and a new best is saved at once (mean pass@1)
 
     c.eval = evaluation = ConfigDict()
     evaluation.tasks = ()  # registry names; empty = the held-out set of the training task

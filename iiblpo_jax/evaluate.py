@@ -19,12 +19,16 @@ from iiblpo_jax.configuration import resolve
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Loads, samples, grades, writes."""
-    from iiblpo_jax import specs  # jax: after the command line is checked
+    import jax  # after the command line is checked
+
+    from iiblpo_jax import specs
     from iiblpo_jax.evaluation import Evaluator, evaluation_tasks, make_scorer
     from iiblpo_jax.metrics import write_atomic
     from iiblpo_jax.policy import load_policy
+    from iiblpo_jax.publication import publish
 
-    console = Console()
+    leads = jax.process_index() == 0
+    console = Console(quiet=not leads)
 
     # --- policy and problems
     policy = load_policy(config, workdir)
@@ -34,13 +38,16 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
     # --- sample and grade
     with make_scorer(config, tasks) as scorer:
-        metrics = Evaluator(config, tasks, policy.model_config, policy.tokenizer, scorer)(policy.params)
+        published = publish(policy.params, spec=specs.publication_spec(config, policy.model_config))
+        metrics = Evaluator(config, tasks, policy.model_config, policy.tokenizer, scorer)(published)
 
     # --- table and file
     table = Table("held-out", "value")
     for name, value in metrics.items():
         table.add_row(name.removeprefix("eval/"), f"{value:.4f}")
     console.print(table)
+    if not leads:
+        return
     path = workdir / "eval" / f"step_{policy.step:06d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"step": policy.step, "source": policy.source, "eval": resolve(config)["eval"], "metrics": metrics}

@@ -15,6 +15,7 @@ from iiblpo_jax.data.task import Task
 from iiblpo_jax.diversity import diversity
 from iiblpo_jax.forest import response_tokens
 from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.publication import Published
 from iiblpo_jax.rewards import gym, math
 from iiblpo_jax.rewards.exact import INTEGER
 from iiblpo_jax.rewards.scorer import Scorer
@@ -97,29 +98,32 @@ class Evaluator:
             for task in tasks
         }  # fmt: skip
 
-    def __call__(self, params: dict) -> dict[str, float]:
+    def __call__(self, policy: Published) -> dict[str, float]:
         """Metrics `eval/<task>/...` of a policy: pass@k, maj@k, greedy, tokens and the four measures of diversity."""
         knobs, metrics = self._config.eval, {}
         sampled = Sampling(temperature=knobs.temperature, top_p=knobs.top_p)
         for name, (task, batches) in self._batches.items():
-            answers = self._sample(params, task, batches, sampled, knobs.samples)
+            answers = self._sample(policy, task, batches, sampled, knobs.samples)
             found = summary(answers, knobs.k)
             if knobs.greedy:
-                greedy = self._sample(params, task, batches, Sampling(temperature=0.0), 1)
+                greedy = self._sample(policy, task, batches, Sampling(temperature=0.0), 1)
                 found["greedy"] = float(greedy.correct_Nn.mean())
             metrics |= {f"eval/{name}/{key}": value for key, value in found.items()}
         return metrics
 
-    def _sample(self, params, task: Task, batches: Sequence[PromptBatch], sampling: Sampling, samples: int) -> Answers:
+    def _sample(
+        self, policy: Published, task: Task, batches: Sequence[PromptBatch], sampling: Sampling, samples: int
+    ) -> Answers:
         rollout_config = self._config.rollout
         spec = RolloutSpec(
             model=self._model_config, roots=samples, slots=rollout_config.slots, refill_at=rollout_config.refill_at,
             max_tokens=rollout_config.max_tokens, sampling=sampling, stop_ids=self._tokenizer.stop_ids,
+            kv_dtype=rollout_config.kv_dtype,
         )  # fmt: skip
         correct, answers, tokens = [], [], []
         for index, batch in enumerate(batches):
             key = jax.random.fold_in(jax.random.key(self._config.eval.seed), index)
-            forest, _ = rollout(params, jnp.asarray(batch.tokens_PS), jnp.asarray(batch.length_P), key, spec=spec)
+            forest, _ = rollout(policy, jnp.asarray(batch.tokens_PS), jnp.asarray(batch.length_P), key, spec=spec)
             responses = response_tokens(forest)
             texts = self._tokenizer.decode_batch(responses)
             problems = [problem for problem in batch.problems for _ in range(samples)]

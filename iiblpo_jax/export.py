@@ -19,6 +19,8 @@ DTYPE = flags.DEFINE_string("dtype", "float32", "float32, bfloat16 or float16.")
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Loads the newest checkpoint and writes it out."""
+    import jax  # after the command line is checked
+
     from iiblpo_jax.model.saving import check_target, save_model
     from iiblpo_jax.policy import load_policy
 
@@ -31,7 +33,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
     if not policy.step:
         raise InputError(f"{workdir} has no checkpoint to export; train first")
     save_model(OUT.value, policy.model_config, policy.params, policy.tokenizer, dtype=DTYPE.value)
-    print(f"exported step {policy.step} of {workdir} to {OUT.value}")
+    if jax.process_index() == 0:
+        print(f"exported step {policy.step} of {workdir} to {OUT.value}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ from iiblpo_jax import cli, configuration
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Trains or finds the latents of a workdir."""
-    from iiblpo_jax import specs  # jax: after the command line is checked
+    import jax  # after the command line is checked
+
+    from iiblpo_jax import specs
     from iiblpo_jax.data.pipeline import PromptPipeline
     from iiblpo_jax.data.registry import make_tasks
     from iiblpo_jax.latents import diagnostics, ensure_latents
@@ -26,7 +28,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
     from iiblpo_jax.model.decoder import params_of
     from iiblpo_jax.model.loading import load_model
 
-    console, directory = Console(), workdir / "latent"
+    leads, directory = jax.process_index() == 0, workdir / "latent"
+    console = Console(quiet=not leads)
 
     # --- model and prompts
     model, tokenizer = load_model(config.model.path)
@@ -45,7 +48,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
     ensure_latents(
         config, directory, model.config, params_of(model), questions, stop_ids=tokenizer.stop_ids, console=console
     )
-    configuration.save(config, workdir)
+    if leads:
+        configuration.save(config, workdir)
     if found:
         console.print(f"found in {directory}; delete it to train again")
         diagnostics.show(json.loads((directory / METRICS).read_text()), console)

@@ -1,17 +1,29 @@
 """What a run leaves behind while it runs: metrics.jsonl, TensorBoard events, rollouts as JSONL, a progress bar.
 
 Only `time/*` and `*/tokens_per_s` depend on the clock; every other number is a function of the config, so two runs can
-be compared line by line.
+be compared line by line. The clock is the host's, and the next rollout runs while a step is written down:
+
+    time/rollout_s     from the end of the update before, or of what ran in between, to the arrival of the tokens
+    time/reward_s      verification on the host; the reference forwards run meanwhile
+    time/score_s       from then to the end of scoring, the rest of the reference forwards included
+    time/update_s      from then to the end of the update
+    time/checkpoint_s  how long the checkpoint before kept the host; it is written to disk in the background
+    time/eval_s        an evaluation after this step
+    time/step_s        from the end of the update before to the end of this one, whatever happened in between
+
+In a run of several processes the first one writes; the others make the same calls and nothing comes of them.
 """
 
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -82,18 +94,20 @@ class MetricWriter:
     """Writes `WORKDIR/metrics.jsonl` (one flat object a step), `WORKDIR/tensorboard/` and `WORKDIR/rollouts/`.
 
     Opened with `resume_step=s` it drops whatever an interrupted run wrote beyond step s, so that no step appears twice;
-    without it the history starts anew.
+    without it the history starts anew. A disk that is full stops nothing: rows wait in memory for the next `write`.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, resume_step: int | None = None):
-        self._workdir = Path(workdir)
+        self._leads, self._workdir = jax.process_index() == 0, Path(workdir)
+        if not self._leads:
+            return
         self._workdir.mkdir(parents=True, exist_ok=True)
         self._path = self._workdir / "metrics.jsonl"
         self._last_step = -1 if resume_step is None else resume_step
         self._drop_later_steps(resume_step)
         purge_step = None if resume_step is None else resume_step + 1
         self._tensorboard = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=purge_step)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file, self._unwritten = self._path.open("ab", buffering=0), b""
 
     def _drop_later_steps(self, resume_step: int | None) -> None:
         last = -1 if resume_step is None else resume_step
@@ -112,17 +126,26 @@ class MetricWriter:
         Raises:
             ValueError: the step is not after the last one written.
         """
+        if not self._leads:
+            return
         if step <= self._last_step:
             raise ValueError(f"step {step} is written after step {self._last_step}; merge what belongs to one step")
         row = {"step": int(step), **{name: plain(value) for name, value in metrics.items()}}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        self._unwritten += json.dumps(row).encode() + b"\n"
+        self._flush()
         for name, value in row.items():
             if name != "step" and isinstance(value, int | float):
                 self._tensorboard.add_scalar(name, value, step)
         self._last_step = step
 
-    def rollouts(self, step: int, columns: Mapping[str, Sequence]) -> Path:
+    def _flush(self) -> None:
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            _warn(f"{self._path} cannot be written ({error.strerror}); the rows wait in memory")
+
+    def rollouts(self, step: int, columns: Mapping[str, Sequence]) -> Path | None:
         """Writes the trajectories of a step, one a line, to `rollouts/step_NNNNNN.jsonl`.
 
         Args:
@@ -134,17 +157,27 @@ class MetricWriter:
         Raises:
             ValueError: keys are missing or unknown, or columns differ in length.
         """
+        if not self._leads:
+            return None
         if unexpected := set(columns) ^ set(ROLLOUT_KEYS[1:]):
             raise ValueError(f"rollout keys missing or unknown: {sorted(unexpected)}")
         path = self._workdir / "rollouts" / f"step_{step:06d}.jsonl"
         path.parent.mkdir(exist_ok=True)
         values = zip(*(plain(columns[key]) for key in ROLLOUT_KEYS[1:]), strict=True)
         rows = (dict(zip(ROLLOUT_KEYS, (int(step), *row), strict=True)) for row in values)
-        write_atomic(path, "".join(json.dumps(_named(row), ensure_ascii=False) + "\n" for row in rows))
+        text = "".join(json.dumps(_named(row), ensure_ascii=False) + "\n" for row in rows)
+        try:
+            write_atomic(path, text)
+        except OSError as error:
+            _warn(f"{path} is left out ({error.strerror})")
+            path.with_name(path.name + ".tmp").unlink(missing_ok=True)
         return path
 
     def close(self) -> None:
         """Flushes and closes both files."""
+        if not self._leads:
+            return
+        self._flush()
         self._file.close()
         self._tensorboard.close()
 
@@ -153,6 +186,10 @@ class MetricWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _warn(line: str) -> None:
+    print(f"WARNING: {line}", file=sys.stderr, flush=True)
 
 
 def _named(row: dict) -> dict:

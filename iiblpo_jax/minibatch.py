@@ -114,7 +114,7 @@ class MinibatchGradient:
             mask_RT=rows.mask_NT.astype(jnp.float32),
             own_mask_RT=rows.own_mask_NT.astype(jnp.float32),
             z_on_RT=z_on,
-            importance_RT=self._importance(old_logp, rows.rollout_logp_NT, z_on),
+            importance_RT=self._importance(old_logp, rows, z_on),
             advantage_RT=jnp.broadcast_to(advantage, rows.mask_NT.shape),
             reward_R=rows.reward_N,
             correct_R=rows.correct_N,
@@ -129,14 +129,20 @@ class MinibatchGradient:
             extras=rows.extras,
         )
 
-    def _importance(self, old_logp, rollout_logp, z_on):
-        if self.settings.condition == "conditioned" or not self.settings.importance_cap or old_logp is None:
-            return jnp.ones_like(rollout_logp)
-        return truncated_importance(old_logp, rollout_logp, z_on, cap=self.settings.importance_cap)
+    def _importance(self, old_logp, rows: UpdateRows, z_on):
+        s, ones = self.settings, jnp.ones_like(rows.rollout_logp_NT)
+        if not s.importance_cap or old_logp is None:
+            return ones
+        # Rounded weights change the probability of every token; truncation is not among what is corrected.
+        weight = ones if s.exact_rollout else truncated_ratio(old_logp, rows.raw_logp_NT, cap=s.importance_cap)
+        if s.condition == "conditioned":
+            return weight
+        return jnp.where(z_on > 0, truncated_ratio(old_logp, rows.rollout_logp_NT, cap=s.importance_cap), weight)
 
     def _totals(self, rows: UpdateRows, batch: Batch, token: TokenLoss) -> dict:
         """Sums over tokens, and a maximum (`*_max`): what `metrics` needs, in a form that microbatches can add up."""
         mask, on = batch.mask_RT, batch.mask_RT * batch.z_on_RT
+        weighed = on if self.settings.exact_rollout else mask
         # Without z in the update, tokens sampled with z differ by design, not by mistake.
         comparable = mask if self.settings.condition == "conditioned" else mask - on
         gap = jnp.abs(rows.raw_logp_NT - batch.old_logp_RT)
@@ -148,9 +154,9 @@ class MinibatchGradient:
             "clip_high": masked.sum(token.clip_high_RT, mask),
             "kl_ref": masked.sum(kl, mask),
             "entropy": masked.sum(batch.entropy_RT, mask),
-            "weight": masked.sum(batch.importance_RT, on),
-            "weight_square": masked.sum(jnp.square(batch.importance_RT), on),
-            "weight_tokens": on.sum(),
+            "weight": masked.sum(batch.importance_RT, weighed),
+            "weight_square": masked.sum(jnp.square(batch.importance_RT), weighed),
+            "weight_tokens": weighed.sum(),
             "gap": masked.sum(gap, comparable),
             "gap_tokens": comparable.sum(),
             "gap_max": masked.max(gap, comparable),
@@ -165,11 +171,10 @@ class MinibatchGradient:
         return jax.lax.fori_loop(0, pieces.count, lambda i, total: _add(total, gradient(params, i)), zeros)
 
 
-def truncated_importance(old_logp_NT, rollout_logp_NT, z_on_NT, *, cap: float):
-    """min(pi_old(o|x) / mu(o|x,z), cap) on tokens sampled with z on, 1 elsewhere. Per token: a product over a sequence
-    would have all its mass on a few rows."""
+def truncated_ratio(old_logp_NT, behaviour_logp_NT, *, cap: float):
+    """min(pi_old / mu, cap) of every token. Per token: over whole sequences few rows would have all the mass."""
     # Bounded before exp, which could overflow.
-    return jnp.where(z_on_NT > 0, jnp.exp(jnp.minimum(old_logp_NT - rollout_logp_NT, math.log(cap))), 1.0)
+    return jnp.exp(jnp.minimum(old_logp_NT - behaviour_logp_NT, math.log(cap)))
 
 
 def combine_totals(a: dict, b: dict) -> dict:

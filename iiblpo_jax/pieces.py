@@ -119,8 +119,8 @@ class PackedPieces:
         latent = None if psa is None else node_latent(jax.tree.map(by_shard, rows.latent), bins)
         return packed_logprobs(
             model, self._packed.tokens_WNC, by_shard(rows.prompt_len_N), bins, rows.mask_NT.shape[1],
-            block=self._packed.spec.block, temperature=settings.temperature, latent=latent, psa=psa,
-            remat=settings.remat,
+            block=self._packed.spec.block, attention=settings.attention, temperature=settings.temperature,
+            latent=latent, psa=psa, remat=settings.remat,
         )  # fmt: skip
 
     def collect_log_probs(self, model: Decoder, *, psa: PSA | None = None):

@@ -52,6 +52,7 @@ CHARTS = {
     "Speed": {
         "Tokens a second": ("rollout/tokens_per_s", "update/tokens_per_s"),
         "Seconds a step": ("time/rollout_s", "time/reward_s", "time/score_s", "time/update_s"),
+        "Seconds a step, all of it": ("time/step_s",),
     },
 }
 _EVAL_CURVES = ("pass@", "maj@", "greedy")

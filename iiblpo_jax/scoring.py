@@ -41,6 +41,7 @@ class ScoreSpec:
       start_id: the empty context of I(q; r).
       reference: reference log-probs are wanted although the estimator does not need them.
       pack_tokens: nodes of one reference forward (packing.py).
+      attention: attention.impl, how they attend.
       shards: devices among which prompts are split.
       levels: most branches on one path.
       latents: rows carry the latents of their path.
@@ -60,6 +61,7 @@ class ScoreSpec:
     start_id: int
     reference: bool
     pack_tokens: int
+    attention: str
     shards: int
     levels: int
     latents: bool
@@ -119,13 +121,14 @@ def inform(
         )  # fmt: skip
         return bottleneck.likelihood(
             model, evidence, start_id=spec.start_id, temperature=spec.temperature, pack_tokens=spec.pack_tokens,
-            shards=spec.shards,
+            attention=spec.attention, shards=spec.shards,
         )  # fmt: skip
     if not spec.reference:
         return None
     logp_RT = reference_logprobs(
-        model, forest, temperature=spec.temperature, pack_tokens=spec.pack_tokens, shards=spec.shards
-    )
+        model, forest, temperature=spec.temperature, pack_tokens=spec.pack_tokens, attention=spec.attention,
+        shards=spec.shards,
+    )  # fmt: skip
     nothing_R = jnp.full(forest.length_R.shape, jnp.nan)
     return Information(answer_R=nothing_R, prompt_R=nothing_R, ref_logp_RT=logp_RT)
 

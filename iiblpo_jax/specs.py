@@ -6,15 +6,17 @@ from iiblpo_jax import configuration
 from iiblpo_jax.data.task import Task
 from iiblpo_jax.errors import InputError
 from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.model.path_attention import implementation
 from iiblpo_jax.objectives import Objective, make_objective, with_auxiliary
+from iiblpo_jax.publication import PublicationSpec
 from iiblpo_jax.rollout.branching import Branching
 from iiblpo_jax.rollout.engine import RolloutSpec
 from iiblpo_jax.rollout.sampling import Sampling
 from iiblpo_jax.scoring import ScoreSpec
 from iiblpo_jax.tokenizers import Tokenizer
+from iiblpo_jax.update_rows import pack_tokens
 
 MAX_ANSWER = 64  # tokens of a gold answer that the score reads; longer ones are cut
-REFERENCE_TOKENS = 2**14  # row positions of one forward of the reference model: bounds its memory
 
 
 def branching(config) -> Branching:
@@ -28,12 +30,18 @@ def uses_latents(config) -> bool:
     return config.branch.k > 0 and config.latent.z > 0 and config.psa.strength > 0
 
 
+def publication_spec(config, model: ModelConfig) -> PublicationSpec:
+    """How the policy is published for decoding."""
+    r = config.rollout
+    return PublicationSpec(model=model, dtype=r.dtype, weights=r.weights, unroll=r.unroll)
+
+
 def rollout_spec(config, model: ModelConfig, stop_ids: Sequence[int]) -> RolloutSpec:
     """The training rollout."""
     r = config.rollout
     return RolloutSpec(
         model=model, roots=r.roots, branching=branching(config), slots=r.slots, refill_at=r.refill_at,
-        max_tokens=r.max_tokens, min_tokens=r.min_tokens, stop_ids=tuple(stop_ids),
+        max_tokens=r.max_tokens, min_tokens=r.min_tokens, stop_ids=tuple(stop_ids), kv_dtype=r.kv_dtype,
         sampling=Sampling(temperature=r.temperature, top_k=r.top_k, top_p=r.top_p, min_p=r.min_p),
         half_life=config.psa.half_life, strength=config.psa.strength,
     )  # fmt: skip
@@ -47,15 +55,15 @@ def objective(config) -> Objective:
     return with_auxiliary(method, entropy_coef=config.ib.entropy_coef, kl_coef=config.update.kl_coef)
 
 
-def score_spec(config, model: ModelConfig, tokenizer: Tokenizer, method: Objective) -> ScoreSpec:
-    """Scoring, filter and advantages."""
-    ib, width = config.ib, config.rollout.max_prompt + config.rollout.max_tokens
+def score_spec(config, model: ModelConfig, tokenizer: Tokenizer, method: Objective, *, shards: int = 1) -> ScoreSpec:
+    """Scoring, filter and advantages; `shards` devices among which prompts are split."""
+    ib = config.ib
     return ScoreSpec(
         model=model, objective=method, estimator=ib.estimator, beta=ib.beta, length_cost=ib.length_cost, rule=ib.filter,
         keep=configuration.kept_per_prompt(config), keep_contrast=ib.keep_contrast and ib.filter != "none",
         reward_coef=ib.reward_coef, temperature=config.rollout.temperature, start_id=tokenizer.start_id,
-        reference=config.update.kl_coef > 0, chunk=max(1, REFERENCE_TOKENS // width),
-        levels=branching(config).levels, latents=uses_latents(config),
+        reference=config.update.kl_coef > 0, pack_tokens=pack_tokens(config, shards=shards), shards=shards,
+        attention=config.attention.impl, levels=branching(config).levels, latents=uses_latents(config),
         half_life=config.psa.half_life, strength=config.psa.strength,
     )  # fmt: skip
 
@@ -74,6 +82,11 @@ def check_positions(config, model: ModelConfig, tasks: Sequence[Task], tokenizer
             f"rollout.max_prompt = {s} and rollout.max_tokens = {t} ({extra} more for scoring) need {s + t + extra} "
             f"positions and the model has {model.max_positions}; lower one by {s + t + extra - model.max_positions}"
         )
+
+
+def check_attention(config, model: ModelConfig) -> None:
+    """Raises InputError where attention.impl does not run on this backend or with this model."""
+    implementation(config.attention.impl, model.head_dim)
 
 
 def answer_width(tasks: Sequence[Task], tokenizer: Tokenizer) -> int:

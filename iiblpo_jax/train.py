@@ -8,44 +8,39 @@ Running the same line again resumes. One step (trainer.py):
             -> scores, kept set, advantages -> update
 """
 
-import signal
 from pathlib import Path
 
+from absl import flags
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from iiblpo_jax import cli, configuration
+from iiblpo_jax.errors import InputError
 
-
-class StopRequest:
-    """Turns SIGTERM into a flag, so that the step under way is finished and saved."""
-
-    def __init__(self):
-        self.received = False
-
-    def __enter__(self):
-        self._before = signal.signal(signal.SIGTERM, self._receive)
-        return self
-
-    def __exit__(self, *_):
-        signal.signal(signal.SIGTERM, self._before)
-
-    def _receive(self, *_):
-        self.received = True
+REPLAY = flags.DEFINE_string("replay", "", "A bad_step_NNNNNN.npz of the workdir: say what is wrong with it, and end.")
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """The whole run, from nothing or from the last checkpoint to the report."""
-    from iiblpo_jax import report  # jax: after the command line is checked
+    import jax  # after the command line is checked
+
+    from iiblpo_jax import report
     from iiblpo_jax.metrics import MetricWriter, Progress
+    from iiblpo_jax.stopping import StopRequest
     from iiblpo_jax.trainer import Trainer
 
-    console, total = Console(), config.train.steps
+    leads, total = jax.process_index() == 0, config.train.steps
+    console = Console(quiet=not leads)
 
     # --- model, data, latent, optimizer, checkpoint: everything a user can get wrong fails here
     trainer = Trainer(config, workdir, console=console)
     start = trainer.restore()
-    configuration.save(config, workdir)
+    if REPLAY.value:
+        return trainer.replay(REPLAY.value, console)
+    if config.train.memory_report:
+        trainer.memory_report(console)
+    if leads:
+        configuration.save(config, workdir)
 
     # --- start or resume
     step = done = start or 0
@@ -56,10 +51,9 @@ def main(config: ConfigDict, workdir: Path) -> None:
     else:
         console.print(f"resuming after step {start}")
 
-    # --- loop
+    # --- loop: the rollout of the next step is under way while this one is written down
     with StopRequest() as stop, writer, Progress(total, start=done, console=console) as progress:
-        for step in range(done + 1, total + 1):
-            metrics, columns = trainer.step(step)
+        for step, metrics, columns in trainer.steps(done + 1, total, stop=stop.reached):
             evaluates = step == total or (config.eval.every and step % config.eval.every == 0)
             if evaluates:
                 metrics |= trainer.evaluate()
@@ -69,16 +63,16 @@ def main(config: ConfigDict, workdir: Path) -> None:
                 writer.rollouts(step, columns)
             trainer.save(step, force=stop.received or step == total)
             progress.update(step, reward=metrics["reward/mean"], tokens_per_s=metrics["rollout/tokens_per_s"])
-            if stop.received:
-                break
-    trainer.close()
+        saved = trainer.close()
+    if saved != step:
+        raise InputError(f"step {step} is not saved, see above; make room in {workdir}, then the same command resumes")
 
     # --- what came of it
     if stop.received:
         console.print(f"SIGTERM: saved after step {step}; the same command resumes")
-        return
-    console.print(report.terminal_table(report.load_metrics(workdir)))
-    console.print(f"report: {report.write_report(workdir)}", soft_wrap=True)
+    elif leads:
+        console.print(report.terminal_table(report.load_metrics(workdir)))
+        console.print(f"report: {report.write_report(workdir)}", soft_wrap=True)
 
 
 if __name__ == "__main__":

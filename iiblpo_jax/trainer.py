@@ -4,10 +4,19 @@ train.py drives it; a notebook can too:
 
     trainer = Trainer(config, workdir)
     metrics, columns = trainer.step(1)
+
+`steps` is the loop that a run wants. The rollout of step n + 1 is dispatched behind the update of step n; while the
+device is busy with it, the host reads what step n was:
+
+    device  rollout n | inform n | score, update n, publish | rollout n+1                | inform n+1
+    host    (waits)     verify n   dispatch all of it        metrics, log, checkpoint of n  verify n+1
 """
 
 import json
+import math
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,7 +27,7 @@ from rich.console import Console
 from iiblpo_jax import mesh as meshes
 from iiblpo_jax import specs
 from iiblpo_jax.bottleneck import MarkerTable, marker_table
-from iiblpo_jax.checkpoints import Checkpoints
+from iiblpo_jax.checkpoints import Checkpoints, check_writable
 from iiblpo_jax.configuration import group_size, kept_per_prompt
 from iiblpo_jax.data.pipeline import PromptBatch, PromptPipeline
 from iiblpo_jax.data.registry import make_tasks
@@ -27,13 +36,25 @@ from iiblpo_jax.evaluation import Evaluator, evaluation_tasks, make_scorer
 from iiblpo_jax.forest import Forest, response_tokens
 from iiblpo_jax.latents import ensure_latents
 from iiblpo_jax.latents.continuations import training_questions
-from iiblpo_jax.latents.diagnostics import gain_norm
 from iiblpo_jax.latents.storage import METRICS, fingerprint
+from iiblpo_jax.memory import (
+    StepPrograms,
+    abstract_of,
+    abstract_rows,
+    check_fits,
+    device_limit,
+    measure_step,
+    memory_table,
+)
+from iiblpo_jax.minibatch import MinibatchGradient
 from iiblpo_jax.model.decoder import cast, params_of
 from iiblpo_jax.model.loading import load_model
 from iiblpo_jax.optimizer import make_optimizer
-from iiblpo_jax.rollout.engine import RolloutStats, rollout
-from iiblpo_jax.scoring import CORRECT, Scored, inform, score
+from iiblpo_jax.pending import PendingRollout, PendingUpdate, log_columns, scored_metrics, updated_metrics
+from iiblpo_jax.publication import Published, publish
+from iiblpo_jax.replay import examine, finding_table, load_batch, save_batch
+from iiblpo_jax.rollout.engine import rollout
+from iiblpo_jax.scoring import inform, score
 from iiblpo_jax.update import init_state, make_update
 from iiblpo_jax.update_rows import UpdateSettings
 
@@ -42,7 +63,7 @@ class Trainer:
     """Policy, reference, latents, data, verifiers, optimizer state and checkpoints of one run.
 
     Attributes:
-      state: TrainState; `state.params['policy']` is the model being trained.
+      state: TrainState after the last finished step; `state.params['policy']` is the model being trained.
       model_config, tokenizer: of the policy.
 
     Raises:
@@ -53,6 +74,7 @@ class Trainer:
         self.config = config
         workdir = self._workdir = Path(workdir)
         console = console or Console()
+        check_writable(workdir)
 
         # --- model, tasks, data
         self._mesh = meshes.make_mesh(config.mesh, prompts=config.train.prompts_per_step)
@@ -61,6 +83,7 @@ class Trainer:
         weighted = make_tasks(config.task, seed=config.data.seed)
         tasks = [task for task, _ in weighted]
         specs.check_positions(config, self.model_config, tasks, self.tokenizer)
+        specs.check_attention(config, self.model_config)
         self._answer_width = specs.answer_width(tasks, self.tokenizer)
         self.pipeline = self._pipeline(weighted)
         if self.pipeline.dropped:
@@ -72,6 +95,7 @@ class Trainer:
 
         # --- programs
         method = specs.objective(config)
+        self._publication = specs.publication_spec(config, self.model_config)
         self._rollout_spec = specs.rollout_spec(config, self.model_config, self.tokenizer.stop_ids)
         self._score_spec = specs.score_spec(config, self.model_config, self.tokenizer, method)
         settings = UpdateSettings.from_config(config, group_size=kept_per_prompt(config))
@@ -87,14 +111,23 @@ class Trainer:
         params = {"policy": policy} if psa is None else {"policy": policy, "psa": psa}
         self.state = self._placed(init_state(params, optimizer))
         placement = jax.tree.map(lambda x: x.sharding, self.state)
+        self._gradient = MinibatchGradient(settings=settings, objective=method, model_config=self.model_config)
         self._update = make_update(settings, method, self.model_config, optimizer, state_shardings=placement)
-        self._checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, every=config.checkpoint.every)
-        self._bad_steps, self._checkpoint_seconds = 0, 0.0
+        self._checkpoints = Checkpoints(
+            workdir, keep=config.checkpoint.keep, every=config.checkpoint.every, best=config.checkpoint.best
+        )
 
-    # -- one step ---------------------------------------------------------------------------------------------------
+        # --- where the run is: data position and counters after the last finished step
+        self._position = self.pipeline.get_state()
+        self._counts = {"bad_steps": 0, "zero_std_steps": 0}
+        self._pending: PendingRollout | None = None
+        self._score: float | None = None  # of the last evaluation, if it was of this state
+        self._finished_at = self._checkpoint_seconds = 0.0
+
+    # -- steps ------------------------------------------------------------------------------------------------------
 
     def step(self, step: int) -> tuple[dict, dict | None]:
-        """Step number `step` (from 1): samples, scores, updates.
+        """Step number `step` (from 1), alone: samples, scores, updates, and waits for all of it.
 
         Returns:
           Metrics, and the columns of the rollout log where one is due (`log.rollouts`).
@@ -102,36 +135,70 @@ class Trainer:
         Raises:
           InputError: train.max_bad_steps updates in a row were not finite.
         """
-        clock = Clock()
-        key = jax.random.fold_in(jax.random.key(self.config.train.seed), step)
-        rollout_key, select_key, update_key = jax.random.split(key, 3)
-        batch = next(self.pipeline)
+        [(_, metrics, columns)] = self.steps(step, step)
+        return metrics, columns
 
-        forest, stats = rollout(
-            self._published(), jnp.asarray(batch.tokens_PS), jnp.asarray(batch.length_P), rollout_key,
-            spec=self._rollout_spec, latents=self._latent_params(),
-        )  # fmt: skip
-        clock.lap("rollout", forest)
-        information = self._inform(forest, batch)  # runs on the device while the host verifies
-        rewards, texts, verifier = self._verify(forest, batch)
-        clock.lap("reward")
-        scored = score(forest, jnp.asarray(rewards), information, select_key, self.state.step, spec=self._score_spec)
-        clock.lap("score", scored)
-        self.state, update_metrics = self._update(self.state, scored.rows, update_key)
-        clock.lap("update", self.state)
+    def steps(
+        self, first: int, last: int, *, stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[int, dict, dict | None]]:
+        """Steps `first` to `last`, the next one always under way: yields (step, metrics, columns) as `step` does.
 
-        metrics = _floats(scored.metrics | update_metrics) | verifier | self._counters(stats, scored, clock)
-        self._count_bad(metrics["update/skipped"] > 0, step, scored)
-        every = self.config.log.rollouts
-        due = every and step % every == 0
-        return metrics, self._columns(batch, forest, texts, rewards, information, scored) if due else None
+        Between two of them `state`, `evaluate` and `save` are those after the step just given. The same numbers as from
+        calls of `step`, to the bit.
+
+        Args:
+          first, last: steps are numbered from 1.
+          stop: asked once a step, but the last, whether to end with it; then no further rollout is started.
+
+        Raises:
+          InputError: train.max_bad_steps updates in a row were not finite.
+        """
+        if first > last:
+            return
+        self._finished_at = time.monotonic()
+        self._pending = self._start(first)
+        try:
+            for step in range(first, last + 1):
+                update = self._finish()
+                if step < last and not stop():
+                    self._pending = self._start(step + 1)
+                metrics, columns = self._outcome(update)
+                del update  # with it go the rows of the update
+                yield step, metrics, columns
+                if self._pending is None:
+                    return
+        finally:  # a rollout that nobody will finish: its prompts are the next ones again
+            self._pending = None
+            self.pipeline.set_state(self._position)
 
     def evaluate(self) -> dict:
-        """Held-out metrics of the policy as it is, and the seconds they took."""
-        clock = Clock()
+        """Held-out metrics of the policy as it is, and the seconds they took; waits for a rollout under way first."""
+        if self._pending is not None:
+            self._pending.wait()
+        began = time.monotonic()
         metrics = self._evaluator(self._published())
-        clock.lap("eval")
-        return metrics | {"time/eval_s": clock.seconds["eval"]}
+        right = [value for name, value in metrics.items() if name.endswith("/pass@1")]
+        self._score = math.fsum(right) / len(right)
+        return metrics | {"time/eval_s": time.monotonic() - began}
+
+    def memory_report(self, console: Console) -> None:
+        """Prints what every program of a step needs; compiles all of them.
+
+        Raises:
+          InputError: one needs more than a device has.
+        """
+        programs, limit = measure_step(self._programs(), self._update), device_limit()
+        console.print(memory_table(programs, limit))
+        check_fits(programs, limit)
+
+    def replay(self, path: str, console: Console) -> None:
+        """Looks at the rows of a bad step (replay.py) under the weights as they are; prints a table, changes nothing.
+
+        Raises:
+          InputError: the file cannot be read, or was saved with another config.
+        """
+        step, rows, key = load_batch(path, abstract_rows(self._programs()))
+        console.print(finding_table(examine(self._gradient, self.state.params, rows, key, step=step), rows))
 
     def latent_metrics(self) -> dict:
         """What the latent stage measured (`latent/*`); empty without a latent."""
@@ -141,31 +208,37 @@ class Trainer:
 
     def restore(self) -> int | None:
         """Loads the newest checkpoint (params, optimizer, data position): the step it was taken after, or None."""
-        found = self._checkpoints.restore_latest(self.state)
-        if found is None:
+        self._checkpoints.remove_unfinished()
+        abstract = abstract_of(self.state)
+        if self._checkpoints.latest() is None:
             return None
-        step, self.state, iterator, extra = found
-        self.pipeline.set_state(iterator)
+        self.state = None  # its memory is the restored one's
+        step, self.state, self._position, extra = self._checkpoints.restore_latest(abstract)
+        self.pipeline.set_state(self._position)
         if extra["model"] != self._fingerprint:
             raise InputError(
                 f"the checkpoints of this workdir grew from another model than {self.config.model.path}; use the "
                 "model the run began with, or another --workdir"
             )
-        self._bad_steps = extra["bad_steps"]
+        self._counts = extra["counts"]
         return step
 
     def save(self, step: int, *, force: bool = False) -> None:
-        """Starts a checkpoint after `step` if one is due; the next step's metrics say how long that kept it waiting."""
-        clock = Clock()
-        extra = {"bad_steps": self._bad_steps, "model": self._fingerprint}
-        self._checkpoints.save(step, self.state, iterator=self.pipeline.get_state(), extra=extra, force=force)
-        clock.lap("checkpoint")
-        self._checkpoint_seconds = clock.seconds["checkpoint"]
+        """Starts a checkpoint after `step` if one is due; the next step's metrics say how long that kept it waiting.
 
-    def close(self) -> None:
-        """Waits for the last checkpoint and ends the verifiers."""
-        self._checkpoints.close()
+        None is due after a bad step: weights that give no finite update are nothing to resume from.
+        """
+        if self._counts["bad_steps"] and not force:
+            return
+        began = time.monotonic()
+        extra = {"counts": self._counts, "model": self._fingerprint}
+        self._checkpoints.save(step, self.state, iterator=self._position, extra=extra, score=self._score, force=force)
+        self._checkpoint_seconds = time.monotonic() - began
+
+    def close(self) -> int | None:
+        """Waits for the last checkpoint and ends the verifiers; the newest step that can be resumed from."""
         self.scorer.close()
+        return self._checkpoints.close()
 
     # -- pieces of the set-up -----------------------------------------------------------------------------------------
 
@@ -200,91 +273,104 @@ class Trainer:
         here = lambda x: getattr(x.sharding, "mesh", None) == self._mesh  # noqa: E731
         return jax.tree.map(lambda x: x if here(x) else jax.device_put(x, everywhere), state)
 
+    def _programs(self) -> StepPrograms:
+        batch = next(self.pipeline)
+        self.pipeline.set_state(self._position)
+        return StepPrograms(
+            state=self.state, reference=self._reference, cvae=self._cvae, inputs=self._inputs(batch),
+            markers=tuple(self._markers.values()), rollout_spec=self._rollout_spec, score_spec=self._score_spec,
+            publish=jax.jit(partial(publish, spec=self._publication)),
+        )  # fmt: skip
+
     # -- pieces of a step ---------------------------------------------------------------------------------------------
 
-    def _published(self) -> dict:
-        """The policy as decoding wants it: cast to rollout.dtype."""
-        return cast(self.state.params["policy"], self.config.rollout.dtype)
+    def _start(self, step: int) -> PendingRollout:
+        """Dispatches the rollout of a step and the reference forwards over it."""
+        key = jax.random.fold_in(jax.random.key(self.config.train.seed), step)
+        rollout_key, select_key, update_key = jax.random.split(key, 3)
+        batch = next(self.pipeline)
+        inputs, began = self._inputs(batch), time.monotonic()
+        forest, stats = rollout(
+            self._published(), *inputs["prompt"], rollout_key, spec=self._rollout_spec, latents=self._latent_params()
+        )
+        information = inform(
+            self._reference, forest, tuple(self._markers.values()), inputs["marker_P"], inputs["cue"],
+            inputs["answer"], spec=self._score_spec,
+        )  # fmt: skip
+        return PendingRollout(
+            step=step, batch=batch, forest=forest, stats=stats, information=information, select_key=select_key,
+            update_key=update_key, position=self.pipeline.get_state(), began=began,
+        )  # fmt: skip
+
+    def _finish(self) -> PendingUpdate:
+        """Waits for the rollout under way, verifies it, and dispatches score and update; `state` is the new one."""
+        done, self._pending = self._pending, None
+        done.began = max(done.began, self._finished_at)
+        rollout_s, arrived = done.wait(), time.monotonic()
+        rewards, texts, counted = self._verify(done.forest, done.batch)
+        dispatched = time.monotonic()
+        scored = score(
+            done.forest, jnp.asarray(rewards), done.information, done.select_key, self.state.step,
+            spec=self._score_spec,
+        )  # fmt: skip
+        known = scored_metrics(scored, done.stats)  # before the update: the device works in the order of dispatch
+        every = self.config.log.rollouts
+        log = per_row = {}
+        if every and done.step % every == 0:
+            estimator = self._score_spec.estimator
+            log, per_row = log_columns(done.batch, done.forest, texts, rewards, done.information, scored, estimator)
+        self.state, updated = self._update(self.state, scored.rows, done.update_key)
+        self._position, self._score = done.position, None
+        self._checkpoints.prepare(done.step, self.state)
+        return PendingUpdate(
+            step=done.step, rows=scored.rows, key=done.update_key, counted=counted,
+            scored=known, updated=updated_metrics(updated, self.state.params), log=log,
+            per_row=per_row, rollout_s=rollout_s, reward_s=dispatched - arrived, dispatched=dispatched,
+        )  # fmt: skip
+
+    def _outcome(self, update: PendingUpdate) -> tuple[dict, dict | None]:
+        """Waits for an update: the step's metrics and log columns."""
+        metrics = update.metrics()
+        began, self._finished_at = self._finished_at, time.monotonic()
+        bad, flat = metrics["update/skipped"] > 0, metrics["reward/frac_zero_std"] == 1.0
+        self._counts = {
+            "bad_steps": self._counts["bad_steps"] + 1 if bad else 0,
+            "zero_std_steps": self._counts["zero_std_steps"] + int(flat),
+        }
+        if self._counts["bad_steps"] >= self.config.train.max_bad_steps:
+            path = save_batch(self._workdir, update.step, update.rows, update.key)
+            raise InputError(
+                f"step {update.step}: {self._counts['bad_steps']} updates in a row had a loss, gradient or ratio that "
+                f"is not finite or exploded (--replay={path} shows the rows); lower optim.lr or optim.clip_norm and "
+                "resume from the last checkpoint"
+            )
+        metrics |= {
+            "update/bad_steps": self._counts["bad_steps"],
+            "reward/zero_std_steps": self._counts["zero_std_steps"],
+            "time/checkpoint_s": self._checkpoint_seconds,
+            "time/step_s": self._finished_at - began,
+        }
+        return metrics, update.columns()
+
+    def _published(self) -> Published:
+        """The policy as decoding wants it."""
+        return publish(self.state.params["policy"], spec=self._publication)
 
     def _latent_params(self) -> dict | None:
         return None if self._cvae is None else {"psa": self.state.params["psa"], "cvae": self._cvae}
 
-    def _inform(self, forest: Forest, batch: PromptBatch):
+    def _inputs(self, batch: PromptBatch) -> dict:
+        """The arrays of a batch: prompts for the rollout, task, answer cue and gold answer for the reference model."""
         names = list(self._markers)
-        marker_P = jnp.array([names.index(problem.task) for problem in batch.problems])
-        return inform(
-            self._reference, forest, tuple(self._markers.values()), marker_P,
-            (jnp.asarray(batch.cue_PQ), jnp.asarray(batch.cue_length_P)),
-            (jnp.asarray(batch.answer_PA), jnp.asarray(batch.answer_length_P)), spec=self._score_spec,
-        )  # fmt: skip
+        return {
+            "prompt": (batch.tokens_PS, batch.length_P),
+            "marker_P": np.array([names.index(problem.task) for problem in batch.problems], np.int32),
+            "cue": (batch.cue_PQ, batch.cue_length_P),
+            "answer": (batch.answer_PA, batch.answer_length_P),
+        }
 
     def _verify(self, forest: Forest, batch: PromptBatch):
         texts = self.tokenizer.decode_batch(response_tokens(forest))
         problems = [problem for problem in batch.problems for _ in range(group_size(self.config))]
         rewards, counts = self.scorer.score(problems, texts)
         return rewards, texts, {f"reward/verifier_{name}": count for name, count in counts.items()}
-
-    def _counters(self, stats: RolloutStats, scored: Scored, clock: "Clock") -> dict:
-        """Metrics that the host counts: tokens, slots, seconds, and the gain of PSA, which RL may be training."""
-        generated, trained = int(stats.tokens), int(jnp.sum(scored.rows.mask_NT))
-        counters = {
-            "rollout/tokens": generated,
-            "rollout/slot_utilisation": float(stats.slot_utilisation),
-            "rollout/tokens_per_s": generated / clock.seconds["rollout"],
-            "update/tokens_per_s": trained / clock.seconds["update"],
-            "time/checkpoint_s": self._checkpoint_seconds,
-            **{f"time/{name}_s": seconds for name, seconds in clock.seconds.items()},
-        }
-        gain = {} if self._cvae is None else {"latent/gain_norm": gain_norm(self.state.params["psa"])}
-        return counters | gain
-
-    def _count_bad(self, bad: bool, step: int, scored: Scored) -> None:
-        self._bad_steps = self._bad_steps + 1 if bad else 0
-        if self._bad_steps >= self.config.train.max_bad_steps:
-            path = self._workdir / f"bad_step_{step:06d}.npz"
-            leaves = jax.tree_util.tree_leaves_with_path(scored.rows)
-            np.savez(path, **{jax.tree_util.keystr(where, simple=True, separator="."): x for where, x in leaves})
-            raise InputError(
-                f"step {step}: {self._bad_steps} updates in a row had a loss or gradient that is not finite (the rows "
-                f"are in {path}); lower optim.lr or optim.clip_norm and resume from the last checkpoint"
-            )
-
-    def _columns(self, batch, forest: Forest, texts, rewards, information, scored: Scored) -> dict:
-        count = len(texts)
-        entropy_RT, own_RT = np.asarray(forest.entropy_RT), np.asarray(forest.own_RT)
-        nothing = [None] * count
-        likelihood = self._score_spec.estimator == "likelihood"
-        return {
-            "prompt_id": [problem.id for problem in batch.problems for _ in range(group_size(self.config))],
-            "trajectory": list(range(count)),
-            "parent": np.asarray(forest.parent_R),
-            "branch_at": np.asarray(forest.branch_at_R),
-            "text": texts,
-            "tokens": response_tokens(forest, stop=True),
-            "reward": rewards,
-            "correct": rewards >= CORRECT,
-            "entropy_mean": (entropy_RT * own_RT).sum(1) / np.maximum(own_RT.sum(1), 1),
-            "ib_answer": np.asarray(information.answer_R) if likelihood else nothing,
-            "ib_prompt": np.asarray(information.prompt_R) if likelihood else nothing,
-            "ib_score": nothing if self._score_spec.estimator == "none" else np.asarray(scored.score_R),
-            "kept": np.asarray(scored.kept_R),
-            "advantage": np.asarray(scored.advantage_R),
-            "finish": np.asarray(forest.finish_R),
-        }
-
-
-class Clock:
-    """Seconds of consecutive phases; a lap waits for the device arrays it is given."""
-
-    def __init__(self):
-        self.seconds, self._last = {}, time.monotonic()
-
-    def lap(self, name: str, *arrays) -> None:
-        """Ends the phase `name`."""
-        jax.block_until_ready(arrays)
-        now = time.monotonic()
-        self.seconds[name], self._last = now - self._last, now
-
-
-def _floats(metrics: dict) -> dict[str, float]:
-    return {name: float(value) for name, value in jax.device_get(metrics).items()}

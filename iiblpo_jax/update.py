@@ -2,8 +2,9 @@
 
   1. log-probs of the kept trajectories under the policy as it is now (pi_old); skipped when there is one step only
   2. epochs x minibatches, shuffled; a token's weight is fixed over the whole minibatch
-  3. microbatches: forward, sum(weights * losses), gradients added up (minibatch.py)
-  4. clip, AdamW; a step with a non-finite loss or gradient changes nothing and is counted
+  3. piece by piece (pieces.py): forward, sum(weights * losses), gradients added up (minibatch.py)
+  4. clip, AdamW; a step whose loss, gradient or ratio is not finite, or whose mean ratio exceeds MAX_RATIO, changes
+     nothing and is counted
 
 Because weights are fixed before rows are split, and every sum runs over tokens, the loss depends neither on the
 microbatch size, nor on padding, nor on how rows lie on devices.
@@ -21,6 +22,8 @@ from iiblpo_jax.minibatch import MinibatchGradient, metrics
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.objectives.interface import Objective
 from iiblpo_jax.update_rows import UpdateRows, UpdateSettings
+
+MAX_RATIO = 1e3  # mean probability ratio beyond which rollout and update no longer speak of one policy
 
 __all__ = ["TrainState", "UpdateRows", "UpdateSettings", "init_state", "make_update"]
 
@@ -67,7 +70,8 @@ def _update(gradient: MinibatchGradient, optimizer, state: TrainState, rows: Upd
     s, n = gradient.settings, rows.prompt_len_N.shape[0]
     whole_groups = gradient.objective.needs_groups
     s.check_rows(n, whole_groups=whole_groups)
-    gradient = dataclasses.replace(gradient, settings=s.with_microbatch(n))
+    if not s.pack_tokens and not s.microbatch:  # the whole minibatch, also where all minibatches are read at once
+        gradient = dataclasses.replace(gradient, settings=dataclasses.replace(s, microbatch=n // s.minibatches))
     rows = rows if s.prefix_loss else rows.replace(mask_NT=rows.mask_NT * rows.own_mask_NT)
     old_logp_NT = gradient.log_probs(state.params, rows)[0] if s.epochs * s.minibatches > 1 else None
 
@@ -78,7 +82,7 @@ def _update(gradient: MinibatchGradient, optimizer, state: TrainState, rows: Upd
 
     order_key, steps_key = jax.random.split(key)
     order_In = shuffled(
-        order_key, n, epochs=s.epochs, minibatches=s.minibatches, unit=s.group_size if whole_groups else 1
+        order_key, n, epochs=s.epochs, minibatches=s.minibatches, unit=s.unit(whole_groups=whole_groups)
     )
     state, totals_I = jax.lax.scan(step, state, (order_In, jax.random.split(steps_key, order_In.shape[0])))
     totals = {name: x_I.max() if name.endswith("_max") else x_I.sum() for name, x_I in totals_I.items()}
@@ -88,7 +92,8 @@ def _update(gradient: MinibatchGradient, optimizer, state: TrainState, rows: Upd
 def _optimizer_step(gradient, optimizer, state, rows, old_logp_nT, key):
     loss, gradients, totals = gradient(state.params, rows, old_logp_nT, step=state.step, key=key)
     norm = optax.tree.norm(gradients)
-    fine = jnp.isfinite(loss) & jnp.isfinite(norm)
+    ratio = totals["ratio"] / jnp.maximum(totals["tokens"], 1.0)
+    fine = jnp.isfinite(loss) & jnp.isfinite(norm) & (ratio <= MAX_RATIO)  # false where the ratio is NaN
     changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     new = (optax.apply_updates(state.params, changes), opt_state)
     params, opt_state = jax.tree.map(partial(jnp.where, fine), new, (state.params, state.opt_state))

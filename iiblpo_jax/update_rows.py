@@ -5,6 +5,7 @@ import dataclasses
 import flax.struct
 import jax
 
+from iiblpo_jax.configuration import rollout_is_exact
 from iiblpo_jax.errors import InputError
 from iiblpo_jax.model.psa import Latent
 
@@ -62,12 +63,14 @@ class UpdateSettings:
       temperature: the rollout's; log-probs and entropies are those of softmax(logits / temperature).
       minibatches: optimizer steps an epoch.
       epochs: passes over the rollout.
-      pack_tokens: nodes of a bin (packing.py), the unit of a forward and backward pass; 0 = padded rows.
+      pack_tokens: nodes of a bin (packing.py), on each shard the unit of a forward and backward pass; 0 = padded rows.
+      attention: attention.impl, how packed rows attend.
       microbatch: padded rows in one forward and backward pass; 0 = the whole minibatch.
       remat: recompute activations in the backward pass instead of keeping them.
       shards: devices among which the rows are split; each packs its own bins.
       condition: `marginal` scores branch tokens without z and weighs them; `conditioned` injects z again.
-      importance_cap: bound of the weights of `marginal`; 0 = no weights.
+      importance_cap: bound of the importance weights; 0 = none.
+      exact_rollout: tokens were drawn from this policy but for rounding; otherwise every token is weighed.
       prefix_loss: the prefix a branch inherits counts in its loss.
       group_size: rows of one prompt; packing, and objectives that need it, keep them together.
       dtype: of the forward's weights and activations; master weights and gradients stay float32.
@@ -77,11 +80,13 @@ class UpdateSettings:
     minibatches: int = 1
     epochs: int = 1
     pack_tokens: int = 0
+    attention: str = "blocks"
     microbatch: int = 0
     remat: bool = True
     shards: int = 1
     condition: str = "marginal"
     importance_cap: float = 2.0
+    exact_rollout: bool = True
     prefix_loss: bool = True
     group_size: int = 1
     dtype: str = "float32"
@@ -96,12 +101,14 @@ class UpdateSettings:
             temperature=config.rollout.temperature,
             minibatches=config.update.minibatches,
             epochs=config.update.epochs,
-            pack_tokens=pack_tokens(config) if config.update.packed else 0,
+            pack_tokens=pack_tokens(config, shards=shards) if config.update.packed else 0,
+            attention=config.attention.impl,
             microbatch=config.update.microbatch,
             remat=config.update.remat,
             shards=shards,
             condition=config.latent.condition,
             importance_cap=config.update.importance_cap,
+            exact_rollout=rollout_is_exact(config),
             prefix_loss=config.branch.prefix_loss,
             group_size=group_size,
             dtype=config.model.dtype,
@@ -131,6 +138,7 @@ class UpdateSettings:
             )
 
 
-def pack_tokens(config) -> int:
-    """Nodes of one packed forward: what update.microbatch whole trajectories may have, or PACK_TOKENS."""
-    return config.update.microbatch * (config.rollout.max_prompt + config.rollout.max_tokens) or PACK_TOKENS
+def pack_tokens(config, *, shards: int = 1) -> int:
+    """Nodes of a bin on each of `shards` devices: together those of update.microbatch rows, or PACK_TOKENS each."""
+    rows = config.rollout.max_prompt + config.rollout.max_tokens
+    return -(-config.update.microbatch * rows // shards) or PACK_TOKENS

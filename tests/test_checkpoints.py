@@ -1,6 +1,8 @@
 """What resuming relies on: the same bits back, whatever happens to the buffers or the newest checkpoint."""
 
+import resource
 import shutil
+import tempfile
 from functools import partial
 
 import flax.struct
@@ -10,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from iiblpo_jax.checkpoints import Checkpoints
+from iiblpo_jax.checkpoints import Checkpoints, check_writable
 from iiblpo_jax.errors import InputError
 
 
@@ -148,3 +150,107 @@ def test_a_state_of_another_shape_is_refused_and_left_alone(tmp_path):
     with pytest.raises(InputError, match=r"params\.psa\.gain of shape \[6\] and type bfloat16 .* absent"):
         Checkpoints(tmp_path, keep=5, every=1).restore_latest(missing)
     assert (tmp_path / "checkpoints" / "1").is_dir()
+
+
+# -- what stays, and what happens when nothing can be written ---------------------------------------------------------
+
+
+def steps_on_disk(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdecimal())
+
+
+def test_the_newest_and_the_best_stay(tmp_path):
+    """Scores .2 .5 .4 - .5 .1 with keep = 2: the first .5 stays, an equal one later does not replace it."""
+    checkpoints, state = Checkpoints(tmp_path, keep=2, every=1, best=True), make_state()
+    kept = []
+    for step, score in enumerate((0.2, 0.5, 0.4, None, 0.5, 0.1), start=1):
+        checkpoints.save(step, state, score=score)
+        checkpoints.wait()
+        kept.append(steps_on_disk(tmp_path))
+    assert kept == [[1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5], [2, 5, 6]]
+    checkpoints.close()
+
+    resumed = Checkpoints(tmp_path, keep=2, every=1, best=True)
+    assert resumed.restore_latest(make_state())[0] == 6 and resumed.best == {"step": 2, "score": 0.5}
+    resumed.save(7, state, score=0.6)
+    resumed.close()
+    assert steps_on_disk(tmp_path) == [6, 7]
+
+
+def test_a_new_best_is_saved_between_the_intervals(tmp_path):
+    checkpoints, state = Checkpoints(tmp_path, keep=1, every=0, best=True), make_state()
+    assert [checkpoints.save(step, state, score=score) for step, score in ((1, 0.2), (2, 0.1), (3, 0.3))] == [
+        True,
+        False,
+        True,
+    ]
+    checkpoints.close()
+    untracked = Checkpoints(tmp_path / "other", keep=1, every=0)
+    assert not untracked.save(1, state, score=0.2)
+    untracked.close()
+
+
+def test_checksums_prepared_ahead_are_those_of_the_state(tmp_path):
+    state = make_state()
+    checkpoints = Checkpoints(tmp_path, keep=1, every=2)
+    checkpoints.prepare(2, state)
+    checkpoints.save(2, state)
+    checkpoints.close()
+    assert bits(Checkpoints(tmp_path, keep=1, every=2).restore_latest(make_state(seed=1))[1]) == bits(state)
+
+
+@pytest.fixture
+def full_disk():
+    """A limit on the size of any file, as the kernel enforces it: writes beyond it fail, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
+
+    yield fill, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_costs_a_line_and_the_old_checkpoint_stays(tmp_path, full_disk, capsys, caplog):
+    fill, clear = full_disk
+    checkpoints, history, state = Checkpoints(tmp_path, keep=1, every=1, best=True), {}, make_state()
+    for step in (1, 2, 3):
+        state = train_step(state)
+        history[step] = bits(state)
+        if step == 2:
+            fill()
+        checkpoints.save(step, state, score=step / 10)
+        finished = checkpoints.wait()
+        clear()
+        assert finished == (step != 2)
+        if step == 2:
+            assert steps_on_disk(tmp_path) == [1] and checkpoints.latest() == 1
+            assert checkpoints.best == {"step": 1, "score": 0.1}
+    assert checkpoints.close() == 3 and steps_on_disk(tmp_path) == [3]
+    assert not list(checkpoints.folder.glob("*tmp*"))  # the remains of step 2 took no room from step 3
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and not caplog.records and lines[0].startswith("WARNING: checkpoint 2 was NOT written (")
+    assert bits(Checkpoints(tmp_path, keep=1, every=1).restore_latest(make_state())[1]) == history[3]
+
+
+def test_what_a_killed_save_left_behind_is_removed(tmp_path):
+    run(tmp_path, 1)
+    left = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    left.mkdir()
+    checkpoints = Checkpoints(tmp_path, keep=1, every=1)
+    assert checkpoints.latest() == 1
+    checkpoints.remove_unfinished()
+    assert not left.exists() and steps_on_disk(tmp_path) == [1]
+    checkpoints.close()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    check_writable(tmp_path / "new" / "folder")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"workdir .*file/run cannot be written \(Not a directory\); give another"):
+        check_writable(tmp_path / "file" / "run")
+    monkeypatch.setattr(
+        tempfile, "TemporaryFile", lambda **_: (_ for _ in ()).throw(OSError(30, "Read-only file system"))
+    )
+    with pytest.raises(InputError, match=r"cannot be written \(Read-only file system\)"):
+        check_writable(tmp_path)

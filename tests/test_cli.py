@@ -59,6 +59,13 @@ def run(tmp_path):
 OK = ("--config=ok.py", "--workdir=w")
 
 
+def test_half_a_description_of_several_processes_is_one_line_too(run):
+    done = run(*OK, env={"IIBLPO_NUM_PROCESSES": "2"})
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: IIBLPO_NUM_PROCESSES set without IIBLPO_COORDINATOR and IIBLPO_PROCESS_ID;")
+    assert done.stderr.count("\n") == 1
+
+
 def test_overrides_of_every_type(run):
     done = run(
         *OK, "--config.train.steps=7", "--config.eval.k=1,2", "--noconfig.eval.greedy", "--config.optim.lr", "1e-3",

@@ -67,7 +67,11 @@ def test_the_section_update_reads_as_an_attribute():
         ({"ib__estimator": "none"}, r"ib\.estimator = none leaves no score"),
         # 32 prompts x 4 kept = 128 trajectories
         ({"update__minibatches": 3}, r"minibatches = 3 does not divide the 128 .*; use one of 1, 2, 4, .*, 64, 128$"),
-        ({"update__microbatch": 5}, r"microbatch = 5 does not divide the 32 .* of 1, 2, 4, 8, 16, 32, or 0"),
+        ({"update__minibatches": 64}, r"minibatches = 64 does not divide train\.prompts_per_step = 32,.*packed=False$"),
+        (
+            {"update__packed": False, "update__microbatch": 5},
+            r"microbatch = 5 does not divide the 32 .* of 1, 2, 4, 8, 16, 32, or 0",
+        ),
         ({"eval__k": (1, 8)}, r"eval\.k contains 8; .* 1 to eval\.samples = 4"),
         ({"eval__temperature": 0.0}, r"eval\.temperature = 0 makes all eval\.samples = 4 samples equal"),
         ({"psa__layers": "some"}, r"psa\.layers = 'some'; use all"),
@@ -144,7 +148,7 @@ def test_a_stored_config_comes_back(tmp_path):
     ("text", "message"),
     [
         (None, "does not exist; give the workdir of a run"),
-        ("{half", "cannot be read"),
+        ("{half", "is not JSON"),
         ("[1]", "holds no config"),
         ('{"train": {"stepz": 1}}', "unknown config key train.stepz; did you mean train.steps?"),
         ('{"train": {"steps": "many"}}', "train.steps = 'many'; it takes a int"),
@@ -165,7 +169,7 @@ def test_a_stored_config_that_cannot_be_used_is_refused(tmp_path, text, message)
         ("rollot.roots", "did you mean rollout.roots?"),
         ("lr", "did you mean latent.lr or optim.lr?"),
         ("train.colour", "known keys: train.max_bad_steps"),
-        ("colour.hue", "known sections: branch, checkpoint"),
+        ("colour.hue", "known sections: attention, branch"),
     ],
 )
 def test_unknown_keys_are_told_the_nearest_one(key, hint):

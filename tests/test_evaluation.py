@@ -13,6 +13,7 @@ from iiblpo_jax.defaults import default_config
 from iiblpo_jax.evaluation import Answers, Evaluator, answer_of, evaluation_tasks, make_scorer, summary
 from iiblpo_jax.forest import STOP
 from iiblpo_jax.model.decoder import params_of
+from iiblpo_jax.publication import PublicationSpec, publish
 from iiblpo_jax.rollout.engine import RolloutSpec, rollout
 from iiblpo_jax.rollout.sampling import Sampling
 
@@ -35,6 +36,10 @@ def embedded():
     return load_model(default_config().model.path)
 
 
+def published(model):
+    return publish(params_of(model), spec=PublicationSpec(model=model.config))
+
+
 @pytest.fixture(scope="module")
 def evaluate(embedded):
     """evaluate(config) -> metrics, in calls of PER_CALL problems."""
@@ -44,7 +49,7 @@ def evaluate(embedded):
         tasks = evaluation_tasks(config)
         with pytest.MonkeyPatch.context() as patch, make_scorer(config, tasks) as scorer:
             patch.setattr(evaluation, "TRAJECTORIES_PER_CALL", PER_CALL * SAMPLES)
-            return Evaluator(config, tasks, model.config, tokenizer, scorer)(params_of(model))
+            return Evaluator(config, tasks, model.config, tokenizer, scorer)(published(model))
 
     return run
 
@@ -72,7 +77,7 @@ def test_sampled_numbers_equal_a_recount(embedded, metrics):
     right, lengths = [], []
     for index, batch in enumerate(batches):
         key = jax.random.fold_in(jax.random.key(config.eval.seed), index)
-        forest, _ = rollout(params_of(model), batch.tokens_PS, batch.length_P, key, spec=spec)
+        forest, _ = rollout(published(model), batch.tokens_PS, batch.length_P, key, spec=spec)
         for r, tokens in enumerate(np.asarray(forest.tokens_RT)):
             if batch.valid_P[r // SAMPLES]:
                 text = tokenizer.decode(tokens[: int(forest.length_R[r])])

@@ -2,8 +2,10 @@
 
 import io
 import json
+import resource
 import struct
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -97,6 +99,34 @@ def test_a_fresh_start_forgets_the_old_run(tmp_path):
             writer.write(1, {"x": value})
     assert lines(tmp_path) == [{"step": 1, "x": 2.0}]
     assert scalars(tmp_path) == [(1, "x", 2.0)]
+
+
+def test_rows_wait_for_room_on_a_full_disk(tmp_path, capsys):
+    """Cut in the middle of a line, and whole once there is room."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with MetricWriter(tmp_path) as writer:
+        writer.write(1, {"x": 1})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30, before[1]))
+        try:
+            writer.write(2, {"x": 2})
+            writer.write(3, {"x": 3})
+            writer.rollouts(3, columns())
+            assert len((tmp_path / "metrics.jsonl").read_bytes()) == 30
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        writer.write(4, {"x": 4})
+    assert lines(tmp_path) == [{"step": step, "x": step} for step in (1, 2, 3, 4)]
+    assert not any((tmp_path / "rollouts").iterdir())
+    loud = capsys.readouterr().err
+    assert loud.count("metrics.jsonl cannot be written") == 2 and loud.count("step_000003.jsonl is left out") == 1
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with MetricWriter(tmp_path / "run") as writer:
+        writer.write(1, {"x": 1})
+        assert writer.rollouts(1, columns()) is None
+    assert not (tmp_path / "run").exists()
 
 
 def test_rollout_lines(tmp_path):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from iiblpo_jax import masked
+from iiblpo_jax.errors import InputError
 from iiblpo_jax.logprobs import response_logprobs
-from iiblpo_jax.minibatch import MinibatchGradient, metrics, truncated_importance
+from iiblpo_jax.minibatch import MinibatchGradient, metrics, truncated_ratio
 from iiblpo_jax.model.decoder import bind
 from iiblpo_jax.model.psa import bind_psa, latent_inputs
 from iiblpo_jax.objectives import make_objective, with_auxiliary
@@ -158,6 +159,12 @@ def test_packed_bins_give_the_same_loss_and_gradient(tiny_config, params, rows, 
         np.testing.assert_allclose(packed[2][key], value, rtol=1e-5, atol=1e-5, err_msg=key)
 
 
+def test_packed_bins_attend_as_the_settings_say(tiny_config, params, rows, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")  # which has no CUDA kernel: refused where it is chosen
+    with pytest.raises(InputError, match=r"use attention\.impl=blocks"):
+        compute(tiny_config, params, rows, FULL, pack_tokens=24, group_size=4, attention="pallas")
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_any_split_gives_the_same_loss_and_gradient(tiny_config, params, rows, name):
     objective, condition, sizes = CASES[name]
@@ -261,8 +268,23 @@ def test_without_weights_the_first_loss_is_minus_the_mean_advantage(tiny_config,
     assert one_step(totals)["latent/weight_ess"] == 1
 
 
-def test_truncated_importance_by_hand():
-    """Ratios e^-1, 1.5 and e^200, the last with and without z."""
-    old, mu = jnp.array([-2.0, np.log(1.5), 100.0, 100.0]), jnp.array([-1.0, 0.0, -100.0, -100.0])
-    weights = truncated_importance(old, mu, jnp.array([1, 1, 1, 0]), cap=2.0)
-    np.testing.assert_allclose(weights, [np.exp(-1), 1.5, 2.0, 1.0], rtol=1e-6)
+def test_truncated_ratio_by_hand():
+    """Ratios e^-1, 1.5 and e^200."""
+    old, mu = jnp.array([-2.0, np.log(1.5), 100.0]), jnp.array([-1.0, 0.0, -100.0])
+    np.testing.assert_allclose(truncated_ratio(old, mu, cap=2.0), [np.exp(-1), 1.5, 2.0], rtol=1e-6)
+
+
+def test_after_a_rounded_rollout_every_token_is_weighed(tiny_config, params, rows, truth):
+    """Without z by pi_old / (mu before truncation), with z by pi_old / mu as always."""
+    (logp, _), mask = truth(rows), np.asarray(rows.mask_NT)
+    with_z = (BRANCH_AT[:, None] > 0) & (np.arange(T) >= BRANCH_AT[:, None])
+    behaviour = np.where(with_z, rows.rollout_logp_NT, rows.raw_logp_NT)
+    weight = np.minimum(np.exp(logp - behaviour), 2.0)
+    loss, _, totals = compute(tiny_config, params, rows, PLAIN, microbatch=4, exact_rollout=False)
+    np.testing.assert_allclose(
+        loss, -(mask * weight * np.asarray(rows.advantage_N)[:, None]).sum() / mask.sum(), rtol=1e-5
+    )
+    counted = weight[mask > 0]
+    np.testing.assert_allclose(
+        one_step(totals)["latent/weight_ess"], counted.sum() ** 2 / (counted.size * (counted**2).sum()), rtol=1e-5
+    )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from iiblpo_jax.bottleneck import Information, marker_table
+from iiblpo_jax.errors import InputError
 from iiblpo_jax.forest import LENGTH, STOP, Forest
 from iiblpo_jax.model.decoder import bind, hidden_states, project
 from iiblpo_jax.objectives import make_objective
@@ -55,7 +56,7 @@ def plain(tiny_config):
     return ScoreSpec(
         model=tiny_config, objective=make_objective("grpo", max_tokens=T), estimator="none", beta=1.0, length_cost=0.0,
         rule="none", keep=4, keep_contrast=False, reward_coef=0.0, temperature=0.7, start_id=1, reference=False,
-        pack_tokens=64, shards=1, levels=1, latents=False, half_life=4.0, strength=0.5,
+        pack_tokens=64, attention="blocks", shards=1, levels=1, latents=False, half_life=4.0, strength=0.5,
     )  # fmt: skip
 
 
@@ -171,17 +172,17 @@ def test_likelihood_scores_rank_filter_and_reward(plain):
     result = scored(plain, INFORMATION, **WITH_Z)
     score_R = likelihood_score()
     kept = best(score_R, 2)
-    np.testing.assert_allclose(result.score_R, score_R, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result.score_R, score_R, rtol=1e-4, atol=6e-4)
     np.testing.assert_array_equal(result.rows.trajectory_N, kept)
     np.testing.assert_array_equal(result.rows.ref_logp_NT, np.arange(40.0).reshape(8, T)[kept])
     advantage_R = group_advantage(REWARD_R, kept)
     for r in kept:
         if advantage_R[r]:
             advantage_R[r] += 0.1 * np.clip(score_R[r], -1, 1)
-    np.testing.assert_allclose(result.advantage_R, advantage_R, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result.advantage_R, advantage_R, rtol=1e-4, atol=6e-4)
     assert float(result.metrics["ib/answer"]) == pytest.approx(ANSWER_R.mean())
     assert float(result.metrics["ib/prompt"]) == pytest.approx(PROMPT_R.mean())
-    assert float(result.metrics["ib/kept_score"]) == pytest.approx(score_R[kept].mean(), rel=1e-4)
+    assert float(result.metrics["ib/kept_score"]) == pytest.approx(score_R[kept].mean(), abs=6e-4)
 
 
 def test_contrast_swaps_the_best_of_the_missing_kind_for_the_worst_kept(plain):
@@ -246,6 +247,13 @@ def informed(spec, params, **changes):
         params, FOREST, markers, jnp.array([0, 1]), pair(CUE, CUE_LEN), pair(ANSWER, ANSWER_LEN),
         spec=dataclasses.replace(spec, **changes),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{"estimator": "likelihood"}, {"reference": True}])
+def test_forwards_attend_as_the_spec_says(plain, tiny_params, monkeypatch, changes):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")  # which has no CUDA kernel: refused where it is chosen
+    with pytest.raises(InputError, match=r"use attention\.impl=blocks"):
+        informed(plain, tiny_params, attention="pallas", **changes)
 
 
 def test_information_equals_teacher_forcing(plain, tiny_params, teacher):

@@ -1,12 +1,15 @@
 """Whole steps of a run on the embedded model: resuming, both conditions, plain GRPO, the log, and the process."""
 
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import jax
@@ -15,10 +18,12 @@ import pytest
 from flax import nnx
 from rich.console import Console
 
-from iiblpo_jax import InputError, load_model, train
+from iiblpo_jax import InputError, load_model
+from iiblpo_jax import trainer as trainer_module
 from iiblpo_jax.defaults import default_config
 from iiblpo_jax.latents.storage import save_latents
 from iiblpo_jax.metrics import MetricWriter
+from iiblpo_jax.metrics import plain as plain_json
 from iiblpo_jax.model.cvae import CVAE
 from iiblpo_jax.model.decoder import params_of
 from iiblpo_jax.model.psa import PSA, bind_psa
@@ -77,16 +82,19 @@ def workdir(tmp_path_factory, latent_dir):
 
 @pytest.fixture(scope="module")
 def straight(workdir):
-    """Four steps in one go, with a checkpoint after the second: (results of each step, last state)."""
+    """Four steps as a run takes them, a checkpoint after step 2: (results of each, last state, evaluation after 2)."""
     trainer = Trainer(make_config(), workdir, console=QUIET)
     assert trainer.restore() is None
     results = []
-    for step in range(1, 5):
-        results.append(trainer.step(step))
+    for step, metrics, columns in trainer.steps(1, 4):
+        results.append((metrics, columns))
+        assert int(trainer.state.step) == step == len(results)
+        if step == 2:
+            evaluated = trainer.evaluate()
         trainer.save(step, force=step == 2)
     state = jax.device_get(trainer.state)
-    trainer.close()
-    return results, state
+    assert trainer.close() == 2
+    return results, state, evaluated
 
 
 def is_of_the_clock(name):
@@ -98,22 +106,31 @@ def without_clock(metrics):
 
 
 def test_resuming_is_bit_exact(straight, workdir):
-    results, state = straight
+    """And steps taken one by one, each waited for, are those of a run that has the next rollout under way."""
+    results, state, evaluated = straight
     trainer = Trainer(make_config(), workdir, console=QUIET)
     assert trainer.restore() == 2
+    assert without_clock(trainer.evaluate()) == without_clock(evaluated)
     for step in (3, 4):
         metrics, columns = trainer.step(step)
         expected, expected_columns = results[step - 1]
         assert without_clock(metrics) == without_clock(expected)
-        assert columns["text"] == expected_columns["text"] and columns["prompt_id"] == expected_columns["prompt_id"]
+        for name in columns:
+            assert plain_json(columns[name]) == plain_json(expected_columns[name]), name
     trainer.close()
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(trainer.state), state)
     assert int(state.step) == 4
 
 
+def test_the_phases_of_a_step_follow_each_other(straight):
+    """Behind the rollout, on the clock of the host: together they are no longer than the step."""
+    for metrics, _ in straight[0]:
+        assert metrics["time/step_s"] >= sum(metrics[f"time/{name}_s"] for name in ("reward", "score", "update"))
+
+
 def test_the_steps_learn_something(straight):
     """Else resuming bit-exactly would prove little: there were gradients, before and after, and z had an effect."""
-    results, state = straight
+    results, state, _ = straight
     norms = [metrics["update/grad_norm"] for metrics, _ in results]
     assert max(norms[:2]) > 0 and max(norms[2:]) > 0
     assert not any(metrics["update/skipped"] for metrics, _ in results)
@@ -214,12 +231,14 @@ def test_the_microbatch_split_changes_nothing(plain, tmp_path):
     # AdamW turns the rounding noise of a vanishing gradient into a visible part of a step of size lr = 1e-4.
     params = lambda t: jax.tree.leaves(jax.device_get(t.state.params))  # noqa: E731
     for a, b in zip(params(trainer), params(whole), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+        np.testing.assert_allclose(a, b, atol=3e-5)
         assert np.mean(np.abs(a - b) > 1e-6) < 1e-3
 
 
 def test_a_refused_resume_leaves_the_workdir_as_it_was(straight, workdir):
     """Other data than the checkpoint's: its position would mean nothing."""
+    from iiblpo_jax import train  # not above: CONFIG runs this file in a process whose main module it is
+
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(InputError, match="other training data"):
         train.main(make_config(data={"seed": 5}), workdir)
@@ -227,18 +246,72 @@ def test_a_refused_resume_leaves_the_workdir_as_it_was(straight, workdir):
     assert not (workdir / "config.json").exists() and not (workdir / "metrics.jsonl").exists()
 
 
-def test_updates_that_are_not_finite_change_nothing_and_stop_the_run(plain):
-    """Last user of this trainer: its weights are spoilt here."""
+def test_the_next_rollout_is_under_way_while_a_step_is_written_down(plain, monkeypatch):
+    """And a run that is told to stop, or left alone, has lost no prompts. From here on this trainer has moved."""
     *_, trainer = plain
+    start, started, forests = trainer._start, {}, []
+
+    def watched(step):
+        assert all(forest() is None for forest in forests), "two Forests at a time"
+        pending = start(step)
+        started[step] = pending.stats, pending.batch.problems
+        forests.append(weakref.ref(pending.forest))
+        return pending
+
+    monkeypatch.setattr(trainer, "_start", watched)
+    seen = []
+    for step, metrics, _ in trainer.steps(2, 9, stop=lambda: len(started) == 2):
+        seen.append((step, list(started)))
+        assert metrics["rollout/tokens"] == int(started[step][0].tokens)
+    assert seen == [(2, [2, 3]), (3, [2, 3])]  # stopped: no rollout of step 4
+
+    for _ in trainer.steps(4, 9):
+        break
+    assert list(started) == [2, 3, 4, 5]
+    assert next(trainer.pipeline).problems == started[5][1]
+
+
+def test_the_memory_report(plain, monkeypatch):
+    """The new state lies where the old one lay, and too little memory is said before anything runs."""
+    *_, trainer = plain
+    out, position = io.StringIO(), trainer._position
+    monkeypatch.setattr(trainer_module, "device_limit", lambda: 2**22)
+    with pytest.raises(InputError, match=r"^\w+ needs .* GiB a device and there are 0\.00 GiB; "):
+        trainer.memory_report(Console(file=out, width=120))
+    lines = [line.replace("│", " ").split() for line in out.getvalue().splitlines() if line.startswith("│")]
+    donated = {name: float(rest[2]) for name, *rest in lines}
+    assert list(donated) == ["publish", "rollout", "inform", "score", "update"]
+    state = sum(leaf.nbytes for leaf in jax.tree.leaves(trainer.state)) / 2**20
+    assert donated["update"] == pytest.approx(state, abs=0.1) and state > 1
+    assert trainer.pipeline.get_state() == position
+
+
+def test_a_group_without_spread_is_counted(plain, monkeypatch):
+    *_, trainer = plain
+    rewards = lambda problems, texts: (np.ones(len(texts), np.float32), {})  # noqa: E731
+    monkeypatch.setattr(trainer.scorer, "score", rewards)
+    trainer._counts = {"bad_steps": 0, "zero_std_steps": 0}
+    counts = [metrics["reward/zero_std_steps"] for _, metrics, _ in trainer.steps(2, 3)]
+    assert counts == [1, 2]
+
+
+def test_updates_that_are_not_finite_change_nothing_and_stop_the_run(plain, monkeypatch):
+    """Last user of this trainer: its weights are spoilt here."""
+    folder, *_, trainer = plain
     policy = {**trainer.state.params["policy"], "final_norm": trainer.state.params["policy"]["final_norm"] * np.nan}
     trainer.state = trainer.state.replace(params={"policy": policy})
     before = jax.device_get(trainer.state.params)
-    for step in range(2, 6):
-        metrics, _ = trainer.step(step)
-        assert metrics["update/skipped"] == 1
+    found, saved = [], []
+    monkeypatch.setattr(trainer._checkpoints, "save", lambda step, *_, **__: saved.append(step))
     with pytest.raises(InputError, match=r"step 6: 5 updates in a row.*lower optim\.lr"):
-        trainer.step(6)
+        for step, metrics, _ in trainer.steps(2, 9):
+            found.append((step, metrics["update/skipped"], metrics["update/bad_steps"]))
+            trainer.save(step, force=step == 4)
+    assert found == [(2, 1, 1), (3, 1, 2), (4, 1, 3), (5, 1, 4)] and saved == [4]
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(trainer.state.params), before)
+    out = io.StringIO()
+    trainer.replay(folder / "bad_step_000006.npz", Console(file=out, width=120))
+    assert "loss nan" in out.getvalue() and "16 rows not finite" in out.getvalue()
 
 
 # -- the process ------------------------------------------------------------------------------------------------------
@@ -249,43 +322,64 @@ import runpy
 def get_config():
     module = runpy.run_path({str(Path(__file__))!r})
     return module["make_config"](
-        **module["OFF"], rollout={{"roots": 4}}, train={{"steps": 150}}, log={{"rollouts": 50}},
-        checkpoint={{"every": 0}},
+        **module["OFF"], rollout={{"roots": 4}}, train={{"steps": 20}}, log={{"rollouts": 5}},
+        checkpoint={{"every": 3}},
     )
 """
 
 
-def steps_of(workdir):
+def rows_of(workdir):
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
+    return [without_clock(json.loads(line)) for line in lines if line.endswith("\n")]
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
+def test_a_run_that_is_killed_and_stopped_ends_like_one_that_is_not(tmp_path):
     (tmp_path / "config.py").write_text(CONFIG)
-    workdir = tmp_path / "run"
-    command = [sys.executable, "-m", "iiblpo_jax.train", f"--config={tmp_path / 'config.py'}", f"--workdir={workdir}"]
     env = {
         **os.environ, "PYTHONPATH": str(ROOT), "IIBLPO_CACHE": str(tmp_path / "cache"),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }  # fmt: skip
 
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        deadline = time.monotonic() + 300
-        while len(steps_of(workdir)) < 4 and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
-        output = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, output
-    steps = steps_of(workdir)
-    assert 3 <= steps[-1] < 150 and steps == list(range(steps[-1] + 1))
-    assert (workdir / "checkpoints" / str(steps[-1])).is_dir() and not (workdir / "report.html").exists()
-    assert f"saved after step {steps[-1]}" in output
+    def start(workdir):
+        command = [
+            sys.executable,
+            "-m",
+            "iiblpo_jax.train",
+            f"--config={tmp_path / 'config.py'}",
+            f"--workdir={workdir}",
+        ]
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-    output = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=300).stdout
-    assert f"resuming after step {steps[-1]}" in output
-    assert steps_of(workdir) == list(range(151))
-    first, *_, last = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert "eval/arithmetic/pass@1" in first and "eval/arithmetic/pass@1" in last
-    assert (workdir / "report.html").exists()
+    def interrupt(workdir, number, *, after):
+        """Sends a signal once the row of step `after` is there: (exit status, output)."""
+        with start(workdir) as process:
+            deadline = time.monotonic() + 300
+            while len(rows_of(workdir)) <= after and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process.send_signal(number)
+            output = process.communicate(timeout=120)[0]
+        return process.returncode, output
+
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    with start(straight) as process:
+        assert process.wait(timeout=300) == 0
+
+    assert interrupt(broken, signal.SIGKILL, after=5)[0] == -signal.SIGKILL
+    status, output = interrupt(broken, signal.SIGTERM, after=9)
+    assert status == 0, output
+    resumed = int(re.search(r"resuming after step (\d+)", output)[1])
+    saved = int(re.search(r"SIGTERM: saved after step (\d+)", output)[1])
+    assert resumed >= 3 and resumed % 3 == 0 and 9 <= saved < 20
+    assert [row["step"] for row in rows_of(broken)] == list(range(saved + 1))
+    assert (broken / "checkpoints" / str(saved)).is_dir() and not (broken / "report.html").exists()
+
+    with start(broken) as process:
+        output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0 and f"resuming after step {saved}" in output
+    assert rows_of(broken) == rows_of(straight) and len(rows_of(broken)) == 21
+    assert all("eval/arithmetic/pass@1" in rows_of(broken)[step] for step in (0, 20))
+    logs = lambda folder: {path.name: path.read_text() for path in (folder / "rollouts").iterdir()}  # noqa: E731
+    assert logs(broken) == logs(straight) and len(logs(broken)) == 4
+    assert (broken / "report.html").exists()

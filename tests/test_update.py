@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from iiblpo_jax import masked
+from iiblpo_jax import masked, update
 from iiblpo_jax.errors import InputError
 from iiblpo_jax.minibatch import MinibatchGradient
 from iiblpo_jax.objectives import make_objective
@@ -204,8 +204,9 @@ def test_settings_from_config():
     section = types.SimpleNamespace
     config = section(
         model=section(dtype="bfloat16"),
-        rollout=section(temperature=0.9),
-        update=section(minibatches=4, epochs=2, microbatch=8, importance_cap=0.0),
+        rollout=section(temperature=0.9, max_prompt=20, max_tokens=30, dtype="bfloat16", kv_dtype="", weights="int8"),
+        update=section(minibatches=4, epochs=2, packed=True, microbatch=8, remat=False, importance_cap=0.0),
+        attention=section(impl="pallas"),
         latent=section(condition="conditioned"),
         branch=section(prefix_loss=False),
     )
@@ -213,13 +214,33 @@ def test_settings_from_config():
         temperature=0.9,
         minibatches=4,
         epochs=2,
+        pack_tokens=400,
+        attention="pallas",
         microbatch=8,
+        remat=False,
         condition="conditioned",
         importance_cap=0.0,
+        exact_rollout=False,
         prefix_loss=False,
         group_size=5,
         dtype="bfloat16",
     )
+    config.update.packed = False
+    assert UpdateSettings.from_config(config, group_size=5).pack_tokens == 0
+    config.update.packed, config.update.microbatch = True, 0
+    assert UpdateSettings.from_config(config, group_size=5).pack_tokens == 8192
     config.latent.condition = "both"
     with pytest.raises(InputError, match=r"latent\.condition='both'.*marginal, conditioned"):
         UpdateSettings.from_config(config, group_size=5)
+
+
+@pytest.mark.parametrize(("ratio", "skipped"), [(1.0, 0), (999.0, 0), (1001.0, 1), (jnp.inf, 1), (jnp.nan, 1)])
+def test_a_step_whose_ratio_explodes_is_skipped(ratio, skipped):
+    """Loss and gradient are fine, and the ratios of its two tokens have the mean `ratio`."""
+    params = {"policy": jnp.ones(3)}
+    totals = {"ratio": jnp.float32(2 * ratio), "tokens": jnp.float32(2)}
+    gradient = lambda *_, **__: (jnp.float32(1), jax.tree.map(jnp.ones_like, params), totals)  # noqa: E731
+    sgd = optax.sgd(0.5)
+    state, found = update._optimizer_step(gradient, sgd, init_state(params, sgd), None, None, None)
+    np.testing.assert_array_equal(state.params["policy"], 1.0 if skipped else 0.5)
+    assert found["skipped"] == skipped and found["ratio"] == (0 if skipped else 2 * ratio)

@@ -67,6 +67,7 @@ def likelihood(
     start_id: int,
     temperature: float = 1.0,
     pack_tokens: int = 2**13,
+    attention: str = "blocks",
     shards: int = 1,
 ) -> Information:
     """Both information terms under a frozen model.
@@ -84,6 +85,7 @@ def likelihood(
         start_id: the one token of context that stands for "no question".
         temperature: divides all logits, so that `ref_logp_RT` matches the policy's log-probs in the KL term.
         pack_tokens: nodes of one forward.
+        attention: attention.impl of the config.
         shards: devices among which prompts are split.
     """
     e = evidence
@@ -101,7 +103,7 @@ def likelihood(
     width = e.prompt_PS.shape[1] + e.response_RT.shape[1] + e.cue_PQ.shape[1] + e.answer_PA.shape[1]
     logp = packed_texts(
         model, [join_texts(*kind, p=p, width=width) for kind in kinds], max(e.response_RT.shape[1], answer[0].shape[1]),
-        temperature=temperature, pack_tokens=pack_tokens, shards=shards,
+        temperature=temperature, pack_tokens=pack_tokens, attention=attention, shards=shards,
     )  # fmt: skip
     ref_logp_RT, with_reasoning_RA, without_PA, alone_RT = (
         x.reshape(-1, x.shape[-1])[:, : text.shape[1]] for x, (_, (text, _)) in zip(logp, kinds, strict=True)
@@ -116,7 +118,7 @@ def likelihood(
 
 
 def reference_logprobs(
-    model: Decoder, forest: Forest, *, temperature: float, pack_tokens: int, shards: int = 1
+    model: Decoder, forest: Forest, *, temperature: float, pack_tokens: int, attention: str, shards: int = 1
 ) -> jax.Array:
     """log pi_ref(o_t | q, o_<t) [R,T], 0 beyond the response."""
     prompt = (forest.prompt_PS[forest.group_R], forest.prompt_len_P[forest.group_R])
@@ -125,8 +127,9 @@ def reference_logprobs(
         width=forest.prompt_PS.shape[1] + forest.tokens_RT.shape[1],
     )  # fmt: skip
     (logp_PGT,) = packed_texts(
-        model, [texts], forest.tokens_RT.shape[1], temperature=temperature, pack_tokens=pack_tokens, shards=shards
-    )
+        model, [texts], forest.tokens_RT.shape[1], temperature=temperature, pack_tokens=pack_tokens,
+        attention=attention, shards=shards,
+    )  # fmt: skip
     return logp_PGT.reshape(forest.tokens_RT.shape)
 
 
@@ -149,7 +152,7 @@ def join_texts(context: list, text: tuple[jax.Array, jax.Array], *, p: int, widt
 
 
 def packed_texts(
-    model: Decoder, kinds: list[Texts], t: int, *, temperature: float, pack_tokens: int, shards: int
+    model: Decoder, kinds: list[Texts], t: int, *, temperature: float, pack_tokens: int, attention: str, shards: int
 ) -> list[jax.Array]:
     """log pi(text | context) per token [P,G,t] of every kind of rows, 0 beyond each text; no gradient."""
     every = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *kinds)
@@ -161,8 +164,8 @@ def packed_texts(
 
     def forward(bins):
         logp_WJT, _ = packed_logprobs(
-            model, packed.tokens_WNC, context_len_WN, bins, t, block=packed.spec.block, temperature=temperature,
-            remat=False,
+            model, packed.tokens_WNC, context_len_WN, bins, t, block=packed.spec.block, attention=attention,
+            temperature=temperature, remat=False,
         )  # fmt: skip
         return logp_WJT
 

@@ -28,8 +28,8 @@ from iiblpo_jax.logprobs import response_logprobs
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import Decoder, bind, params_of
 from iiblpo_jax.model.saving import save_model
-from iiblpo_jax.rewards.exact import grade
 from iiblpo_jax.publication import PublicationSpec, publish
+from iiblpo_jax.rewards.exact import grade
 from iiblpo_jax.rollout.engine import RolloutSpec, rollout
 
 OUT = flags.DEFINE_string("out", "iiblpo_jax/data/assets/arithmetic", "Directory of the checkpoint.")

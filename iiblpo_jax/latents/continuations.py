@@ -10,6 +10,7 @@ from iiblpo_jax import specs
 from iiblpo_jax.forest import STOP, pad_rows
 from iiblpo_jax.latents.features import Continuation
 from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.publication import publish
 from iiblpo_jax.rollout.branching import Branching
 from iiblpo_jax.rollout.engine import rollout
 
@@ -68,6 +69,7 @@ def policy_sampler(config, model_config: ModelConfig, params: dict, stop_ids: Se
     """
     training = specs.rollout_spec(config, model_config, stop_ids)
     spec = dataclasses.replace(training, roots=config.latent.samples, branching=Branching(k=0))
+    published = publish(params, spec=specs.publication_spec(config, model_config))
     at_once = config.train.prompts_per_step
 
     def own(prompts: list[list[int]]) -> list[list[Continuation]]:
@@ -75,7 +77,7 @@ def policy_sampler(config, model_config: ModelConfig, params: dict, stop_ids: Se
         for start in range(0, len(prompts), at_once):
             mine = (prompts[start : start + at_once] + prompts[-1:] * at_once)[:at_once]  # one shape, one compile
             prompt_PS, length_P = pad_rows(mine, width)
-            forest, _ = rollout(params, prompt_PS, length_P, jax.random.fold_in(key, start), spec=spec)
+            forest, _ = rollout(published, prompt_PS, length_P, jax.random.fold_in(key, start), spec=spec)
             result += _by_prompt(forest, prompts, start, min(at_once, len(prompts) - start))
         return result
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from jax.experimental import multihost_utils
 from rich.console import Console
 
 from iiblpo_jax import specs
@@ -51,7 +52,9 @@ def ensure_latents(
     if config.latent.z == 0:
         raise InputError("latent.z = 0: there is no latent to train; set latent.z, such as 16")
     n_injected = injected_layers(config, model_config.n_layers)
-    if not has_latents(directory):
+    missing = not has_latents(directory)
+    multihost_utils.sync_global_devices("latents looked for")  # before a faster process stores its own
+    if missing:
         train_latents(config, directory, model_config, params, questions(), stop_ids=stop_ids, console=console)
     return load_latents(directory, model_config, params, z=config.latent.z, n_injected=n_injected)
 

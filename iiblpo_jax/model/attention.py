@@ -48,10 +48,20 @@ def _llama3(inv: np.ndarray, s: Llama3Rope) -> np.ndarray:
 
 def rope(x_BTHE: jax.Array, positions_BT: jax.Array, frequencies: np.ndarray) -> jax.Array:
     """Rotates pairs (i, i + E/2) of every head by position * frequency_i (the Hugging Face half-rotation layout)."""
-    angle_BT1E = positions_BT[..., None, None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angle_BT1E), jnp.sin(angle_BT1E)
-    a, b = jnp.split(x_BTHE.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHE.dtype)
+    return rotate(x_BTHE, rope_table(positions_BT, frequencies))
+
+
+def rope_table(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """(cos, sin) [..., 1, E/2] of positions [...]; the same for every layer."""
+    angle = positions[..., None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_HE: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """x [..., H, E] rotated by the angles of `rope_table`."""
+    cos, sin = table
+    a, b = jnp.split(x_HE.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_HE.dtype)
 
 
 def attend(q_BTGRE, k_BGSE, v_BGSE, allowed_BTS, pseudo: Pseudo | None) -> jax.Array:

@@ -1,9 +1,9 @@
-"""One decoder for Qwen2/2.5, Qwen3, Llama 2/3 and Mistral, in two forms over the same weights.
+"""One decoder for Qwen2/2.5, Qwen3, Llama 2/3 and Mistral: what training computes.
 
-The stacked form scans over layers (compile time constant in depth, optional remat) and serves every full forward.
-The per-layer form is a list of layers that decoding unrolls, because a scan would slice every weight at every token.
-Linear weights are stored [out, in] as Hugging Face stores them: loading transposes nothing, and skinny decode matmuls
-read them contiguously. The dtype of the weights is the dtype of the computation; norms and softmaxes are float32.
+Layers are stacked and scanned (compile time constant in depth, optional remat). Decoding has weights of its own shape
+(publication.py) and its own layer (rollout/layers.py), over the same rms_norm and rope. Linear weights are stored
+[out, in] as Hugging Face stores them: loading transposes nothing, and skinny decode matmuls read them contiguously. The
+dtype of the weights is the dtype of the computation; norms and softmaxes are float32.
 """
 
 import functools
@@ -134,15 +134,6 @@ def hidden_states(
       latent, psa: pseudo self-attention, both or neither.
       remat: recompute each layer in the backward pass instead of keeping its activations.
     """
-    return _forward(model, tokens_BT, latent=latent, psa=psa, remat=remat, keep_kv=False)[0]
-
-
-def prefill(model: Decoder, tokens_PS: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Keys and values of right-padded prompts for every layer, each [L,P,G,S,E]."""
-    return _forward(model, tokens_PS, latent=None, psa=None, remat=False, keep_kv=True)[1]
-
-
-def _forward(model, tokens_BT, *, latent, psa, remat, keep_kv):
     config = model.config
     x_BTD = model.embed[...][tokens_BT]
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
@@ -156,18 +147,12 @@ def _forward(model, tokens_BT, *, latent, psa, remat, keep_kv):
         q, k, v = block.qkv(x_BTD, positions_BT, gain)
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         heads = attention.causal_attend(q, k, v, window=config.sliding_window, pseudo=pseudo)
-        return block.finish(x_BTD, heads), (k, v) if keep_kv else None
+        return block.finish(x_BTD, heads), None
 
-    x_BTD, kv = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x_BTD, (stacked, injected))
-    return rms_norm(x_BTD, model.final_norm[...], config.norm_eps), kv
+    x_BTD, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x_BTD, (stacked, injected))
+    return rms_norm(x_BTD, model.final_norm[...], config.norm_eps)
 
 
 def logits(model: Decoder, tokens_BT: jax.Array) -> jax.Array:
     """float32 logits [B,T,V]; whole, so for inspection: training uses logprobs.chunked_logprobs."""
     return project(model, hidden_states(model, jnp.asarray(tokens_BT)))
-
-
-def unstack(model: Decoder) -> list[Block]:
-    """The per-layer form: a list of L Blocks over slices of the stacked weights."""
-    block_graph, stacked = nnx.split(model.layers)
-    return [nnx.merge(block_graph, jax.tree.map(lambda w, i=i: w[i], stacked)) for i in range(model.config.n_layers)]

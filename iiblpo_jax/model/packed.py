@@ -6,7 +6,7 @@ from flax import nnx, struct
 
 from iiblpo_jax.logprobs import chunked_logprobs
 from iiblpo_jax.model.decoder import Decoder, output_weights, rms_norm
-from iiblpo_jax.model.path_attention import path_attend
+from iiblpo_jax.model.path_attention import implementation
 from iiblpo_jax.model.psa import PSA, Latent, layer_weights, node_injection
 from iiblpo_jax.packing import Bin
 
@@ -45,6 +45,7 @@ def packed_hidden_states(
     bins: Bin,
     *,
     block: int,
+    attention: str = "blocks",
     latent: NodeLatent | None = None,
     psa: PSA | None = None,
     remat: bool = False,
@@ -55,10 +56,12 @@ def packed_hidden_states(
       model: the decoder.
       bins: W bins, stacked.
       block: PackSpec.block.
+      attention: attention.impl of the config.
       latent, psa: pseudo self-attention, both or neither.
       remat: recompute each layer in the backward pass instead of keeping its activations.
     """
     config = model.config
+    path_attend = implementation(attention, config.head_dim)
     x_WUD = model.embed[...][bins.token_U]
     block_graph, stacked = nnx.split(model.layers)
     injected = None if psa is None else layer_weights(psa, config.n_layers)
@@ -87,6 +90,7 @@ def packed_logprobs(
     t: int,
     *,
     block: int,
+    attention: str = "blocks",
     temperature: float = 1.0,
     latent: NodeLatent | None = None,
     psa: PSA | None = None,
@@ -99,13 +103,13 @@ def packed_logprobs(
       tokens_WNC, context_len_WN: the rows that were packed, and where the text of each begins.
       bins: W bins, stacked.
       t: text tokens wanted; entries past a row's end, and rows that are not valid, hold zeros.
-      block, latent, psa, remat: of `packed_hidden_states`.
+      block, attention, latent, psa, remat: of `packed_hidden_states`.
       temperature: divides the logits.
 
     Returns:
       (logp_WJT, entropy_WJT), float32, differentiable.
     """
-    h_WUD = packed_hidden_states(model, bins, block=block, latent=latent, psa=psa, remat=remat)
+    h_WUD = packed_hidden_states(model, bins, block=block, attention=attention, latent=latent, psa=psa, remat=remat)
     u = h_WUD.shape[1]
     node_WJT, target_WU = jax.vmap(_emissions, (0, 0, 0, None))(tokens_WNC, context_len_WN, bins, t)
     # Nodes that emit nothing (prompts, padding) go last, and the LM head stops before them.

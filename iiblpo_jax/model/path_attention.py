@@ -6,6 +6,8 @@ rows nor the scores of all heads are ever held. Loops end at the last tile that 
 recomputes the scores from the log-normaliser and adds every tile's gradient to the nodes it came from.
 
 Attending over a whole bin with a mask instead would score mostly pairs of unrelated trajectories.
+
+This form runs on every backend; `implementation` chooses between it and the CUDA kernels of pallas_attention.py.
 """
 
 import functools
@@ -13,11 +15,38 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from iiblpo_jax.errors import InputError
 from iiblpo_jax.model.attention import OFF
 from iiblpo_jax.packing import Bin
 
 KEY_TILE = 512  # keys gathered at once
-SCORES_AT_ONCE = 2**22  # query-key pairs, over all heads, scored at once: 16 MiB of float32
+SCORES_AT_ONCE = 2**25  # query-key pairs, over all heads, scored at once: 128 MiB of float32, to fill a device
+SCORES_AT_ONCE_CPU = 2**19  # the same where they had better stay in the cache: half the time of 2**22
+
+
+def implementation(name: str, head_dim: int):
+    """The `path_attend` that attention.impl names.
+
+    Args:
+      name: `blocks` (here) or `pallas` (pallas_attention.py).
+      head_dim: E of the model.
+
+    Raises:
+      InputError: the kernel does not run on this backend or with this head width.
+    """
+    if name == "blocks":
+        return path_attend
+    backend = jax.default_backend()
+    if backend == "tpu":
+        raise InputError("attention.impl = pallas is a CUDA kernel and this is a TPU; use attention.impl=blocks")
+    if backend == "gpu" and (head_dim < 16 or head_dim & (head_dim - 1)):
+        raise InputError(
+            f"attention.impl = pallas needs heads whose width is a power of two from 16 on, and the model's is "
+            f"{head_dim}; use attention.impl=blocks"
+        )
+    from iiblpo_jax.model import pallas_attention  # here, because the default needs no Pallas
+
+    return pallas_attention.path_attend
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -55,7 +84,8 @@ class _Blocks:
         self.block, self.window, self.nowhere = block, window, u
         self.tile = min(KEY_TILE, bins.path_JC.shape[-1])
         blocks = bins.block_row_X.shape[1]
-        self.chunk = min(blocks, max(1, SCORES_AT_ONCE // (w * g * r * block * self.tile)))
+        at_once = SCORES_AT_ONCE_CPU if jax.default_backend() == "cpu" else SCORES_AT_ONCE
+        self.chunk = min(blocks, max(1, at_once // (w * g * r * block * self.tile)))
         self.padded = -(-blocks // self.chunk) * self.chunk
         grow = lambda x_WX: jnp.pad(x_WX, [(0, 0), (0, self.padded - blocks)])  # noqa: E731
         self.row, self.node = grow(bins.block_row_X), grow(bins.block_node_X)

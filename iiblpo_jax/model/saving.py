@@ -11,8 +11,10 @@ import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from iiblpo_jax.errors import InputError
 from iiblpo_jax.model import families
@@ -35,6 +37,8 @@ def save_model(
 ) -> None:
     """Writes config.json, generation_config.json, the weights and the tokenizer's files.
 
+    In a run of several processes the first one writes and all return when it has.
+
     Args:
       path: the directory to make. An earlier export there is replaced; anything else is left alone.
       config: the architecture.
@@ -52,6 +56,12 @@ def save_model(
         raise InputError(f"cannot export as {dtype.name}; use float32, bfloat16 or float16")
     check_tokenizer(tokenizer, config)
     check_target(path)
+    if jax.process_index() == 0:
+        _write_directory(path, config, params, tokenizer, dtype, shard_bytes)
+    multihost_utils.sync_global_devices("model saved")
+
+
+def _write_directory(path, config, params, tokenizer, dtype, shard_bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

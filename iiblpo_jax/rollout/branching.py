@@ -25,6 +25,11 @@ class Branching:
     parent: str = "root"
 
     @property
+    def tree_size(self) -> int:
+        """Trajectories of one tree."""
+        return 1 + self.k
+
+    @property
     def levels(self) -> int:
         """Most branches on one path from a root to a leaf."""
         return min(self.k, 1) if self.parent == "root" else self.k
@@ -61,3 +66,25 @@ def choose_points(candidates_BT: jax.Array, keys_B: jax.Array, spec: Branching) 
     draw_K = jnp.arange(spec.k) if spec.points == "distinct" else jnp.zeros(spec.k, jnp.int32)
     points_BK = jnp.take_along_axis(order_BT, draw_K[None] % n_B1, axis=1)
     return -jnp.sort(-points_BK, axis=-1)
+
+
+def branch_points(
+    entropy_BT: jax.Array,
+    length_B: jax.Array,
+    stopped_B: jax.Array,
+    nth_B: jax.Array,
+    keys_B: jax.Array,
+    spec: Branching,
+) -> tuple[jax.Array, jax.Array]:
+    """t* of branch nth_B[b] on parent b, and whether that parent has no candidate.
+
+    Without one the branch is a plain resample: from t* = 1, or from the start if that would leave no token to keep.
+    A parent's points depend on its key alone, so that each of its branches finds the same ones.
+    """
+    candidates_BT = candidate_mask(entropy_BT, length_B, stopped_B, spec)
+    points_BK = choose_points(candidates_BT, keys_B, spec)
+    nth_B = jnp.clip(nth_B, 0, spec.k - 1) if spec.parent == "root" else jnp.zeros_like(nth_B)
+    fallback_B = ~candidates_BT.any(-1)
+    restart_B = (length_B - stopped_B > 0) & (entropy_BT.shape[1] > 1)
+    at_B = jnp.take_along_axis(points_BK, nth_B[:, None], axis=1)[:, 0]
+    return jnp.where(fallback_B, restart_B, at_B).astype(jnp.int32), fallback_B

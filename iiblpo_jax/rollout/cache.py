@@ -1,109 +1,157 @@
-"""Decoding one token per slot against contiguous key/value caches."""
+"""Keys and values of all slots: how they are laid out, filled, copied, written and attended to.
+
+Positions are cut into segments of doubling width, arrays of their own, and a step skips the segments behind its longest
+live slot: it reads at most twice what is filled. (A loop over blocks of one array would have to slice, which copies.)
+Keys are stored position last ([E, W]) and values position first ([W, E]): each product then reads its operand along the
+contiguous axis.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from iiblpo_jax.model import attention
+from iiblpo_jax.model.attention import OFF
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.model.decoder import Block, rms_norm
-from iiblpo_jax.model.psa import PSA
+
+SEGMENT = 256  # positions of the first segment; the second is as wide, each further one as all before it
 
 
 @struct.dataclass
-class LayerCache:
-    """Keys and values of one layer, [B,G,C,E]; row b is slot b, column c is position c of its sequence."""
+class Cache:
+    """Position c of slot b is column c - start of the segment that begins at start <= c.
 
-    k_BGCE: jax.Array
-    v_BGCE: jax.Array
+    Attributes:
+      k: k[i] are the keys of segment i, [B,G,E,W] a layer: a list of L arrays, or one array with a leading axis of L.
+      v: likewise the values, [B,G,W,E].
+      dtype: name of the dtype of keys and values. bfloat16 is held as its bits: XLA on CPU would convert a whole cache
+        to float32 and back to move a part of it.
+    """
 
+    k: list[list[jax.Array] | jax.Array]
+    v: list[list[jax.Array] | jax.Array]
+    dtype: str = struct.field(pytree_node=False)
 
-@struct.dataclass
-class Injection:
-    """What z adds to one layer of every slot: the unscaled gain of the norm and one pseudo key and value."""
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """(first position, width) of every segment."""
+        widths = [k[0].shape[-1] for k in self.k]
+        return [(sum(widths[:i]), width) for i, width in enumerate(widths)]
 
-    gain_BD: jax.Array
-    k_BGE: jax.Array
-    v_BGE: jax.Array
-
-
-def empty_cache(config: ModelConfig, slots: int, capacity: int, dtype) -> list[LayerCache]:
-    """Zeroed caches, one a layer."""
-    shape = (slots, config.n_kv_heads, capacity, config.head_dim)
-    return [LayerCache(k_BGCE=jnp.zeros(shape, dtype), v_BGCE=jnp.zeros(shape, dtype)) for _ in range(config.n_layers)]
-
-
-def injections(psa: PSA, z_BZ: jax.Array, n_layers: int, dtype) -> list[Injection | None]:
-    """Injection of every layer for the latents of all slots; None below the injected layers."""
-    n = psa.gain.shape[0]
-    of_layer = lambda i: Injection(  # noqa: E731
-        gain_BD=z_BZ @ psa.gain[i],
-        k_BGE=jnp.einsum("bz,zge->bge", z_BZ, psa.key[i]).astype(dtype),
-        v_BGE=jnp.einsum("bz,zge->bge", z_BZ, psa.value[i]).astype(dtype),
-    )
-    return [None] * (n_layers - n) + [of_layer(i) for i in range(n)]
+    def read(self, layer, segment: int) -> tuple[jax.Array, jax.Array]:
+        """Keys [B,G,E,W] and values [B,G,W,E] of a segment of a layer."""
+        stored = self.k[segment][layer], self.v[segment][layer]
+        return tuple(x if x.dtype == self.dtype else jax.lax.bitcast_convert_type(x, self.dtype) for x in stored)
 
 
-def fill_prompts(cache: list[LayerCache], take_B, prompt_B, k_LPGSE, v_LPGSE) -> list[LayerCache]:
-    """Copies the prefilled keys and values of prompt_B[b] into slot b where take_B[b]."""
-
-    def fill(old, new_PGSE):
-        s = new_PGSE.shape[2]
-        head = jnp.where(take_B[:, None, None, None], new_PGSE[prompt_B].astype(old.dtype), old[:, :, :s])
-        return old.at[:, :, :s].set(head)
-
-    return [
-        LayerCache(k_BGCE=fill(c.k_BGCE, k_LPGSE[i]), v_BGCE=fill(c.v_BGCE, v_LPGSE[i])) for i, c in enumerate(cache)
-    ]
+def to_store(x: jax.Array, dtype: str) -> jax.Array:
+    """x in `dtype`, as bits where that is bfloat16."""
+    x = x.astype(dtype)
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if dtype == "bfloat16" else x
 
 
-def decode_step(
-    layers: list[Block],
-    embed_VD: jax.Array,
-    final_norm_D: jax.Array,
-    cache: list[LayerCache],
-    token_B: jax.Array,
-    position_B: jax.Array,
-    active_B: jax.Array,
-    injected: list[Injection | None] | None = None,
-    gamma_B: jax.Array | None = None,
-) -> tuple[jax.Array, list[LayerCache]]:
-    """Feeds one token a slot; writes its keys and values at its position.
+def empty_cache(config: ModelConfig, slots: int, capacity: int, dtype: str, *, unrolled: bool) -> Cache:
+    """Zeroed caches of `capacity` positions a slot."""
+    g, e, n = config.n_kv_heads, config.head_dim, config.n_layers
+    widths = []
+    while sum(widths) < capacity:
+        widths.append(min(max(SEGMENT, sum(widths)), capacity - sum(widths)))
+
+    def zeros(*shape):
+        one = lambda *shape: to_store(jnp.zeros(shape), dtype)  # noqa: E731
+        return [one(*shape) for _ in range(n)] if unrolled else one(n, *shape)
+
+    return Cache(
+        k=[zeros(slots, g, e, w) for w in widths], v=[zeros(slots, g, w, e) for w in widths], dtype=dtype
+    )  # fmt: skip
+
+
+def _each_layer(f, stored, *stacked):
+    """f(of the cache, *of the others) for every layer; `stacked` have a leading axis of L."""
+    if isinstance(stored, list):
+        return [f(x, *(y[i] for y in stacked)) for i, x in enumerate(stored)]
+    return jax.vmap(f)(stored, *stacked)
+
+
+def fill_prompts(cache: Cache, into_B, prompt_B, prompts: tuple[jax.Array, jax.Array]) -> Cache:
+    """Copies the keys and values of prompt_B[b] (of `prefill`) into slot into_B[b]; B there = nowhere."""
+    k, v, (k_LPGES, v_LPGSE) = [], [], prompts
+    for (start, width), old_k, old_v in zip(cache.spans, cache.k, cache.v, strict=True):
+        mine = slice(start, start + width)
+        n = k_LPGES[..., mine].shape[-1]
+        put_k = lambda old, new, n=n: old.at[into_B, :, :, :n].set(new[prompt_B], mode="drop")  # noqa: E731
+        put_v = lambda old, new, n=n: old.at[into_B, :, :n].set(new[prompt_B], mode="drop")  # noqa: E731
+        k.append(_each_layer(put_k, old_k, k_LPGES[..., mine]) if n else old_k)
+        v.append(_each_layer(put_v, old_v, v_LPGSE[..., mine, :]) if n else old_v)
+    return cache.replace(k=k, v=v)
+
+
+def copy_slots(cache: Cache, into_B, from_B) -> Cache:
+    """Copies slot from_B[b] into slot into_B[b]; B there = nowhere."""
+    copy = functools.partial(_each_layer, lambda x: x.at[into_B].set(x[from_B], mode="drop"))
+    return cache.replace(k=[copy(x) for x in cache.k], v=[copy(x) for x in cache.v])
+
+
+def write(cache: Cache, layer, position_B, k_BGE, v_BGE) -> Cache:
+    """Writes one key and value a slot at position_B[b] of a layer."""
+    k_BGE, v_BGE = to_store(k_BGE, cache.dtype), to_store(v_BGE, cache.dtype)
+    slots_B, k, v = jnp.arange(position_B.shape[0]), [], []
+    for (start, width), old_k, old_v in zip(cache.spans, cache.k, cache.v, strict=True):
+        # Positions of other segments go to a column that does not exist, and are dropped.
+        column_B = jnp.where(position_B >= start, position_B - start, width)
+        if isinstance(old_k, list):
+            put_k = old_k[layer].at[slots_B, :, :, column_B].set(k_BGE, mode="drop")
+            put_v = old_v[layer].at[slots_B, :, column_B].set(v_BGE, mode="drop")
+            k.append([*old_k[:layer], put_k, *old_k[layer + 1 :]])
+            v.append([*old_v[:layer], put_v, *old_v[layer + 1 :]])
+        else:
+            k.append(old_k.at[layer, slots_B, :, :, column_B].set(k_BGE, mode="drop"))
+            v.append(old_v.at[layer, slots_B, :, column_B].set(v_BGE, mode="drop"))
+    return cache.replace(k=k, v=v)
+
+
+def attend(q_BGRE, cache: Cache, layer, position_B, longest, pseudo, window: int | None) -> jax.Array:
+    """Softmax attention of one query a slot over the positions up to its own and its pseudo position.
 
     Args:
-      layers: per-layer form of the decoder.
-      embed_VD, final_norm_D: the decoder's other weights.
-      cache: one LayerCache a layer.
-      token_B, position_B: token to feed and where it stands in its sequence.
-      active_B: slots that take part; the others write nothing and their output is meaningless.
-      injected: per-layer injections, or None when no slot ever has a z.
-      gamma_B: strength of z; 0 = off.
+      q_BGRE: queries; the R = H/G heads that share a kv head together.
+      cache, layer: keys and values.
+      position_B: where the query stands.
+      longest: the last position that any slot whose output matters can see.
+      pseudo: (k_BGE, v_BGE, bias_B) of the pseudo position, bias OFF where z is off; or None.
+      window: positions the query looks back, itself included; None = all.
 
     Returns:
-      Final-norm hidden states [B,D] and the caches.
+      float32 [B,G,R,E].
     """
-    config = layers[0].config
-    rows, capacity = jnp.arange(token_B.shape[0]), cache[0].k_BGCE.shape[2]
-    write_B = jnp.where(active_B, position_B, capacity)
-    back_BC = position_B[:, None] - jnp.arange(capacity)
-    allowed_B1C = ((back_BC >= 0) & (back_BC < (config.sliding_window or capacity)))[:, None]
-    x_B1D, out = embed_VD[token_B][:, None], []
-    for i, block in enumerate(layers):
-        gain, pseudo = (None, None) if injected is None else _inject(injected[i], gamma_B)
-        q, k, v = block.qkv(x_B1D, position_B[:, None], gain)
-        layer = LayerCache(
-            k_BGCE=cache[i].k_BGCE.at[rows, :, write_B].set(k[:, 0].astype(cache[i].k_BGCE.dtype), mode="drop"),
-            v_BGCE=cache[i].v_BGCE.at[rows, :, write_B].set(v[:, 0].astype(cache[i].v_BGCE.dtype), mode="drop"),
-        )
-        x_B1D = block.finish(x_B1D, attention.attend(q, layer.k_BGCE, layer.v_BGCE, allowed_B1C, pseudo))
-        out.append(layer)
-    return rms_norm(x_B1D, final_norm_D, config.norm_eps)[:, 0], out
+    scale = q_BGRE.shape[-1] ** -0.5
 
+    def add(carry, segment: int):
+        """Merges a segment into (largest score, sum of weights, weighted sum of values)."""
+        k_BGEW, v_BGWE = cache.read(layer, segment)
+        q = q_BGRE.astype(cache.dtype)
+        s_BGRW = jnp.einsum("bgre,bgew->bgrw", q, k_BGEW, preferred_element_type=jnp.float32) * scale
+        start, width = cache.spans[segment]
+        back_BW = position_B[:, None] - (start + jnp.arange(width))
+        seen_BW = (back_BW >= 0) if window is None else (back_BW >= 0) & (back_BW < window)
+        s_BGRW = jnp.where(seen_BW[:, None, None], s_BGRW, OFF)
+        top = s_BGRW.max(-1) if carry is None else jnp.maximum(carry[0], s_BGRW.max(-1))
+        p_BGRW = jnp.exp(s_BGRW - top[..., None])
+        out = jnp.einsum("bgrw,bgwe->bgre", p_BGRW.astype(v_BGWE.dtype), v_BGWE, preferred_element_type=jnp.float32)
+        total = p_BGRW.sum(-1)
+        if carry is None:
+            return top, total, out
+        fade = jnp.exp(carry[0] - top)
+        return top, carry[1] * fade + total, carry[2] * fade[..., None] + out
 
-def _inject(layer: Injection | None, gamma_B: jax.Array):
-    """Gain [B,1,D] and pseudo position of one layer at strength gamma_B."""
-    if layer is None:
-        return None, None
-    bias_B = jnp.where(gamma_B > 0, jnp.log(jnp.maximum(gamma_B, 1e-30)), attention.OFF)
-    pseudo = attention.Pseudo(k_BJGE=layer.k_BGE[:, None], v_BJGE=layer.v_BGE[:, None], bias_BTJ=bias_B[:, None, None])
-    return (gamma_B[:, None] * layer.gain_BD)[:, None], pseudo
+    carry = None
+    if pseudo is not None:
+        k_BGE, v_BGE, bias_B = pseudo
+        score = (q_BGRE.astype(jnp.float32) * k_BGE[:, :, None]).sum(-1) * scale + bias_B[:, None, None]
+        carry = score, jnp.ones_like(score), jnp.broadcast_to(v_BGE[:, :, None], q_BGRE.shape).astype(jnp.float32)
+    carry = add(carry, 0)
+    for segment, (start, _) in list(enumerate(cache.spans))[1:]:
+        carry = jax.lax.cond(longest >= start, functools.partial(add, segment=segment), lambda carry: carry, carry)
+    _, total, out = carry
+    return out / total[..., None]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from iiblpo_jax.errors import InputError
 from iiblpo_jax.forest import pad_rows, response_tokens
 from iiblpo_jax.model.decoder import Decoder, params_of
+from iiblpo_jax.publication import PublicationSpec, publish
 from iiblpo_jax.rollout.engine import RolloutSpec, rollout
 from iiblpo_jax.rollout.sampling import Sampling
 from iiblpo_jax.tokenizers import Tokenizer
@@ -61,5 +62,6 @@ def generate(
         model=model.config, roots=1, slots=min(SLOTS, len(ids)), max_tokens=max_tokens,
         sampling=sampling or Sampling(temperature=0.0), stop_ids=tokenizer.stop_ids,
     )  # fmt: skip
-    forest, _ = rollout(params_of(model), jnp.array(prompt_PS), jnp.array(length_P), jax.random.key(seed), spec=spec)
+    published = publish(params_of(model), spec=PublicationSpec(model=model.config))
+    forest, _ = rollout(published, jnp.array(prompt_PS), jnp.array(length_P), jax.random.key(seed), spec=spec)
     return tokenizer.decode_batch(response_tokens(forest))

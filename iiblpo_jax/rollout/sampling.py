@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+LANES = 1024  # partial sums of a row
 CDF_BLOCK = 128  # the inverse-CDF search looks at V/128 block sums, then inside one block
 
 
@@ -36,59 +37,93 @@ class Draw:
     entropy_B: jax.Array
 
 
-def sample(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling, forbidden_BV: jax.Array | None = None) -> Draw:
+def sample(
+    logits_BV: jax.Array, uniform_B: jax.Array, sampling: Sampling, forbidden_BV: jax.Array | None = None
+) -> Draw:
     """Draws one token a row.
 
     Args:
       logits_BV: float32.
-      keys_B: one key a row, so that a draw does not depend on its neighbours.
+      uniform_B: one random number in [0, 1) a row, so that a draw does not depend on its neighbours.
       sampling: static. At temperature 0 the entropy and the raw log-prob are those of temperature 1, and the behaviour
         log-prob is 0 (the token was certain).
       forbidden_BV: tokens that may not be drawn (min_tokens); it counts as truncation.
     """
     greedy = sampling.temperature == 0
     scaled_BV = logits_BV if greedy else logits_BV / sampling.temperature
-    raw_BV = jax.nn.log_softmax(scaled_BV)
-    p_BV = jnp.exp(raw_BV)
-    entropy_B = -jnp.sum(p_BV * raw_BV, axis=-1)
+    shifted_BV = scaled_BV - scaled_BV.max(-1, keepdims=True)
+    p_BV = jnp.exp(shifted_BV)  # up to a factor, which nothing below minds
+    total_B = _row_sum(p_BV)
     q_BV = p_BV if forbidden_BV is None else jnp.where(forbidden_BV, 0.0, p_BV)
-    q_BV = _truncate(q_BV, sampling)
-    token_B = q_BV.argmax(-1) if greedy else _inverse_cdf(q_BV, jax.vmap(jax.random.uniform)(keys_B))
-    pick = lambda x_BV: jnp.take_along_axis(x_BV, token_B[:, None], axis=1)[:, 0]  # noqa: E731
-    logp_B = jnp.zeros_like(entropy_B) if greedy else pick(raw_BV) - jnp.log(q_BV.sum(-1))
-    return Draw(token_B=token_B, logp_B=logp_B, raw_logp_B=pick(raw_BV), entropy_B=entropy_B)
+    q_BV = truncate(q_BV, sampling)
+    token_B = q_BV.argmax(-1) if greedy else _inverse_cdf(q_BV, uniform_B)
+    at_token_B = jnp.take_along_axis(shifted_BV, token_B[:, None], axis=1)[:, 0]
+    raw_logp_B = at_token_B - jnp.log(total_B)
+    kept_B = total_B if q_BV is p_BV else _row_sum(q_BV)
+    return Draw(
+        token_B=token_B, logp_B=jnp.zeros_like(total_B) if greedy else at_token_B - jnp.log(kept_B),
+        raw_logp_B=raw_logp_B, entropy_B=jnp.log(total_B) - _row_sum(p_BV * shifted_BV) / total_B,
+    )  # fmt: skip
 
 
-def _truncate(p_BV: jax.Array, s: Sampling) -> jax.Array:
+def _row_sum(x_BV: jax.Array) -> jax.Array:
+    """Sums [B] of long rows, LANES partial sums first: one accumulator a row would not use a CPU's vector units."""
+    b, v = x_BV.shape
+    if v <= LANES:
+        return x_BV.sum(-1)
+    return jnp.pad(x_BV, [(0, 0), (0, -v % LANES)]).reshape(b, -1, LANES).sum(1).sum(-1)
+
+
+def truncate(p_BV: jax.Array, s: Sampling) -> jax.Array:
     """Zeroes what top-k, top-p and min-p cut off; each looks at what the one before left, renormalised."""
     if 0 < s.top_k < p_BV.shape[1]:
-        p_BV = _keep_at_least(p_BV, jax.lax.top_k(p_BV, s.top_k)[0][:, -1])
+        p_BV = _keep_likeliest(p_BV, lambda above_BV: _row_sum(above_BV.astype(jnp.float32)) < s.top_k)
     if s.top_p < 1:
-        ordered = -jnp.sort(-p_BV, axis=-1)
-        before = jnp.cumsum(ordered, axis=-1) - ordered
-        inside = before < s.top_p * p_BV.sum(-1, keepdims=True)
-        p_BV = _keep_at_least(p_BV, jnp.where(inside, ordered, jnp.inf).min(-1))
+        goal_B = s.top_p * _row_sum(p_BV)
+        p_BV = _keep_likeliest(p_BV, lambda above_BV: _row_sum(jnp.where(above_BV, p_BV, 0.0)) < goal_B)
     if s.min_p > 0:
-        p_BV = _keep_at_least(p_BV, s.min_p * p_BV.max(-1))
+        p_BV = jnp.where(p_BV >= s.min_p * p_BV.max(-1, keepdims=True), p_BV, 0.0)
     return p_BV
 
 
-def _keep_at_least(p_BV: jax.Array, threshold_B: jax.Array) -> jax.Array:
-    return jnp.where(p_BV >= threshold_B[:, None], p_BV, 0.0)
+def _keep_likeliest(p_BV: jax.Array, room) -> jax.Array:
+    """Zeroes every token i without room(tokens likelier than i), bool [B] of bool [B,V]; equal tokens share their fate.
+
+    Finds the smallest probability that is kept by bisection. Non-negative floats are ordered like their bits, so 31
+    halvings are exact, and many times cheaper than sorting a vocabulary.
+    """
+    bits_BV = jax.lax.bitcast_convert_type(p_BV, jnp.int32)
+
+    def halve(bounds):
+        low_B, high_B = bounds  # no room above low, room above high
+        middle_B = low_B + (high_B - low_B) // 2
+        room_B = room(bits_BV > middle_B[:, None])
+        return jnp.where(room_B, low_B, middle_B), jnp.where(room_B, middle_B, high_B)
+
+    bounds = jnp.full(p_BV.shape[0], -1, jnp.int32), bits_BV.max(-1)
+    _, threshold_B = jax.lax.while_loop(lambda bounds: (bounds[0] + 1 < bounds[1]).any(), halve, bounds)
+    return jnp.where(bits_BV >= threshold_B[:, None], p_BV, 0.0)
 
 
 def _inverse_cdf(p_BV: jax.Array, u_B: jax.Array) -> jax.Array:
     """First token whose cumulative probability exceeds u * total: one random number a token instead of V of them."""
     b, v = p_BV.shape
+    if v <= CDF_BLOCK:
+        return _first_above(p_BV, u_B * p_BV.sum(-1))
     p_BNC = jnp.pad(p_BV, [(0, 0), (0, -v % CDF_BLOCK)]).reshape(b, -1, CDF_BLOCK)
     blocks_BN = p_BNC.sum(-1)
     upto_BN = jnp.cumsum(blocks_BN, axis=-1)
     target_B = u_B * upto_BN[:, -1]
     block_B = jnp.argmax(upto_BN > target_B[:, None], axis=-1)
     rows = jnp.arange(b)
-    inside_BC = p_BNC[rows, block_B]
     rest_B = target_B - (upto_BN[rows, block_B] - blocks_BN[rows, block_B])
-    above_BC = (jnp.cumsum(inside_BC, axis=-1) > rest_B[:, None]) & (inside_BC > 0)
-    # Rounding may leave the rest just above the block's own sum: then its likeliest token is taken, never a zero one.
-    offset_B = jnp.where(above_BC.any(-1), above_BC.argmax(-1), inside_BC.argmax(-1))
-    return (block_B * CDF_BLOCK + offset_B).astype(jnp.int32)
+    return (block_B * CDF_BLOCK + _first_above(p_BNC[rows, block_B], rest_B)).astype(jnp.int32)
+
+
+def _first_above(p_BC: jax.Array, target_B: jax.Array) -> jax.Array:
+    """First possible entry of each row whose cumulative sum exceeds the target, int32.
+
+    Rounding may leave the target just above the row's own sum: then its likeliest entry is taken, never a zero one.
+    """
+    above_BC = (jnp.cumsum(p_BC, axis=-1) > target_B[:, None]) & (p_BC > 0)
+    return jnp.where(above_BC.any(-1), above_BC.argmax(-1), p_BC.argmax(-1)).astype(jnp.int32)

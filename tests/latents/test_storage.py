@@ -45,6 +45,12 @@ def test_round_trip_is_bit_exact(stored, tiny_config, tiny_params, latents):
     assert (card["width"], card["z"], card["hidden"], card["layers"]) == (16, Z, 8, 2)
 
 
+def test_only_the_first_process_writes(tmp_path, tiny_config, tiny_params, latents, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    save_latents(tmp_path / "latent", tiny_config, tiny_params, *latents, settings={}, metrics={})
+    assert not any(tmp_path.iterdir())
+
+
 def test_latents_of_another_model_are_refused(stored, tiny_config, tiny_params):
     other = {**tiny_params, "final_norm": tiny_params["final_norm"] * 1.01}
     with pytest.raises(InputError, match="latents of another model"):

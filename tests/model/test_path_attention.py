@@ -52,10 +52,10 @@ def masked_softmax(bins, window):
 
 
 @pytest.mark.parametrize("window", [None, 5])
-@pytest.mark.parametrize("tile, at_once", [(512, 2**22), (8, 2**11)], ids=["one tile", "many tiles and chunks"])
+@pytest.mark.parametrize("tile, at_once", [(512, 2**19), (8, 2**11)], ids=["one tile", "many tiles and chunks"])
 def test_values_and_gradients(packed, monkeypatch, window, tile, at_once):
     monkeypatch.setattr(path_attention, "KEY_TILE", tile)
-    monkeypatch.setattr(path_attention, "SCORES_AT_ONCE", at_once)
+    monkeypatch.setattr(path_attention, "SCORES_AT_ONCE_CPU", at_once)
     bins = packed.bins(0)
     w, u = bins.token_U.shape
     keys = jax.random.split(jax.random.key(0), 5)

@@ -9,9 +9,11 @@ import pytest
 from flax import nnx
 
 from iiblpo_jax.forest import STOP
-from iiblpo_jax.model.cvae import CVAE
-from iiblpo_jax.model.decoder import bind, hidden_states, params_of, project
+from iiblpo_jax.model.cvae import CVAE, bind_cvae
+from iiblpo_jax.model.decoder import Decoder, bind, hidden_states, params_of, project
 from iiblpo_jax.model.psa import bind_psa, latent_inputs
+from iiblpo_jax.publication import PublicationSpec, publish
+from iiblpo_jax.rollout import cache
 from iiblpo_jax.rollout.branching import Branching, candidate_mask
 from iiblpo_jax.rollout.engine import RolloutSpec, rollout
 from iiblpo_jax.rollout.sampling import Sampling
@@ -33,13 +35,14 @@ def latents(tiny_config, tiny_psa_params):
 @pytest.fixture(scope="module")
 def sample(tiny_config, tiny_params, latents):
     """Runs the engine; keyword arguments override the spec."""
+    usual = publish(tiny_params, spec=PublicationSpec(model=tiny_config))
 
-    def run(*, with_z=True, key=KEY, **changes):
+    def run(*, with_z=True, key=KEY, published=usual, **changes):
         base = RolloutSpec(
             model=tiny_config, roots=2, branching=TREES, slots=3, max_tokens=16, stop_ids=(0, 1), half_life=HALF_LIFE
         )
         spec = dataclasses.replace(base, **changes)
-        return rollout(tiny_params, PROMPT_PS, PROMPT_LEN_P, key, spec=spec, latents=latents if with_z else None)
+        return rollout(published, PROMPT_PS, PROMPT_LEN_P, key, spec=spec, latents=latents if with_z else None)
 
     return run
 
@@ -95,6 +98,85 @@ def test_forest_does_not_depend_on_slots_or_refills(sample, slots, refill_at, pa
     for name in ("logp_RT", "entropy_RT", "z_RZ"):
         np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=1e-5, err_msg=name)
     assert int(stats.tokens) == int(stats_one.tokens) == int(one.own_RT.sum())
+
+
+def test_a_scan_over_layers_and_split_caches_give_the_same_forest(
+    sample, forest, monkeypatch, tiny_config, tiny_params
+):
+    stacked = publish(tiny_params, spec=PublicationSpec(model=tiny_config, unroll=False))
+    monkeypatch.setattr(cache, "SEGMENT", 5)  # the caches of 22 positions have segments of 5, 5, 10 and 2
+    for published, refill_at in ((None, 2), (stacked, 2)):  # another refill_at than above: else no new compilation
+        other, _ = sample(refill_at=refill_at, **({} if published is None else {"published": published}))
+        np.testing.assert_array_equal(forest.tokens_RT, other.tokens_RT)
+        np.testing.assert_array_equal(forest.branch_at_R, other.branch_at_R)
+        np.testing.assert_allclose(forest.raw_logp_RT, other.raw_logp_RT, atol=1e-5)
+
+
+def test_z_is_drawn_from_the_prior_of_the_last_prefix_token_without_z(forest, latents, tiny_config, tiny_params):
+    """The probe: one plain forward over the parent gives the hidden state that it sees."""
+    model, cvae = bind(tiny_config, tiny_params), bind_cvae(latents["cvae"])
+    hidden_RCD = hidden_states(model, forest.sequences_RC)
+    drawn = np.flatnonzero((forest.parent_R >= 0) & ~forest.fallback_R)
+    at = forest.prompt_len_P[forest.group_R][drawn] + forest.branch_at_R[drawn] - 2  # token t* - 1 emits token t*
+    context_ND = hidden_RCD[drawn, at]
+    keys = jax.vmap(lambda r: jax.random.fold_in(jax.random.split(KEY, 3)[2], r))(drawn)
+    np.testing.assert_allclose(forest.z_RZ[drawn], cvae.sample_prior(context_ND, keys), atol=1e-4)
+
+
+@pytest.mark.parametrize("with_z", [True, False])
+def test_utilisation_counts_a_probe_as_a_wasted_step(sample, with_z):
+    """One slot is never idle: all it wastes are the probes, one for every branch with a z."""
+    forest, stats = sample(slots=1, with_z=with_z)
+    probes = int(((forest.parent_R >= 0) & ~forest.fallback_R).sum()) if with_z else 0
+    assert float(stats.slot_utilisation) == pytest.approx(int(stats.tokens) / (int(stats.tokens) + probes))
+
+
+@pytest.mark.parametrize("spec", [{"weights": "int8"}, {"dtype": "bfloat16"}, {}])
+def test_cheaper_publications_follow_the_policy_that_they_hold(sample, tiny_config, tiny_params, tiny_psa_params, spec):
+    """int8: exactly the forward of the dequantised weights. bfloat16, or its caches alone: close to the policy."""
+    published = publish(tiny_params, spec=PublicationSpec(model=tiny_config, **spec))
+    forest, _ = sample(published=published, kv_dtype="" if spec else "bfloat16")
+    held, tolerance = (dequantised(tiny_params), 1e-4) if spec.get("weights") else (tiny_params, 0.5)
+    logp_RTV = teacher_forced(forest, TREES.levels, tiny_config, held, tiny_psa_params)
+    logp_RT = jnp.take_along_axis(logp_RTV, forest.tokens_RT[..., None], 2)[..., 0]
+    error = jnp.abs(forest.raw_logp_RT - logp_RT)[forest.mask_RT]
+    assert float(error.max()) < tolerance and float(error.mean()) < tolerance / 10
+    exact = teacher_forced(forest, TREES.levels, tiny_config, tiny_params, tiny_psa_params)
+    off = forest.raw_logp_RT - jnp.take_along_axis(exact, forest.tokens_RT[..., None], 2)[..., 0]
+    assert float(jnp.abs(off)[forest.mask_RT].max()) > 1e-3  # else the comparison would prove nothing
+
+
+def dequantised(params):
+    """Weights as int8 with one scale an output channel leaves them, computed apart from publication.py."""
+
+    def dense(weight, inputs):
+        rows = np.asarray(weight, np.float64).reshape(-1, inputs)
+        scale = np.abs(rows).max(1, keepdims=True) / 127
+        return jnp.asarray((np.round(rows / scale) * scale).reshape(weight.shape), jnp.float32)
+
+    layers = dict(params["layers"])
+    for name in ("q", "k", "v", "gate", "up"):
+        layers[name] = dense(layers[name], layers[name].shape[-1])
+    for name in ("o", "down"):
+        layers[name] = dense(layers[name], int(np.prod(layers[name].shape[2:])))
+    return {**params, "layers": layers, "embed": dense(params["embed"], params["embed"].shape[1])}
+
+
+def test_biases_an_untied_head_and_a_window_decode_as_they_train(sample, tiny_config):
+    config = dataclasses.replace(
+        tiny_config, qkv_bias=True, qk_norm=False, tied_embeddings=False, sliding_window=5, norm_eps=1e-5
+    )
+    params = params_of(Decoder(config, rngs=nnx.Rngs(6)))
+    biases = {name: jax.random.normal(KEY, params["layers"][name].shape) for name in ("q_bias", "k_bias", "v_bias")}
+    params = {**params, "head": params["head"] * 5, "layers": {**params["layers"], **biases}}
+    published = publish(params, spec=PublicationSpec(model=config))
+    forest, _ = sample(model=config, published=published, with_z=False, branching=Branching(k=1))
+    model = bind(config, params)
+    logp_RCV = jax.nn.log_softmax(project(model, hidden_states(model, forest.sequences_RC)))
+    index = forest.prompt_len_P[forest.group_R][:, None] - 1 + jnp.arange(forest.tokens_RT.shape[1])
+    logp_RTV = jnp.take_along_axis(logp_RCV, index[..., None], 1)
+    logp_RT = jnp.take_along_axis(logp_RTV, forest.tokens_RT[..., None], 2)[..., 0]
+    np.testing.assert_allclose(forest.raw_logp_RT[forest.mask_RT], logp_RT[forest.mask_RT], atol=1e-4)
 
 
 def test_idle_slots_steal_pending_branches(sample):

@@ -5,16 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iiblpo_jax.rollout.sampling import Sampling, sample
+from iiblpo_jax.rollout.sampling import Sampling, sample, truncate
 
 P = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
 LOGITS = jnp.log(jnp.array(P, jnp.float32))
 
 
 def draws(sampling, n=20_000, logits=LOGITS, forbidden=None):
-    keys = jax.random.split(jax.random.key(0), n)
+    uniform = jax.random.uniform(jax.random.key(0), (n,))
     blocked = None if forbidden is None else jnp.broadcast_to(forbidden, (n, logits.shape[0]))
-    return sample(jnp.broadcast_to(logits, (n, logits.shape[0])), keys, sampling, blocked)
+    return sample(jnp.broadcast_to(logits, (n, logits.shape[0])), uniform, sampling, blocked)
 
 
 def expected(kept, temperature=1.0):
@@ -45,6 +45,21 @@ def test_frequencies_and_logprobs(sampling, kept):
     np.testing.assert_allclose(draw.entropy_B, -(raw * np.log(raw)).sum(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("sampling", [Sampling(top_p=0.6), Sampling(top_k=40), Sampling(top_k=100, top_p=0.9)])
+def test_truncation_of_a_large_vocabulary_keeps_what_a_sort_keeps(sampling):
+    """More tokens than partial sums of a row; some are equal and some impossible."""
+    logits_BV = jnp.round(jax.random.normal(jax.random.key(3), (4, 2_500)) * 30) / 10
+    logits_BV = logits_BV.at[:, 7::9].set(-jnp.inf)
+    kept_BV = np.asarray(truncate(jnp.exp(logits_BV), sampling)) > 0
+    for kept_V, p_V in zip(kept_BV, np.exp(np.asarray(logits_BV, np.float64)), strict=True):
+        order = np.sort(p_V)[::-1]
+        least = order[sampling.top_k - 1] if sampling.top_k else 0.0
+        order = order[(order >= least) & (order > 0)]
+        inside = np.cumsum(order) - order < sampling.top_p * order.sum()
+        np.testing.assert_array_equal(kept_V, (p_V >= order[inside].min()) & (p_V > 0))
+        assert kept_V.sum() < 1_500
+
+
 def test_forbidden_tokens_are_never_drawn_and_count_as_truncation():
     draw = draws(Sampling(), forbidden=jnp.array([True, False, False, False, True]))
     q = expected([0, 1, 1, 1, 0])
@@ -66,9 +81,9 @@ def test_large_vocabulary_draws_match_their_probabilities():
     assert frequency.sum() == pytest.approx(frequency[[3, 127, 128, 700, 999]].sum())
 
 
-def test_a_draw_depends_on_its_own_key_alone():
-    keys = jax.random.split(jax.random.key(1), 8)
+def test_a_draw_depends_on_its_own_number_alone():
+    uniform = jax.random.uniform(jax.random.key(1), (8,))
     logits = jax.random.normal(jax.random.key(2), (8, 50))
-    together = sample(logits, keys, Sampling()).token_B
-    alone = jnp.concatenate([sample(logits[i : i + 1], keys[i : i + 1], Sampling()).token_B for i in range(8)])
+    together = sample(logits, uniform, Sampling()).token_B
+    alone = jnp.concatenate([sample(logits[i : i + 1], uniform[i : i + 1], Sampling()).token_B for i in range(8)])
     np.testing.assert_array_equal(together, alone)

@@ -1,0 +1,97 @@
+"""What each decode slot is doing, and what it could do next."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from iiblpo_jax.rollout.branching import Branching
+
+
+@struct.dataclass
+class Slots:
+    """Attributes, one entry a slot:
+
+    trajectory_B: the trajectory being decoded or just finished; -1 before the first.
+    prompt_len_B: tokens of its prompt.
+    live_B: it is being decoded.
+    token_B: token to feed next, at response index index_B - 1 (the last prompt token for index 0).
+    index_B: response index of the token to be drawn.
+    branch_at_B: t* of a branch, 0 for a root.
+    probe_B: the token is fed without z to see which z to draw; it is fed again afterwards.
+    z_on_B: z acts on this trajectory.
+    stopped_B: it ended with a stop token.
+    last_B: number of the last branch of its tree that is still this slot's; K until one is stolen.
+    """
+
+    trajectory_B: jax.Array
+    prompt_len_B: jax.Array
+    live_B: jax.Array
+    token_B: jax.Array
+    index_B: jax.Array
+    branch_at_B: jax.Array
+    probe_B: jax.Array
+    z_on_B: jax.Array
+    stopped_B: jax.Array
+    last_B: jax.Array
+
+    @property
+    def position_B(self) -> jax.Array:
+        """Where token_B stands in its sequence.
+
+        A slot that has finished stands at its last token, which no branch inherits: what it writes there is not missed.
+        """
+        return self.prompt_len_B + self.index_B - 1
+
+
+def idle_slots(slots: int) -> Slots:
+    """Slots before the first trajectory."""
+    zero_B, no_B = jnp.zeros(slots, jnp.int32), jnp.zeros(slots, bool)
+    return Slots(
+        trajectory_B=zero_B - 1, prompt_len_B=zero_B + 1, live_B=no_B, token_B=zero_B, index_B=zero_B,
+        branch_at_B=zero_B, probe_B=no_B, z_on_B=no_B, stopped_B=no_B, last_B=zero_B,
+    )  # fmt: skip
+
+
+def pending(slots: Slots, branching: Branching) -> jax.Array:
+    """Branches [B] that a slot still has to grow after the trajectory it is at."""
+    return jnp.where(slots.trajectory_B >= 0, slots.last_B - slots.trajectory_B % branching.tree_size, 0)
+
+
+def owes(slots: Slots, branching: Branching) -> jax.Array:
+    """Idle slots [B] whose tree still has branches to grow."""
+    return ~slots.live_B & (pending(slots, branching) > 0)
+
+
+def donates(slots: Slots, branching: Branching) -> jax.Array:
+    """Slots [B] with a branch to give away: the root is finished, and one is left after the slot's own next.
+
+    Branches are grown latest t* first, so what a slot has overwritten lies behind the branch point of its last one.
+    In a chain nothing can be given away: a branch grows on the one before.
+    """
+    if branching.parent != "root":
+        return jnp.zeros_like(slots.live_B)
+    left_B, at_branch_B = pending(slots, branching), slots.trajectory_B % branching.tree_size > 0
+    return jnp.where(slots.live_B, at_branch_B & (left_B > 0), left_B > 1)
+
+
+def refillable(slots: Slots, trees_left, branching: Branching) -> jax.Array:
+    """How many idle slots could start something now: branches of their own, waiting trees, branches of others."""
+    owes_B = owes(slots, branching)
+    on_offer = trees_left + donates(slots, branching).sum()
+    return owes_B.sum() + jnp.minimum((~slots.live_B & ~owes_B).sum(), on_offer)
+
+
+def take_trees(slots: Slots, next_tree, trees: int, branching: Branching) -> jax.Array:
+    """The tree that each free slot takes from the queue, -1 where it takes none."""
+    free_B = ~slots.live_B & ~owes(slots, branching)
+    tree_B = next_tree + jnp.cumsum(free_B) - 1
+    return jnp.where(free_B & (tree_B < trees), tree_B, -1)
+
+
+def steal_from(slots: Slots, branching: Branching) -> jax.Array:
+    """The slot whose last pending branch each idle slot takes over, -1 where it takes none."""
+    donor_B = donates(slots, branching)
+    donors_B = jnp.argsort(~donor_B, stable=True)  # donors first
+    free_B = ~slots.live_B & ~owes(slots, branching)
+    rank_B = jnp.cumsum(free_B) - 1
+    return jnp.where(free_B & (rank_B < donor_B.sum()), donors_B[rank_B], -1)
