@@ -6,7 +6,7 @@ Rows: P prompts of M = 4 roots with K = 3 branches each, prompt 64, responses 25
 root's response. `tokens` counts the response tokens of all rows, the same for every arm: what packing computes once
 still counts once a trajectory. Before anything is timed, loss and gradient norm of all arms must agree to 1e-4.
 
-Arms: `packed` (update.pack_tokens), `padded` (whole rows), each with activations recomputed (`remat`) or kept, and the
+Arms: `packed` (bins of as many nodes as a padded microbatch has), `padded` (whole rows), each with activations recomputed (`remat`) or kept, and the
 same step in torch (peers/torch_peer.py, its rows padded) with and without gradient checkpointing.
 Bytes: `work_bytes` is what the step needs beyond weights and optimizer state: gradients, activations, logits. For ours
 the compiled program's temporaries, for torch the growth of the process's peak (resident set on a CPU). `state_bytes` is
@@ -34,6 +34,7 @@ from iiblpo_jax.cli import enable_compilation_cache
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.objectives import make_objective
 from iiblpo_jax.optimizer import make_optimizer
+from iiblpo_jax.packing import PackSpec, make_plan
 from iiblpo_jax.update import UpdateRows, UpdateSettings, init_state, make_update
 
 TORCH_PEER = Path(__file__).parent / "peers" / "torch_peer.py"
@@ -59,7 +60,7 @@ class Sizes:
 
 SIZES = {
     "tiny": Sizes(prompts=1, prompt=6, response=12, microbatch=4),
-    "cpu": Sizes(prompts=1, prompt=64, response=256, microbatch=4),
+    "cpu": Sizes(prompts=1, prompt=64, response=256, microbatch=16),
     "gpu": Sizes(prompts=4, prompt=128, response=896, microbatch=4),
 }
 SMALL = dataclasses.replace(models.MODEL_54M, vocab_size=8192, n_layers=4, tied_embeddings=True)
@@ -96,7 +97,7 @@ def parse():
     parser = harness.arguments(__doc__)
     numbers = lambda text: [int(word) for word in harness.words(text)]  # noqa: E731
     parser.add_argument("--shares", type=numbers, default=[0, 25, 50, 75], help="inherited share of a branch, percent")
-    parser.add_argument("--pack-tokens", type=int, help="update.pack_tokens (default: a microbatch of padded rows)")
+    parser.add_argument("--pack-tokens", type=int, help="nodes of a bin (default: what the rows of a padded microbatch have)")
     parser.add_argument("--dtype", default="float32" if jax.default_backend() == "cpu" else "bfloat16")
     parser.add_argument("--model", default="qwen3-0.6b", help="preset trained on an accelerator (default %(default)s)")
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter that has torch and transformers")
@@ -128,7 +129,7 @@ class Bench:
     def arms(self) -> list[harness.Arm]:
         """`packed` first: ratios are over it."""
         size, group = self.size, ROOTS * (1 + BRANCHES)
-        pack = self.options.pack_tokens or size.microbatch * (size.prompt + size.response)
+        pack = self.options.pack_tokens or one_bin(self.rows, group, size.microbatch)
         settings = {
             "packed": UpdateSettings(pack_tokens=pack, group_size=group, remat=False, dtype=self.options.dtype),
             "packed remat": UpdateSettings(pack_tokens=pack, group_size=group, dtype=self.options.dtype),
@@ -228,6 +229,14 @@ def shared_rows(config: ModelConfig, size: Sizes, cut: int) -> UpdateRows:
         trajectory_N=rows_N, parent_N=np.where(j_N > 0, rows_N - j_N, -1), branch_at_N=at_N,
     )  # fmt: skip
     return jax.tree.map(jnp.asarray, rows)
+
+
+def one_bin(rows: UpdateRows, group: int, count: int) -> int:
+    """Nodes of the first `count` rows, rounded up to 64."""
+    roomy = PackSpec(tokens=rows.tokens_NC.size, rows=count, block=64, blocks=rows.tokens_NC.size)
+    length_N = rows.prompt_len_N + rows.length_N
+    plan = make_plan(rows.tokens_NC[:count], length_N[:count], group=min(group, count), spec=roomy)
+    return -(-int(plan.nodes) // 64) * 64
 
 
 def first_runs(arms) -> dict[str, dict]:

@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from iiblpo_jax.rollout.threshold import bits, least_with_room
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Branching:
@@ -49,9 +51,11 @@ def candidate_mask(entropy_BT: jax.Array, length_B: jax.Array, stopped_B: jax.Ar
     tail_B = jnp.maximum(jnp.minimum(spec.min_suffix, length_B // 4), stopped_B)
     eligible_BT = (t_T >= 1) & (t_T < (length_B - tail_B)[:, None])
     count_B = jnp.maximum(2, jnp.floor(spec.fraction * length_B + 1e-6).astype(jnp.int32))
-    order_BT = jnp.argsort(-jnp.where(eligible_BT, entropy_BT, -jnp.inf), axis=-1, stable=True)
-    rank_BT = jnp.argsort(order_BT, axis=-1)
-    return eligible_BT & (rank_BT < count_B[:, None])
+    bits_BT = jnp.where(eligible_BT, bits(jnp.abs(entropy_BT)), -1)  # rounding may leave an entropy a hair below 0
+    least_B1 = least_with_room(bits_BT, lambda higher_BT: higher_BT.sum(-1) < count_B)[:, None]
+    above_BT, equal_BT = bits_BT > least_B1, bits_BT == least_B1
+    places_B1 = (count_B - above_BT.sum(-1))[:, None]  # for equal entropies, in the order of the response
+    return above_BT | (equal_BT & (jnp.cumsum(equal_BT, axis=-1) <= places_B1))
 
 
 def choose_points(candidates_BT: jax.Array, keys_B: jax.Array, spec: Branching) -> jax.Array:
@@ -61,10 +65,12 @@ def choose_points(candidates_BT: jax.Array, keys_B: jax.Array, spec: Branching) 
     Descending order lets branches reuse the cache in place: a later branch never needs what an earlier one overwrote.
     """
     u_BT = jax.vmap(lambda key: jax.random.uniform(key, candidates_BT.shape[1:]))(keys_B)
-    order_BT = jnp.argsort(-jnp.where(candidates_BT, u_BT, -1.0), axis=-1)
+    u_BT = jnp.where(candidates_BT, u_BT, -1.0)
+    if spec.points == "shared":
+        return jnp.repeat(u_BT.argmax(-1)[:, None], spec.k, axis=1)
     n_B1 = jnp.maximum(candidates_BT.sum(-1, keepdims=True), 1)
-    draw_K = jnp.arange(spec.k) if spec.points == "distinct" else jnp.zeros(spec.k, jnp.int32)
-    points_BK = jnp.take_along_axis(order_BT, draw_K[None] % n_B1, axis=1)
+    order_BK = jax.lax.top_k(u_BT, min(spec.k, u_BT.shape[1]))[1]
+    points_BK = jnp.take_along_axis(order_BK, jnp.arange(spec.k)[None] % n_B1, axis=1)
     return -jnp.sort(-points_BK, axis=-1)
 
 

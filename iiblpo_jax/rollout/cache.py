@@ -67,30 +67,47 @@ def empty_cache(config: ModelConfig, slots: int, capacity: int, dtype: str, *, u
     )  # fmt: skip
 
 
-def _each_layer(f, stored, *stacked):
-    """f(of the cache, *of the others) for every layer; `stacked` have a leading axis of L."""
+def fill_prompts(cache: Cache, into_B: jax.Array, prompt_B, prompts: tuple[jax.Array, jax.Array]) -> Cache:
+    """Copies the keys and values of prompt_B[b] (of `prefill`) into slot b where into_B[b]."""
+    length = prompts[0].shape[-1]
+    held = [(i, start, min(length, start + width)) for i, (start, width) in enumerate(cache.spans) if start < length]
+
+    def fill(b, cache: Cache) -> Cache:
+        new_k, new_v = (jax.lax.dynamic_index_in_dim(x, prompt_B[b], 1) for x in prompts)  # [L,1,...]
+        k, v = list(cache.k), list(cache.v)
+        for i, start, end in held:
+            k[i] = _put_slot(k[i], new_k[..., start:end], b)
+            v[i] = _put_slot(v[i], new_v[..., start:end, :], b)
+        return cache.replace(k=k, v=v)
+
+    return _for_each(into_B, fill, cache)
+
+
+def copy_slots(cache: Cache, into_B: jax.Array, from_B) -> Cache:
+    """Copies slot from_B[b] into slot b where into_B[b]; no slot is both."""
+
+    def copy(b, cache: Cache) -> Cache:
+        def one(stored):
+            axis = 0 if isinstance(stored, list) else 1
+            rows = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, from_B[b], axis), stored)
+            return _put_slot(stored, rows, b)
+
+        return cache.replace(k=[one(x) for x in cache.k], v=[one(x) for x in cache.v])
+
+    return _for_each(into_B, copy, cache)
+
+
+def _for_each(into_B: jax.Array, change, cache: Cache) -> Cache:
+    """change(b, cache) for every b of into_B, one after the other: the cost is that of the slots that change."""
+    slots_B = jnp.flatnonzero(into_B, size=into_B.shape[0], fill_value=0)
+    return jax.lax.fori_loop(0, into_B.sum(), lambda i, cache: change(slots_B[i], cache), cache)
+
+
+def _put_slot(stored, rows, b):
+    """Overwrites the first positions of slot b; `rows` [L,1,...], or a list of [1,...]."""
     if isinstance(stored, list):
-        return [f(x, *(y[i] for y in stacked)) for i, x in enumerate(stored)]
-    return jax.vmap(f)(stored, *stacked)
-
-
-def fill_prompts(cache: Cache, into_B, prompt_B, prompts: tuple[jax.Array, jax.Array]) -> Cache:
-    """Copies the keys and values of prompt_B[b] (of `prefill`) into slot into_B[b]; B there = nowhere."""
-    k, v, (k_LPGES, v_LPGSE) = [], [], prompts
-    for (start, width), old_k, old_v in zip(cache.spans, cache.k, cache.v, strict=True):
-        mine = slice(start, start + width)
-        n = k_LPGES[..., mine].shape[-1]
-        put_k = lambda old, new, n=n: old.at[into_B, :, :, :n].set(new[prompt_B], mode="drop")  # noqa: E731
-        put_v = lambda old, new, n=n: old.at[into_B, :, :n].set(new[prompt_B], mode="drop")  # noqa: E731
-        k.append(_each_layer(put_k, old_k, k_LPGES[..., mine]) if n else old_k)
-        v.append(_each_layer(put_v, old_v, v_LPGSE[..., mine, :]) if n else old_v)
-    return cache.replace(k=k, v=v)
-
-
-def copy_slots(cache: Cache, into_B, from_B) -> Cache:
-    """Copies slot from_B[b] into slot into_B[b]; B there = nowhere."""
-    copy = functools.partial(_each_layer, lambda x: x.at[into_B].set(x[from_B], mode="drop"))
-    return cache.replace(k=[copy(x) for x in cache.k], v=[copy(x) for x in cache.v])
+        return [jax.lax.dynamic_update_slice(x, row, (b, 0, 0, 0)) for x, row in zip(stored, rows, strict=True)]
+    return jax.lax.dynamic_update_slice(stored, rows, (0, b, 0, 0, 0))
 
 
 def write(cache: Cache, layer, position_B, k_BGE, v_BGE) -> Cache:

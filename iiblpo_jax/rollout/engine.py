@@ -223,9 +223,7 @@ class _Engine:
             z_on_B=slots.z_on_B & ~take_B,
             live_B=slots.live_B | take_B,
         )
-        into_B = jnp.where(take_B, jnp.arange(self.spec.slots), self.spec.slots)
-        fill = lambda cache: fill_prompts(cache, into_B, prompt_B, prompts)  # noqa: E731
-        cache = jax.lax.cond(take_B.any(), fill, lambda cache: cache, s.cache)
+        cache = fill_prompts(s.cache, take_B, prompt_B, prompts)
         return s.replace(slots=slots, cache=cache, next_tree=s.next_tree + take_B.sum())
 
     def _prompt_end(self, prompt_B):
@@ -245,9 +243,7 @@ class _Engine:
             prompt_len_B=slots.prompt_len_B[from_B],
             live_B=slots.live_B | stolen_B,
         )
-        into_B = jnp.where(stolen_B, jnp.arange(b), b)
-        copy = lambda cache: copy_slots(cache, into_B, from_B)  # noqa: E731
-        return s.replace(slots=slots, cache=jax.lax.cond(stolen_B.any(), copy, lambda cache: cache, s.cache)), stolen_B
+        return s.replace(slots=slots, cache=copy_slots(s.cache, stolen_B, from_B)), stolen_B
 
     def _start_branches(self, s: State, start_B) -> State:
         """Puts the cursor of starting slots at their branch point and inherits the prefix."""

@@ -91,7 +91,7 @@ def take_trees(slots: Slots, next_tree, trees: int, branching: Branching) -> jax
 def steal_from(slots: Slots, branching: Branching) -> jax.Array:
     """The slot whose last pending branch each idle slot takes over, -1 where it takes none."""
     donor_B = donates(slots, branching)
-    donors_B = jnp.argsort(~donor_B, stable=True)  # donors first
+    donors_B = jnp.flatnonzero(donor_B, size=donor_B.shape[0], fill_value=0)
     free_B = ~slots.live_B & ~owes(slots, branching)
     rank_B = jnp.cumsum(free_B) - 1
     return jnp.where(free_B & (rank_B < donor_B.sum()), donors_B[rank_B], -1)

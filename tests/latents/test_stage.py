@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import jax
 import numpy as np
@@ -51,7 +52,9 @@ def test_it_trains_stores_and_tells(run, config):
     assert cvae.latent == Z and np.abs(cvae.context_mean[...]).max() > 0
     metrics = json.loads((directory / "metrics.json").read_text())
     assert set(metrics) == {name for name, _ in diagnostics.ROWS} and np.isfinite(list(metrics.values())).all()
-    assert "28 continuations to train on, 4 held out" in text  # 8 prompts, 2 own + 2 gold each, one prompt held out
+    # 8 prompts, 2 own + 2 gold each, one prompt held out: 28 + 4, less own samples of a single token.
+    train, held_out = map(int, re.search(r"(\d+) continuations to train on, (\d+) held out", text).groups())
+    assert 16 <= train <= 28 and 2 <= held_out <= 4
     assert diagnostics.verdict(metrics)[:30] in text
     assert json.loads((directory / "latent.json").read_text())["settings"]["latent"]["z"] == Z
 

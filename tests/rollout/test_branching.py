@@ -48,3 +48,24 @@ def test_distinct_points_do_not_repeat_and_come_latest_first():
 def test_distinct_points_start_over_when_candidates_run_out():
     drawn = points([2, 5], Branching(k=4, points="distinct"))
     assert (drawn == [5, 5, 2, 2]).all()
+
+
+def test_candidates_and_draws_are_those_of_a_sort():
+    """Brute force over rows with many equal entropies."""
+    rng = np.random.default_rng(0)
+    entropy_BT = np.round(rng.exponential(size=(40, 60)), 1).astype(np.float32)  # many ties, many zeros
+    length_B = rng.integers(1, 61, 40)
+    stopped_B = rng.random(40) < 0.5
+    spec = Branching(k=4, fraction=0.2, points="distinct")
+    mask_BT = np.asarray(candidate_mask(jnp.array(entropy_BT), jnp.array(length_B), jnp.array(stopped_B), spec))
+    keys = jax.random.split(jax.random.key(2), 40)
+    points_BK = np.asarray(choose_points(jnp.array(mask_BT), keys, spec))
+    for b, (entropy_T, length, stopped) in enumerate(zip(entropy_BT, length_B, stopped_B, strict=True)):
+        tail = max(min(8, length // 4), int(stopped))
+        eligible = sorted(range(1, length - tail), key=lambda t: -entropy_T[t])
+        kept = sorted(eligible[: max(2, int(0.2 * length + 1e-6))])
+        assert np.flatnonzero(mask_BT[b]).tolist() == kept
+        if kept:
+            u_T = np.asarray(jax.random.uniform(keys[b], (60,)))
+            order = sorted(kept, key=lambda t: -u_T[t])
+            assert points_BK[b].tolist() == sorted((order[i % len(kept)] for i in range(4)), reverse=True)

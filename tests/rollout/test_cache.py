@@ -11,6 +11,7 @@ from iiblpo_jax.model.attention import OFF
 from iiblpo_jax.rollout import cache as caches
 from iiblpo_jax.rollout.cache import attend, copy_slots, empty_cache, fill_prompts, write
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 B, CAPACITY, R = 3, 23, 2
 POSITION_B = jnp.array([22, 4, 9])
 
@@ -26,11 +27,14 @@ def filled(config, dtype="float32", *, unrolled=True):
     cache = empty_cache(config, B, CAPACITY, dtype, unrolled=unrolled)
     shape = (2, config.n_layers, B, config.n_kv_heads, CAPACITY, config.head_dim)
     k, v = jax.random.normal(jax.random.key(1), shape).astype(dtype)
-    for c in range(CAPACITY):
+
+    def step(c, cache):
         position_B = jnp.minimum(c, POSITION_B)
-        at = lambda x, layer, p=position_B: x[layer, jnp.arange(B), :, p]  # noqa: E731
         for layer in range(config.n_layers):
-            cache = write(cache, layer, position_B, at(k, layer), at(v, layer))
+            cache = write(cache, layer, position_B, *(x[layer, jnp.arange(B), :, position_B] for x in (k, v)))
+        return cache
+
+    cache = jax.jit(lambda cache: jax.lax.fori_loop(0, CAPACITY, step, cache))(cache)
     return cache, np.asarray(k, np.float64), np.asarray(v, np.float64)
 
 
@@ -94,8 +98,8 @@ def test_prompts_and_slots_are_copied_where_they_should_be(segments, tiny_config
     s, p = 6, 2  # a prompt ends inside the second segment
     k_LPGES = jax.random.normal(jax.random.key(5), (2, p, config.n_kv_heads, config.head_dim, s))
     v_LPGSE = jax.random.normal(jax.random.key(6), (2, p, config.n_kv_heads, s, config.head_dim))
-    after = fill_prompts(cache, jnp.array([B, 1, B]), jnp.array([0, 1, 0]), (k_LPGES, v_LPGSE))
-    after = copy_slots(after, jnp.array([B, B, 2]), jnp.array([0, 1, 1]))
+    after = fill_prompts(cache, jnp.array([False, True, False]), jnp.array([0, 1, 0]), (k_LPGES, v_LPGSE))
+    after = copy_slots(after, jnp.array([False, False, True]), jnp.array([0, 1, 1]))
     for layer in range(2):
         both = [after.read(layer, i) for i in range(len(after.spans))]
         k_BGCE = np.concatenate([np.swapaxes(x, 2, 3) for x, _ in both], 2)

@@ -117,7 +117,7 @@ def test_z_is_drawn_from_the_prior_of_the_last_prefix_token_without_z(forest, la
     model, cvae = bind(tiny_config, tiny_params), bind_cvae(latents["cvae"])
     hidden_RCD = hidden_states(model, forest.sequences_RC)
     drawn = np.flatnonzero((forest.parent_R >= 0) & ~forest.fallback_R)
-    at = forest.prompt_len_P[forest.group_R][drawn] + forest.branch_at_R[drawn] - 2  # token t* - 1 emits token t*
+    at = forest.prompt_len_P[forest.group_R][drawn] + forest.branch_at_R[drawn] - 1  # of token t* - 1
     context_ND = hidden_RCD[drawn, at]
     keys = jax.vmap(lambda r: jax.random.fold_in(jax.random.split(KEY, 3)[2], r))(drawn)
     np.testing.assert_allclose(forest.z_RZ[drawn], cvae.sample_prior(context_ND, keys), atol=1e-4)
