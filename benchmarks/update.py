@@ -6,8 +6,9 @@ Rows: P prompts of M = 4 roots with K = 3 branches each, prompt 64, responses 25
 root's response. `tokens` counts the response tokens of all rows, the same for every arm: what packing computes once
 still counts once a trajectory. Before anything is timed, loss and gradient norm of all arms must agree to 1e-4.
 
-Arms: `packed` (bins of as many nodes as a padded microbatch has), `padded` (whole rows), each with activations recomputed (`remat`) or kept, and the
-same step in torch (peers/torch_peer.py, its rows padded) with and without gradient checkpointing.
+Arms: `packed` (bins of as many nodes as a padded microbatch has), `padded` (whole rows), each with activations
+recomputed (`remat`) or kept, and the same step in torch (peers/torch_peer.py, its rows padded) with and without gradient
+checkpointing.
 Bytes: `work_bytes` is what the step needs beyond weights and optimizer state: gradients, activations, logits. For ours
 the compiled program's temporaries, for torch the growth of the process's peak (resident set on a CPU). `state_bytes` is
 the arguments of the compiled program: weights, both moments, rows.
@@ -97,9 +98,9 @@ def parse():
     parser = harness.arguments(__doc__)
     numbers = lambda text: [int(word) for word in harness.words(text)]  # noqa: E731
     parser.add_argument("--shares", type=numbers, default=[0, 25, 50, 75], help="inherited share of a branch, percent")
-    parser.add_argument("--pack-tokens", type=int, help="nodes of a bin (default: what the rows of a padded microbatch have)")
+    parser.add_argument("--pack-tokens", type=int, help="nodes of a bin (default: those of a padded microbatch)")
     parser.add_argument("--dtype", default="float32" if jax.default_backend() == "cpu" else "bfloat16")
-    parser.add_argument("--model", default="qwen3-0.6b", help="preset trained on an accelerator (default %(default)s)")
+    parser.add_argument("--model", default="qwen3-0.6b", help="preset for an accelerator (default %(default)s)")
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter that has torch and transformers")
     return parser.parse_args()
 
