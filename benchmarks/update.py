@@ -7,8 +7,8 @@ root's response. `tokens` counts the response tokens of all rows, the same for e
 still counts once a trajectory. Before anything is timed, loss and gradient norm of all arms must agree to 1e-4.
 
 Arms: `packed` (bins of as many nodes as a padded microbatch has), `padded` (whole rows), each with activations
-recomputed (`remat`) or kept, and the same step in torch (peers/torch_peer.py, its rows padded) with and without gradient
-checkpointing.
+recomputed (`remat`) or kept, and the same step in torch (peers/torch_peer.py, its rows padded), with gradient
+checkpointing and without.
 Bytes: `work_bytes` is what the step needs beyond weights and optimizer state: gradients, activations, logits. For ours
 the compiled program's temporaries, for torch the growth of the process's peak (resident set on a CPU). `state_bytes` is
 the arguments of the compiled program: weights, both moments, rows.
