@@ -21,7 +21,7 @@ def get_config() -> RunConfig:
 
     c.rollout.roots = 2
     c.rollout.slots = 32
-    c.rollout.refill_at = 8
+    c.rollout.refill_at = 2
     c.rollout.temperature = 1.0
     c.rollout.top_p = 1.0
     c.rollout.max_prompt = 8  # "9+9+9+9="

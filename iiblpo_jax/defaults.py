@@ -45,7 +45,7 @@ def default_config() -> RunConfig:
     c.rollout = rollout = ConfigDict()
     rollout.roots = 2  # M root trajectories a prompt
     rollout.slots = 64  # B sequences decoded at a time
-    rollout.refill_at = 8  # idle slots that trigger a refill
+    rollout.refill_at = 4  # idle slots that trigger a refill
     rollout.temperature = 0.9  # divides the logits
     rollout.top_k = 0  # most probable tokens kept; 0 = all
     rollout.top_p = 0.9  # probability mass kept; 1 = all

@@ -56,6 +56,8 @@ def test_the_section_update_reads_as_an_attribute():
         ({"branch__points": "shred"}, r"branch\.points = 'shred' \(did you mean shared\?\); use one of shared, "),
         ({"ib__filter": "best"}, r"ib\.filter = 'best'; use one of score, random, none"),
         ({"objective__aggregate": "mean"}, r"objective\.aggregate = 'mean'"),
+        ({"rollout__weights": "int4"}, r"rollout\.weights = 'int4' \(did you mean int8\?\); use one of '', int8$"),
+        ({"rollout__kv_dtype": "fp8"}, r"rollout\.kv_dtype = 'fp8'; use one of '', float32, bfloat16$"),
         ({"rollout__temperature": 0.0}, r"rollout\.temperature = 0\.0; use a number above 0"),
         ({"rollout__top_p": 1.5}, r"rollout\.top_p = 1\.5; use a number above 0 and at most 1"),
         ({"rollout__min_p": 1.0}, r"rollout\.min_p"),
@@ -174,3 +176,18 @@ def test_a_stored_config_that_cannot_be_used_is_refused(tmp_path, text, message)
 )
 def test_unknown_keys_are_told_the_nearest_one(key, hint):
     assert hint in str(configuration.unknown_key(key, configuration.flatten(default_config())))
+
+
+@pytest.mark.parametrize(
+    ("model", "rollout", "kv", "weights", "exact"),
+    [
+        ("float32", "float32", "", "", True),
+        ("bfloat16", "bfloat16", "bfloat16", "", True),
+        ("float32", "bfloat16", "", "", False),
+        ("float32", "float32", "bfloat16", "", False),
+        ("float32", "float32", "", "int8", False),
+    ],
+)
+def test_a_rollout_is_exact_where_nothing_is_rounded_that_the_update_keeps(model, rollout, kv, weights, exact):
+    config = changed(model__dtype=model, rollout__dtype=rollout, rollout__kv_dtype=kv, rollout__weights=weights)
+    assert configuration.rollout_is_exact(config) is exact

@@ -113,19 +113,21 @@ def _put_slot(stored, rows, b):
 def write(cache: Cache, layer, position_B, k_BGE, v_BGE) -> Cache:
     """Writes one key and value a slot at position_B[b] of a layer."""
     k_BGE, v_BGE = to_store(k_BGE, cache.dtype), to_store(v_BGE, cache.dtype)
-    slots_B, k, v = jnp.arange(position_B.shape[0]), [], []
-    for (start, width), old_k, old_v in zip(cache.spans, cache.k, cache.v, strict=True):
+    k, v = list(cache.k), list(cache.v)
+    for i, (start, width) in enumerate(cache.spans):
         # Positions of other segments go to a column that does not exist, and are dropped.
         column_B = jnp.where(position_B >= start, position_B - start, width)
-        if isinstance(old_k, list):
-            put_k = old_k[layer].at[slots_B, :, :, column_B].set(k_BGE, mode="drop")
-            put_v = old_v[layer].at[slots_B, :, column_B].set(v_BGE, mode="drop")
-            k.append([*old_k[:layer], put_k, *old_k[layer + 1 :]])
-            v.append([*old_v[:layer], put_v, *old_v[layer + 1 :]])
-        else:
-            k.append(old_k.at[layer, slots_B, :, :, column_B].set(k_BGE, mode="drop"))
-            v.append(old_v.at[layer, slots_B, :, column_B].set(v_BGE, mode="drop"))
+        k[i] = _write_column(k[i], layer, column_B, k_BGE, (slice(None), slice(None)))
+        v[i] = _write_column(v[i], layer, column_B, v_BGE, (slice(None),))
     return cache.replace(k=k, v=v)
+
+
+def _write_column(stored, layer, column_B, new_BGE, before: tuple):
+    """Sets stored[layer][b, *before, column_B[b]] of every slot b."""
+    if isinstance(stored, list):  # mapped over slots, so that devices can each hold some
+        put = jax.vmap(lambda x, column, new: x.at[(*before, column)].set(new, mode="drop"))
+        return [*stored[:layer], put(stored[layer], column_B, new_BGE), *stored[layer + 1 :]]
+    return stored.at[(layer, jnp.arange(column_B.shape[0]), *before, column_B)].set(new_BGE, mode="drop")
 
 
 def attend(q_BGRE, cache: Cache, layer, position_B, longest, pseudo, window: int | None) -> jax.Array:
