@@ -12,7 +12,6 @@ import base64
 import contextlib
 import logging
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.errors import InputError, warn
 
 # Orbax logs a stack trace for every thread that a failed save passes through; `Checkpoints` says it in one line.
 logging.getLogger("absl").addFilter(lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname)
@@ -250,7 +249,7 @@ class _NewestAndBest:
 
 def _warn(line: str) -> None:
     if jax.process_index() == 0:
-        print(f"WARNING: {line}", file=sys.stderr, flush=True)
+        warn(line)
 
 
 def _short(error: Exception) -> str:

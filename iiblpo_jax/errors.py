@@ -1,4 +1,6 @@
-"""The one exception a user is meant to read."""
+"""What a user is meant to read when something is wrong: one exception, and warnings of one line."""
+
+import sys
 
 LONGEST = 2000  # characters of a message; names out of a damaged file may be megabytes long
 
@@ -15,3 +17,8 @@ class InputError(Exception):
         if len(message) > LONGEST:
             message = f"{message[: LONGEST - 400]} ... {message[-400:]}"
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+
+
+def warn(line: str) -> None:
+    """One loud line on stderr, about something that does not end the run."""
+    print(f"WARNING: {line}", file=sys.stderr, flush=True)

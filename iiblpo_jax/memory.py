@@ -195,6 +195,6 @@ def measure_step(programs: StepPrograms, update) -> list[ProgramMemory]:
         return outputs
 
     rows = programs.run(compiled)
-    mend = "lower update.microbatch or update.pack_tokens, or raise mesh.fsdp"
+    mend = "lower update.microbatch, or raise mesh.fsdp"
     compiled(Program("update", mend, update, (programs.state, rows, programs.key)))
     return found

@@ -17,7 +17,6 @@ In a run of several processes the first one writes; the others make the same cal
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 from tensorboardX import SummaryWriter
 
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.errors import InputError, warn
 from iiblpo_jax.forest import FINISH_NAMES
 
 ROLLOUT_KEYS = (
@@ -143,7 +142,7 @@ class MetricWriter:
             while self._unwritten:
                 self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
         except OSError as error:
-            _warn(f"{self._path} cannot be written ({error.strerror}); the rows wait in memory")
+            warn(f"{self._path} cannot be written ({error.strerror}); the rows wait in memory")
 
     def rollouts(self, step: int, columns: Mapping[str, Sequence]) -> Path | None:
         """Writes the trajectories of a step, one a line, to `rollouts/step_NNNNNN.jsonl`.
@@ -169,7 +168,7 @@ class MetricWriter:
         try:
             write_atomic(path, text)
         except OSError as error:
-            _warn(f"{path} is left out ({error.strerror})")
+            warn(f"{path} is left out ({error.strerror})")
             path.with_name(path.name + ".tmp").unlink(missing_ok=True)
         return path
 
@@ -186,10 +185,6 @@ class MetricWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _warn(line: str) -> None:
-    print(f"WARNING: {line}", file=sys.stderr, flush=True)
 
 
 def _named(row: dict) -> dict:
