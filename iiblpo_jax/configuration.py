@@ -197,8 +197,11 @@ def injected_layers(config: RunConfig, n_layers: int) -> int:
     return n
 
 
-def mesh_shape(mesh: ConfigDict, *, devices: int | None) -> tuple[int, int, int]:
-    """Devices along (data, fsdp, tensor), -1 filled in.
+MESH_AXES = ("data", "fsdp", "sequence", "tensor")
+
+
+def mesh_shape(mesh: ConfigDict, *, devices: int | None) -> tuple[int, ...]:
+    """Devices along MESH_AXES, -1 filled in.
 
     Args:
       mesh: the mesh section.
@@ -207,7 +210,7 @@ def mesh_shape(mesh: ConfigDict, *, devices: int | None) -> tuple[int, int, int]
     Raises:
       InputError: the product is not the number of devices; the message gives numbers that work.
     """
-    shape = {axis: mesh[axis] for axis in ("data", "fsdp", "tensor")}
+    shape = {axis: mesh[axis] for axis in MESH_AXES}
     for axis, size in shape.items():
         if size == 0 or size < -1:
             raise InputError(f"mesh.{axis} = {size}; use 1 or more, or -1 for all devices that the other axes leave")
@@ -226,8 +229,8 @@ def mesh_shape(mesh: ConfigDict, *, devices: int | None) -> tuple[int, int, int]
 
 def _mend_mesh(shape: dict, devices: int) -> str:
     tensor = shape["tensor"] if shape["tensor"] > 0 and devices % shape["tensor"] == 0 else 1
-    split = f"mesh.data=1 mesh.fsdp={devices // tensor} mesh.tensor={tensor}"
-    return f"use {split}, or mesh.data=-1 mesh.fsdp=1 mesh.tensor=1"
+    split = f"mesh.data=1 mesh.fsdp={devices // tensor} mesh.sequence=1 mesh.tensor={tensor}"
+    return f"use {split}, or mesh.data=-1 mesh.fsdp=1 mesh.sequence=1 mesh.tensor=1"
 
 
 def _divisors(n: int) -> str:

@@ -128,6 +128,7 @@ def default_config() -> RunConfig:
     c.mesh = mesh = ConfigDict()
     mesh.data = -1  # devices over which prompts are split; -1 = all that the other axes leave
     mesh.fsdp = 1  # devices over which weights, optimiser state and prompts are split
+    mesh.sequence = 1  # devices over which the tokens of one forward are split: long responses
     mesh.tensor = 1  # devices over which heads, MLP and vocabulary are split
 
     c.checkpoint = checkpoint = ConfigDict()

@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
+from iiblpo_jax import mesh as meshes
 from iiblpo_jax import passk
 from iiblpo_jax.data.pipeline import PromptBatch, heldout_batches
 from iiblpo_jax.data.registry import make_task, make_tasks
-from iiblpo_jax.data.task import Task
+from iiblpo_jax.data.task import Problem, Task
 from iiblpo_jax.diversity import diversity
 from iiblpo_jax.forest import response_tokens
 from iiblpo_jax.model.config import ModelConfig
@@ -70,6 +72,20 @@ def make_scorer(config, tasks: Sequence[Task]) -> Scorer:
     return Scorer(tasks, workers=config.data.verifiers, timeout_s=config.data.verifier_timeout)
 
 
+def score_together(
+    scorer: Scorer, problems: Sequence[Problem], responses: Sequence[str]
+) -> tuple[np.ndarray, dict[str, int]]:
+    """`Scorer.score` of responses that every process has: each verifies its share, and all get all rewards."""
+    count, index = jax.process_count(), jax.process_index()
+    if count == 1:
+        return scorer.score(problems, responses)
+    rewards = np.zeros(len(responses), np.float32)
+    rewards[index::count], counts = scorer.score(problems[index::count], responses[index::count])
+    found = np.array(list(counts.values()), np.int32)
+    rewards, found = (x.sum(0) for x in multihost_utils.process_allgather((rewards, found)))
+    return rewards, dict(zip(counts, found.tolist(), strict=True))
+
+
 class Evaluator:
     """Evaluates policies on the held-out problems of some tasks, always the same problems with the same random keys.
 
@@ -78,15 +94,21 @@ class Evaluator:
       tasks: what to evaluate on.
       model_config, tokenizer: of the policy.
       scorer: knows the verifiers of all tasks.
+      mesh: devices to sample on; None = one.
 
     Raises:
       InputError: a task without held-out problems, or none that fits rollout.max_prompt.
     """
 
-    def __init__(self, config, tasks: Sequence[Task], model_config: ModelConfig, tokenizer: Tokenizer, scorer: Scorer):
+    def __init__(
+        self, config, tasks: Sequence[Task], model_config: ModelConfig, tokenizer: Tokenizer, scorer: Scorer, *,
+        mesh: Mesh | None = None,
+    ):  # fmt: skip
+        self._mesh = mesh
         self._config, self._tokenizer, self._scorer = config, tokenizer, scorer
         self._model_config = model_config
         per_call = max(1, min(config.eval.problems, TRAJECTORIES_PER_CALL // config.eval.samples))
+        per_call += -per_call % meshes.shards(mesh)
         self._batches = {
             task.name: (
                 task,
@@ -118,22 +140,26 @@ class Evaluator:
         spec = RolloutSpec(
             model=self._model_config, roots=samples, slots=rollout_config.slots, refill_at=rollout_config.refill_at,
             max_tokens=rollout_config.max_tokens, sampling=sampling, stop_ids=self._tokenizer.stop_ids,
-            kv_dtype=rollout_config.kv_dtype,
+            kv_dtype=rollout_config.kv_dtype, mesh=self._mesh,
         )  # fmt: skip
         correct, answers, tokens = [], [], []
         for index, batch in enumerate(batches):
             key = jax.random.fold_in(jax.random.key(self._config.eval.seed), index)
-            forest, _ = rollout(policy, jnp.asarray(batch.tokens_PS), jnp.asarray(batch.length_P), key, spec=spec)
+            forest, _ = rollout(policy, *self._prompts(batch), key, spec=spec)
             responses = response_tokens(forest)
             texts = self._tokenizer.decode_batch(responses)
             problems = [problem for problem in batch.problems for _ in range(samples)]
-            rewards, _ = self._scorer.score(problems, texts)
+            rewards, _ = score_together(self._scorer, problems, texts)
             for p in np.flatnonzero(batch.valid_P):
                 mine = slice(p * samples, (p + 1) * samples)
                 correct.append(rewards[mine] >= CORRECT)
                 answers.append([answer_of(task, text) for text in texts[mine]])
                 tokens.append(responses[mine])
         return Answers(correct_Nn=np.array(correct), answers=answers, tokens=tokens)
+
+    def _prompts(self, batch: PromptBatch):
+        prompts = batch.tokens_PS, batch.length_P
+        return prompts if self._mesh is None else meshes.to_devices(prompts, self._mesh, "batch")
 
 
 def summary(answers: Answers, ks: Sequence[int]) -> dict[str, float]:

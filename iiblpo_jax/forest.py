@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from iiblpo_jax.mesh import to_host
+
 LENGTH, STOP = 0, 1  # finish reasons: ran into max_tokens, sampled a stop token
 FINISH_NAMES = ("length", "eos")
 
@@ -105,8 +107,8 @@ def join(left_NA: jax.Array, left_len_N: jax.Array, right_NB: jax.Array, right_l
 
 
 def response_tokens(forest: Forest, *, stop: bool = False) -> list[list[int]]:
-    """Each trajectory's response as a list of ids; `stop` keeps the stop token."""
-    tokens_RT, length_R, finish_R = (np.asarray(x) for x in (forest.tokens_RT, forest.length_R, forest.finish_R))
+    """Each trajectory's response as a list of ids, in every process; `stop` keeps the stop token."""
+    tokens_RT, length_R, finish_R = to_host((forest.tokens_RT, forest.length_R, forest.finish_R))
     ends_R = length_R if stop else length_R - (finish_R == STOP)
     return [row[:end].tolist() for row, end in zip(tokens_RT, ends_R, strict=True)]
 

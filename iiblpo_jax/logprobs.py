@@ -10,6 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from iiblpo_jax import mesh as meshes
 from iiblpo_jax.model.decoder import hidden_states, output_weights
 
 LOGITS_PER_CHUNK = 2**26  # 256 MiB of float32: large enough to keep a matrix unit busy at V = 152k (441 tokens)
@@ -24,21 +25,27 @@ def chunked_logprobs(h_BTD, w_VD, targets_BT, *, temperature=1.0, chunk=None, us
       targets_BT: int32 token ids.
       temperature: divides the logits.
       chunk: tokens whose logits exist at the same time (at least B: a chunk is a slice of positions over all rows, so
-        that rows stay sharded over devices). Default: LOGITS_PER_CHUNK // V.
+        that rows stay sharded over devices). Default: LOGITS_PER_CHUNK // V on each device.
+      used: positions from here on may be left out and give zeros; None = none.
 
     Returns:
       (logp_BT, entropy_BT) in nats, float32, both differentiable in h and w.
     """
     b, t = targets_BT.shape
-    chunk = chunk or max(1, LOGITS_PER_CHUNK // w_VD.shape[0])
+    mesh = meshes.current()
+    parts = meshes.shards(mesh, "sequence")
+    each = LOGITS_PER_CHUNK // w_VD.shape[0]
+    chunk = chunk or max(1, each if mesh is None else each * meshes.shards(mesh) * parts)
     n_chunks = min(t, math.ceil(b * t / chunk))
-    width = math.ceil(t / n_chunks)
+    width = math.ceil(t / n_chunks / parts) * parts
     pad = [(0, 0), (0, n_chunks * width - t)]
     h_NBtD = jnp.pad(h_BTD, [*pad, (0, 0)]).reshape(b, n_chunks, width, -1).swapaxes(0, 1)
+    h_NBtD = meshes.constrain(h_NBtD, None, "batch", "sequence", None)
     targets_NBt = jnp.pad(targets_BT, pad).reshape(b, n_chunks, width).swapaxes(0, 1)
 
     # Cast inside the scan: the gradient of W is then summed over chunks in float32, whatever the dtype of W.
-    wide_VD = w_VD.astype(jnp.float32)
+    # On a mesh W is whole but for its vocabulary before the scan, so that chunks move no weights.
+    wide_VD = meshes.constrain(w_VD, "vocab", None).astype(jnp.float32)
 
     @jax.checkpoint
     def of_chunk(inputs):

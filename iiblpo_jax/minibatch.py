@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +26,13 @@ class MinibatchGradient:
       settings: pieces, condition, weights.
       objective: the method, auxiliary terms included.
       model_config: architecture of params['policy'].
+      shardings: of the params, which their gradients share; None = where the compiler likes.
     """
 
     settings: UpdateSettings
     objective: Objective
     model_config: ModelConfig
+    shardings: Any = None
 
     def __call__(self, params: dict, rows: UpdateRows, old_logp_NT, *, step, key):
         """Loss, gradient and the sums behind the metrics.
@@ -165,7 +168,14 @@ class MinibatchGradient:
 
     def _accumulate(self, piece_loss, params, pieces):
         """((loss, totals), gradients) added up over the pieces."""
-        gradient = jax.value_and_grad(piece_loss, has_aux=True)
+        value_and_grad = jax.value_and_grad(piece_loss, has_aux=True)
+
+        def gradient(params, i):
+            value, gradients = value_and_grad(params, i)
+            if self.shardings is not None:  # else every device might hold all of them
+                gradients = jax.lax.with_sharding_constraint(gradients, self.shardings)
+            return value, gradients
+
         shapes = jax.eval_shape(gradient, params, jnp.int32(0))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return jax.lax.fori_loop(0, pieces.count, lambda i, total: _add(total, gradient(params, i)), zeros)

@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from iiblpo_jax import mesh as meshes
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PackSpec:
@@ -41,15 +43,16 @@ class PackSpec:
     blocks: int
 
 
-def pack_spec(tokens: int, *, rows: int, width: int) -> PackSpec:
+def pack_spec(tokens: int, *, rows: int, width: int, parts: int = 1) -> PackSpec:
     """Capacities for bins of about `tokens` nodes.
 
     Args:
-      tokens: wanted U; raised to what one whole row needs.
+      tokens: wanted U; raised to what one whole row needs, and to a multiple of `parts`.
       rows: rows there are.
       width: C, columns of the longest row.
+      parts: equal parts into which a bin's nodes can be split.
     """
-    tokens = max(tokens, width)
+    tokens = -(-max(tokens, width) // parts) * parts
     block = min(128, max(16, 2 ** math.ceil(math.log2(width / 4))))
     rows = min(rows, 4 * math.ceil(tokens / width))
     return PackSpec(tokens=tokens, rows=rows, block=block, blocks=math.ceil(tokens / block) + max(1, rows // 2))
@@ -216,8 +219,29 @@ def take_bin(plan: Plan, tokens_NC: jax.Array, index: jax.Array, spec: PackSpec)
     )  # fmt: skip
 
 
+def part_of(bins: Bin, part: jax.Array, parts: int) -> Bin:
+    """The bins as one of `parts` devices sees them that split the nodes [W,U] into equal runs.
+
+    Query blocks are those of its own run, their nodes counted from its first; paths, hence keys, stay those of all.
+    """
+    size = bins.token_U.shape[-1] // parts
+    first_WX = bins.block_node_X - part * size
+    start_WX, end_WX = (jnp.clip(x, 0, size) for x in (first_WX, first_WX + bins.block_count_X))
+    order_WX = jnp.argsort(end_WX == start_WX, axis=-1, stable=True)  # used blocks first
+    take = lambda x_WX: jnp.take_along_axis(x_WX, order_WX, axis=-1)  # noqa: E731
+    return dataclasses.replace(
+        bins, block_row_X=take(bins.block_row_X), block_node_X=take(start_WX), block_count_X=take(end_WX - start_WX),
+        block_position_X=take(bins.block_position_X + start_WX - first_WX),
+    )  # fmt: skip
+
+
 class PackedRows:
     """Rows, their plan, and the way back from bins to rows; every one of W data shards packs its own.
+
+    Args:
+      tokens_NC, length_N, group, private_N: of `make_plan`.
+      tokens: wanted nodes of a bin.
+      shards: W.
 
     Attributes:
       spec: capacities of a bin.
@@ -226,10 +250,12 @@ class PackedRows:
     """
 
     def __init__(self, tokens_NC, length_N, *, tokens: int, group: int, shards: int = 1, private_N=None):
-        split = lambda x: x if x is None else x.reshape(shards, -1, *x.shape[1:])  # noqa: E731
-        self.tokens_WNC = split(tokens_NC)
+        self._shards = shards
+        self.tokens_WNC = self.by_shard(tokens_NC)
         _, n, c = self.tokens_WNC.shape
-        self.spec = spec = pack_spec(tokens, rows=n, width=c)
+        parts = meshes.shards(meshes.current(), "sequence")
+        self.spec = spec = pack_spec(tokens, rows=n, width=c, parts=parts)
+        split = lambda x: x if x is None else self.by_shard(x)  # noqa: E731
         plan = lambda rows, length, private: make_plan(rows, length, group=group, spec=spec, private_N=private)  # noqa: E731
         self._plan = jax.vmap(plan)(self.tokens_WNC, split(length_N), split(private_N))
         self.count = self._plan.bins.max()
@@ -238,21 +264,27 @@ class PackedRows:
         """Bin i of every shard, stacked."""
         return jax.vmap(take_bin, (0, 0, None, None))(self._plan, self.tokens_WNC, i, self.spec)
 
-    def places(self, bins: Bin) -> tuple[jax.Array, jax.Array]:
-        """Index among all rows of every place of the bins [W*J], and whether it holds a row."""
-        shards, n, _ = self.tokens_WNC.shape
-        return (jnp.arange(shards)[:, None] * n + bins.row_J).ravel(), bins.valid_J.ravel()
+    def by_shard(self, x_N: jax.Array) -> jax.Array:
+        """[N, ...] as [W, N/W, ...]."""
+        x_WN = x_N.reshape(self._shards, -1, *x_N.shape[1:])
+        return meshes.constrain(x_WN, "batch", *[None] * (x_WN.ndim - 1))
+
+    def cut(self, tree, bins: Bin):
+        """The rows of W bins, [W*J, ...], out of arrays with the N rows leading."""
+        take = jax.vmap(lambda x_N, row_J: x_N[row_J])
+        return jax.tree.map(lambda x: take(self.by_shard(x), bins.row_J).reshape(-1, *x.shape[1:]), tree)
 
     def collect(self, function):
         """function(bins), a tree of [W,J, ...], for all bins, as a tree of [rows, ...]; zeros in rows without nodes."""
-        n = self.tokens_WNC.shape[0] * self.tokens_WNC.shape[1]
+        n = self.tokens_WNC.shape[1]
+        put = jax.vmap(lambda x_N, row_J, new_J: x_N.at[row_J].set(new_J, mode="drop"))
 
         def place(i, whole):
             bins = self.bins(i)
-            index, valid = self.places(bins)
-            put = lambda x, new: x.at[jnp.where(valid, index, n)].set(new.reshape(-1, *x.shape[1:]), mode="drop")  # noqa: E731
-            return jax.tree.map(put, whole, function(bins))
+            row_WJ = jnp.where(bins.valid_J, bins.row_J, n)
+            return jax.tree.map(lambda x_WN, new_WJ: put(x_WN, row_WJ, new_WJ), whole, function(bins))
 
         shapes = jax.eval_shape(lambda: function(self.bins(0)))
-        zeros = jax.tree.map(lambda s: jnp.zeros((n, *s.shape[2:]), s.dtype), shapes)
-        return jax.lax.fori_loop(0, self.count, place, zeros)
+        zeros = jax.tree.map(lambda s: self.by_shard(jnp.zeros((self._shards * n, *s.shape[2:]), s.dtype)), shapes)
+        whole = jax.lax.fori_loop(0, self.count, place, zeros)
+        return jax.tree.map(lambda x_WN: x_WN.reshape(-1, *x_WN.shape[2:]), whole)

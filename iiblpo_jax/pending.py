@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iiblpo_jax import masked
+from iiblpo_jax import mesh as meshes
 from iiblpo_jax.data.pipeline import PromptBatch
 from iiblpo_jax.forest import Forest, response_tokens
 from iiblpo_jax.rollout.engine import RolloutStats
@@ -99,7 +100,7 @@ class PendingUpdate:
 
     def columns(self) -> dict | None:
         """Columns of the rollout log (metrics.ROLLOUT_KEYS but `step`); None where no log is due."""
-        return self.log | jax.device_get(self.per_row) if self.log else None
+        return self.log | meshes.to_host(self.per_row) if self.log else None
 
 
 def scored_metrics(scored: Scored, stats: RolloutStats) -> dict:

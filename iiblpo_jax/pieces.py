@@ -94,8 +94,7 @@ class PackedPieces:
 
     def cut(self, tree, i):
         """The rows of bin i of every shard, out of arrays with the N rows leading."""
-        index, _ = self._packed.places(self._packed.bins(i))
-        return jax.tree.map(lambda x: x[index], tree)
+        return self._packed.cut(tree, self._packed.bins(i))
 
     def rows(self, i) -> UpdateRows:
         """The rows of bin i of every shard; no token of a place without a row counts."""
@@ -105,7 +104,7 @@ class PackedPieces:
 
     def counted(self, tree, i):
         """Arrays [rows, T] of `cut`, zeroed where a place holds no row."""
-        _, valid = self._packed.places(self._packed.bins(i))
+        valid = self._packed.bins(i).valid_J.ravel()
         return jax.tree.map(lambda x: jnp.where(valid[:, None], x, 0.0), tree)
 
     def log_probs(self, model: Decoder, i, *, psa: PSA | None = None):
@@ -115,7 +114,7 @@ class PackedPieces:
 
     def _log_probs(self, model, bins, psa):
         rows, settings = self._rows, self._settings
-        by_shard = lambda x: x.reshape(settings.shards, -1, *x.shape[1:])  # noqa: E731
+        by_shard = self._packed.by_shard
         latent = None if psa is None else node_latent(jax.tree.map(by_shard, rows.latent), bins)
         return packed_logprobs(
             model, self._packed.tokens_WNC, by_shard(rows.prompt_len_N), bins, rows.mask_NT.shape[1],

@@ -8,15 +8,21 @@ slice every weight at every token). It may quantise the matrices to int8. Made o
 
 The product is (x @ q.T) * scale: the scale belongs to an output channel, hence comes out of the sum. The embedding is
 quantised too, a row a token, so that a tied head stays one table. Norms and biases are not.
+
+On a mesh a publication is also the one reshard between training and rollout (mesh.ROLLOUT). Heads are therefore fused
+kv head by kv head and gate|up channel by channel: the mesh axis `tensor` cuts between them, never through one.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh
 
+from iiblpo_jax import mesh as meshes
 from iiblpo_jax.model.config import ModelConfig
 
 INT8_MAX = 127.0
@@ -42,33 +48,56 @@ class PublicationSpec:
 
 @struct.dataclass
 class Matrix:
-    """A matrix [out, in]; `scale_O` undoes the quantisation of its rows, None where there is none."""
+    """A linear map. Output and input may have several axes each: weight [*out, *in], out first.
 
-    weight_OI: jax.Array
-    scale_O: jax.Array | None = None
+    Attributes:
+      weight: the entries.
+      scale: [*out], undoes the quantisation of each output channel; None where there is none.
+    """
+
+    weight: jax.Array
+    scale: jax.Array | None = None
 
 
 @struct.dataclass
 class Layer:
     """One transformer layer; stacked publications give every array a leading axis of all layers.
 
+    A kv head and what belongs to it lie together: its R = H/G query heads, its key, its value.
+
     Attributes:
       attn_norm_D, mlp_norm_D: weights of the two RMSNorms.
-      qkv: [(H+2G)E, D], heads of q, then k, then v; qkv_bias_O alike, None without biases.
-      qk_norm_HE: RMSNorm weight of every head of q and k, [H+G, E]; None without.
-      o: [D, HE].
-      gate_up: [2F, D], gate first.
-      down: [D, F].
+      qkv: [G, R+2, E] of [D]; qkv_bias alike, [G, R+2, E], None without biases.
+      qk_norm: RMSNorm weight of the R queries and the key of any kv head, [R+1, E]; None without.
+      o: [D] of [G, R, E].
+      gate_up: [2, F] of [D], gate first.
+      down: [D] of [F].
     """
 
     attn_norm_D: jax.Array
     qkv: Matrix
-    qkv_bias_O: jax.Array | None
-    qk_norm_HE: jax.Array | None
+    qkv_bias: jax.Array | None
+    qk_norm: jax.Array | None
     o: Matrix
     mlp_norm_D: jax.Array
     gate_up: Matrix
     down: Matrix
+
+
+# Logical axes of every array, for mesh.ROLLOUT. Those of a Matrix are its weight's; its scale has the first of them.
+_AXES = {
+    "embed": ("vocab", "embed"),
+    "head": ("vocab", "embed"),
+    "attn_norm_D": ("norm",),
+    "qkv": ("kv_heads", None, "head", "embed"),
+    "qkv_bias": ("kv_heads", None, "head"),
+    "qk_norm": (None, "norm"),
+    "o": ("embed", "kv_heads", None, "head"),
+    "mlp_norm_D": ("norm",),
+    "gate_up": (None, "mlp", "embed"),
+    "down": ("embed", "mlp"),
+    "final_norm_D": ("norm",),
+}
 
 
 @struct.dataclass
@@ -76,7 +105,7 @@ class Published:
     """A policy ready to decode.
 
     Attributes:
-      embed: [V, D]; head: the same where they are tied, else None.
+      embed: [V] of [D], a row a token. head: likewise, None where it is the embedding.
       layers: a list of L layers, or one stacked Layer.
       final_norm_D: weight of the last RMSNorm.
       dtype: name of the dtype of activations.
@@ -119,47 +148,79 @@ def publish(params: dict, *, spec: PublicationSpec) -> Published:
     )  # fmt: skip
 
 
+def publisher(spec: PublicationSpec, params: dict, mesh: Mesh | None = None) -> Callable[[dict], Published]:
+    """`publish` with its static argument bound, jitted: params -> Published.
+
+    Args:
+      spec: static.
+      params: weights, or their shapes.
+      mesh: where the publication is to lie (mesh.ROLLOUT); None = where the compiler likes.
+    """
+    program = functools.partial(publish, spec=spec)
+    if mesh is None:
+        return jax.jit(program)
+    return jax.jit(program, out_shardings=_shardings(jax.eval_shape(program, params), mesh))
+
+
+def _shardings(published: Published, mesh: Mesh) -> Published:
+    """A NamedSharding for every array of a publication (or of its shapes)."""
+
+    def place(path, leaf):
+        names = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
+        axes = next(_AXES[name] for name in names if name in _AXES)
+        stacked = ("layers",) if "layers" in names and not published.unrolled else ()
+        return meshes.sharding(mesh, (*stacked, *axes)[: leaf.ndim], meshes.ROLLOUT, shape=leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(place, published)
+
+
 def _layer(w: dict, spec: PublicationSpec, matrix) -> Layer:
-    c, d = spec.model, spec.model.d_model
-    rows = lambda *names: jnp.concatenate([w[name].reshape(-1, d) for name in names])  # noqa: E731
-    bias_O = qk_norm_HE = None
+    c = spec.model
+
+    def fuse(q_H, k_G, v_G):
+        """[H, ...], [G, ...], [G, ...] -> [G, R+2, ...]."""
+        q_GR = q_H.reshape(c.n_kv_heads, -1, *q_H.shape[1:])
+        return jnp.concatenate([q_GR, k_G[:, None], v_G[:, None]], axis=1)
+
+    qkv_bias = qk_norm = None
     if c.qkv_bias:
-        bias_O = jnp.concatenate([w[name].reshape(-1) for name in ("q_bias", "k_bias", "v_bias")]).astype(spec.dtype)
+        qkv_bias = fuse(w["q_bias"], w["k_bias"], w["v_bias"]).astype(spec.dtype)
     if c.qk_norm:
-        of_heads = lambda norm_E, heads: jnp.broadcast_to(norm_E, (heads, c.head_dim))  # noqa: E731
-        qk_norm_HE = jnp.concatenate([of_heads(w["q_norm"], c.n_heads), of_heads(w["k_norm"], c.n_kv_heads)])
+        qk_norm = jnp.stack([w["q_norm"]] * (c.n_heads // c.n_kv_heads) + [w["k_norm"]])
+    o = w["o"].reshape(c.d_model, c.n_kv_heads, -1, c.head_dim)
     return Layer(
-        attn_norm_D=w["attn_norm"], qkv=matrix(rows("q", "k", "v")), qkv_bias_O=bias_O, qk_norm_HE=qk_norm_HE,
-        o=matrix(w["o"].reshape(d, -1)), mlp_norm_D=w["mlp_norm"], gate_up=matrix(rows("gate", "up")),
+        attn_norm_D=w["attn_norm"], qkv=matrix(fuse(w["q"], w["k"], w["v"])), qkv_bias=qkv_bias, qk_norm=qk_norm,
+        o=matrix(o, inputs=3), mlp_norm_D=w["mlp_norm"], gate_up=matrix(jnp.stack([w["gate"], w["up"]])),
         down=matrix(w["down"]),
     )  # fmt: skip
 
 
-def _matrix(weight_OI: jax.Array, *, spec: PublicationSpec) -> Matrix:
-    return quantise(weight_OI) if spec.weights == "int8" else Matrix(weight_OI=weight_OI.astype(spec.dtype))
+def _matrix(weight: jax.Array, inputs: int = 1, *, spec: PublicationSpec) -> Matrix:
+    return quantise(weight, inputs) if spec.weights == "int8" else Matrix(weight=weight.astype(spec.dtype))
 
 
-def quantise(weight_OI: jax.Array) -> Matrix:
-    """Symmetric int8 with one float32 scale an output channel, rounded to nearest."""
-    weight_OI = weight_OI.astype(jnp.float32)
-    scale_O = jnp.abs(weight_OI).max(1) / INT8_MAX
-    quantised_OI = jnp.round(weight_OI / jnp.where(scale_O > 0, scale_O, 1.0)[:, None])
-    return Matrix(weight_OI=quantised_OI.astype(jnp.int8), scale_O=scale_O)
+def quantise(weight: jax.Array, inputs: int = 1) -> Matrix:
+    """Symmetric int8, rounded to nearest, with one float32 scale an output channel: all but the last `inputs` axes."""
+    weight = weight.astype(jnp.float32)
+    summed = tuple(range(-inputs, 0))
+    largest = jnp.abs(weight).max(summed, keepdims=True)
+    quantised = jnp.round(weight * (INT8_MAX / jnp.where(largest > 0, largest, 1.0)))
+    return Matrix(weight=quantised.astype(jnp.int8), scale=largest.squeeze(summed) / INT8_MAX)
 
 
-def multiply(x_NI: jax.Array, matrix: Matrix) -> jax.Array:
-    """x @ W.T, float32 [N, out], whatever the dtype of either."""
-    product_NO = jax.lax.dot_general(
-        x_NI, matrix.weight_OI.astype(x_NI.dtype), (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
-    )
-    return product_NO if matrix.scale_O is None else product_NO * matrix.scale_O
+def multiply(x: jax.Array, matrix: Matrix) -> jax.Array:
+    """x [N, *in] times a matrix, float32 [N, *out], whatever the dtype of either."""
+    weight, inputs = matrix.weight.astype(x.dtype), x.ndim - 1
+    over = tuple(range(1, x.ndim)), tuple(range(weight.ndim - inputs, weight.ndim))
+    product = jax.lax.dot_general(x, weight, (over, ((), ())), preferred_element_type=jnp.float32)
+    return product if matrix.scale is None else product * matrix.scale
 
 
 def look_up(published: Published, tokens_N: jax.Array) -> jax.Array:
     """Embeddings [N, D] of token ids."""
     table = published.embed
-    x_ND = table.weight_OI[tokens_N].astype(published.dtype)
-    return x_ND if table.scale_O is None else (x_ND * table.scale_O[tokens_N][:, None]).astype(published.dtype)
+    x_ND = table.weight[tokens_N].astype(published.dtype)
+    return x_ND if table.scale is None else (x_ND * table.scale[tokens_N][:, None]).astype(published.dtype)
 
 
 def logits(published: Published, hidden_ND: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from rich.table import Table
 
+from iiblpo_jax import mesh as meshes
 from iiblpo_jax.errors import InputError
 from iiblpo_jax.minibatch import MinibatchGradient
 from iiblpo_jax.update_rows import UpdateRows
@@ -41,7 +42,7 @@ class Finding:
 def save_batch(workdir: Path, step: int, rows: UpdateRows, key: jax.Array) -> Path:
     """Writes `bad_step_NNNNNN.npz`: every array of the rows by its path, the key of the update, the step."""
     path = workdir / f"bad_step_{step:06d}.npz"
-    arrays = {f"rows.{name}": np.asarray(x) for name, x in _named(rows).items()}
+    arrays = {f"rows.{name}": x for name, x in meshes.to_host(_named(rows)).items()}
     if jax.process_index() == 0:
         np.savez(path, **arrays, key=np.asarray(jax.random.key_data(key)), step=np.int32(step))
     return path
@@ -86,15 +87,16 @@ def examine(gradient: MinibatchGradient, params: dict, rows: UpdateRows, key: ja
 
     @jax.jit
     def look(params, rows):
-        logp_NT, _ = gradient.log_probs(params, rows)
-        loss, gradients, _ = gradient(params, rows, logp_NT, step=jnp.int32(step), key=key)
+        with meshes.using(s.mesh):
+            logp_NT, _ = gradient.log_probs(params, rows)
+            loss, gradients, _ = gradient(params, rows, logp_NT, step=jnp.int32(step), key=key)
         counts_NT = rows.mask_NT > 0
         gap_NT = jnp.where(counts_NT, jnp.abs(rows.raw_logp_NT - logp_NT), 0.0)
         finite_N = jnp.where(counts_NT, jnp.isfinite(logp_NT), True).all(1)
         return loss, optax.tree.norm(gradients), gap_NT.max(1), finite_N
 
     loss, norm, gap_N, finite_N = jax.device_get(look(params, rows))
-    for x in jax.device_get(jax.tree.leaves(rows)):
+    for x in meshes.to_host(jax.tree.leaves(rows)):
         if np.issubdtype(x.dtype, np.floating):
             finite_N = finite_N & np.isfinite(x).reshape(x.shape[0], -1).all(1)
     return Finding(loss=float(loss), grad_norm=float(norm), gap_N=gap_N, finite_N=finite_N)

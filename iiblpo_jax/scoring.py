@@ -12,8 +12,10 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh
 
 from iiblpo_jax import bottleneck, masked
+from iiblpo_jax import mesh as meshes
 from iiblpo_jax.bottleneck import Evidence, Information, MarkerTable, Selection
 from iiblpo_jax.bottleneck.estimators import reference_logprobs
 from iiblpo_jax.forest import LENGTH, Forest
@@ -42,7 +44,7 @@ class ScoreSpec:
       reference: reference log-probs are wanted although the estimator does not need them.
       pack_tokens: nodes of one reference forward (packing.py).
       attention: attention.impl, how they attend.
-      shards: devices among which prompts are split.
+      mesh: devices among which prompts are split; None = one.
       levels: most branches on one path.
       latents: rows carry the latents of their path.
       half_life, strength: of z.
@@ -62,7 +64,7 @@ class ScoreSpec:
     reference: bool
     pack_tokens: int
     attention: str
-    shards: int
+    mesh: Mesh | None
     levels: int
     latents: bool
     half_life: float
@@ -108,7 +110,11 @@ def inform(
       cue, answer: (tokens [P,Q or P,A], lengths [P]) of the answer cue and the gold answer.
       spec: static.
     """
-    model = bind(spec.model, reference)
+    with meshes.using(spec.mesh):
+        return _inform(bind(spec.model, reference), forest, markers, marker_P, cue, answer, spec)
+
+
+def _inform(model, forest: Forest, markers, marker_P, cue, answer, spec: ScoreSpec) -> Information | None:
     if spec.estimator == "likelihood":
         cut_NR = jnp.stack(
             [bottleneck.marker_cut(m, forest.tokens_RT, forest.length_R, forest.finish_R) for m in markers]
@@ -121,13 +127,13 @@ def inform(
         )  # fmt: skip
         return bottleneck.likelihood(
             model, evidence, start_id=spec.start_id, temperature=spec.temperature, pack_tokens=spec.pack_tokens,
-            attention=spec.attention, shards=spec.shards,
+            attention=spec.attention, shards=meshes.shards(spec.mesh),
         )  # fmt: skip
     if not spec.reference:
         return None
     logp_RT = reference_logprobs(
         model, forest, temperature=spec.temperature, pack_tokens=spec.pack_tokens, attention=spec.attention,
-        shards=spec.shards,
+        shards=meshes.shards(spec.mesh),
     )  # fmt: skip
     nothing_R = jnp.full(forest.length_R.shape, jnp.nan)
     return Information(answer_R=nothing_R, prompt_R=nothing_R, ref_logp_RT=logp_RT)
@@ -170,8 +176,9 @@ def score(
     kept_R = selection.kept_PG.ravel()
     outcomes = everyone.replace(keep_R=kept_R, ib_score_R=score_PG.ravel())
     advantage = advantages(spec.objective, outcomes, reward_coef=spec.reward_coef)
-    index_N = jnp.sort(selection.rows_PN, axis=1).ravel()
-    rows = _rows(spec, forest, kept_R, index_N, reward_R, score_PG.ravel(), advantage, information)
+    rows = _rows(
+        spec, forest, kept_R, jnp.sort(selection.keep_PN, axis=1), reward_R, score_PG.ravel(), advantage, information
+    )
     per_row_R = advantage if advantage.ndim == 1 else masked.mean(advantage, forest.mask_RT, axis=1)
     metrics = _reward_metrics(by_prompt(reward_R), by_prompt(correct_R), selection) | _rollout_metrics(forest)
     if spec.estimator != "none":
@@ -205,7 +212,7 @@ def _scores(spec: ScoreSpec, forest: Forest, outcomes: Outcomes, information, va
     return jnp.zeros_like(outcomes.reward_R)
 
 
-def _rows(spec: ScoreSpec, forest: Forest, kept_R, index_N, reward_R, score_R, advantage, information) -> UpdateRows:
+def _rows(spec: ScoreSpec, forest: Forest, kept_R, keep_PN, reward_R, score_R, advantage, information) -> UpdateRows:
     prompt_len_R = forest.prompt_len_P[forest.group_R]
     # A group with too few finite scores fills its places with trajectories that are not kept; no token of them counts.
     count = lambda mask_RT: (mask_RT & kept_R[:, None]).astype(jnp.float32)  # noqa: E731
@@ -218,7 +225,12 @@ def _rows(spec: ScoreSpec, forest: Forest, kept_R, index_N, reward_R, score_R, a
         ref_logp_NT=None if information is None else information.ref_logp_RT,
         latent=_latent(spec, forest, prompt_len_R),
     )  # fmt: skip
-    return jax.tree.map(lambda x: x[index_N], rows)
+
+    def keep(x_R):  # prompt by prompt, so that a device takes from its own
+        x_PN = jax.vmap(lambda x_G, keep_N: x_G[keep_N])(x_R.reshape(keep_PN.shape[0], -1, *x_R.shape[1:]), keep_PN)
+        return x_PN.reshape(-1, *x_R.shape[1:])
+
+    return jax.tree.map(keep, rows)
 
 
 def _latent(spec: ScoreSpec, forest: Forest, prompt_len_R) -> Latent | None:

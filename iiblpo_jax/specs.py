@@ -1,8 +1,12 @@
 """From a config to the static descriptions of the compiled programs, and the checks that need a model to be known."""
 
+import math
 from collections.abc import Sequence
 
+from jax.sharding import Mesh
+
 from iiblpo_jax import configuration
+from iiblpo_jax import mesh as meshes
 from iiblpo_jax.data.task import Task
 from iiblpo_jax.errors import InputError
 from iiblpo_jax.model.config import ModelConfig
@@ -36,14 +40,14 @@ def publication_spec(config, model: ModelConfig) -> PublicationSpec:
     return PublicationSpec(model=model, dtype=r.dtype, weights=r.weights, unroll=r.unroll)
 
 
-def rollout_spec(config, model: ModelConfig, stop_ids: Sequence[int]) -> RolloutSpec:
+def rollout_spec(config, model: ModelConfig, stop_ids: Sequence[int], *, mesh: Mesh | None = None) -> RolloutSpec:
     """The training rollout."""
     r = config.rollout
     return RolloutSpec(
         model=model, roots=r.roots, branching=branching(config), slots=r.slots, refill_at=r.refill_at,
         max_tokens=r.max_tokens, min_tokens=r.min_tokens, stop_ids=tuple(stop_ids), kv_dtype=r.kv_dtype,
         sampling=Sampling(temperature=r.temperature, top_k=r.top_k, top_p=r.top_p, min_p=r.min_p),
-        half_life=config.psa.half_life, strength=config.psa.strength,
+        half_life=config.psa.half_life, strength=config.psa.strength, mesh=mesh,
     )  # fmt: skip
 
 
@@ -55,14 +59,16 @@ def objective(config) -> Objective:
     return with_auxiliary(method, entropy_coef=config.ib.entropy_coef, kl_coef=config.update.kl_coef)
 
 
-def score_spec(config, model: ModelConfig, tokenizer: Tokenizer, method: Objective, *, shards: int = 1) -> ScoreSpec:
-    """Scoring, filter and advantages; `shards` devices among which prompts are split."""
+def score_spec(
+    config, model: ModelConfig, tokenizer: Tokenizer, method: Objective, *, mesh: Mesh | None = None
+) -> ScoreSpec:
+    """Scoring, filter and advantages."""
     ib = config.ib
     return ScoreSpec(
         model=model, objective=method, estimator=ib.estimator, beta=ib.beta, length_cost=ib.length_cost, rule=ib.filter,
         keep=configuration.kept_per_prompt(config), keep_contrast=ib.keep_contrast and ib.filter != "none",
         reward_coef=ib.reward_coef, temperature=config.rollout.temperature, start_id=tokenizer.start_id,
-        reference=config.update.kl_coef > 0, pack_tokens=pack_tokens(config, shards=shards), shards=shards,
+        reference=config.update.kl_coef > 0, pack_tokens=pack_tokens(config, shards=meshes.shards(mesh)), mesh=mesh,
         attention=config.attention.impl, levels=branching(config).levels, latents=uses_latents(config),
         half_life=config.psa.half_life, strength=config.psa.strength,
     )  # fmt: skip
@@ -81,6 +87,17 @@ def check_positions(config, model: ModelConfig, tasks: Sequence[Task], tokenizer
         raise InputError(
             f"rollout.max_prompt = {s} and rollout.max_tokens = {t} ({extra} more for scoring) need {s + t + extra} "
             f"positions and the model has {model.max_positions}; lower one by {s + t + extra - model.max_positions}"
+        )
+
+
+def check_mesh(config, mesh: Mesh) -> None:
+    """Raises InputError where the slots of a rollout do not divide among the devices that prompts are split over."""
+    parts = math.prod(mesh.shape[axis] for axis in meshes.rollout_axes(mesh, config.train.prompts_per_step))
+    if config.rollout.slots % parts:
+        nearest = max(1, round(config.rollout.slots / parts)) * parts
+        raise InputError(
+            f"rollout.slots = {config.rollout.slots} cannot be split over {parts} parts of the mesh; use a multiple of "
+            f"{parts}, such as {nearest}"
         )
 
 

@@ -16,7 +16,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -32,7 +31,7 @@ from iiblpo_jax.configuration import group_size, kept_per_prompt
 from iiblpo_jax.data.pipeline import PromptBatch, PromptPipeline
 from iiblpo_jax.data.registry import make_tasks
 from iiblpo_jax.errors import InputError
-from iiblpo_jax.evaluation import Evaluator, evaluation_tasks, make_scorer
+from iiblpo_jax.evaluation import Evaluator, evaluation_tasks, make_scorer, score_together
 from iiblpo_jax.forest import Forest, response_tokens
 from iiblpo_jax.latents import ensure_latents
 from iiblpo_jax.latents.continuations import training_questions
@@ -51,7 +50,7 @@ from iiblpo_jax.model.decoder import cast, params_of
 from iiblpo_jax.model.loading import load_model
 from iiblpo_jax.optimizer import make_optimizer
 from iiblpo_jax.pending import PendingRollout, PendingUpdate, log_columns, scored_metrics, updated_metrics
-from iiblpo_jax.publication import Published, publish
+from iiblpo_jax.publication import Published, publisher
 from iiblpo_jax.replay import examine, finding_table, load_batch, save_batch
 from iiblpo_jax.rollout.engine import rollout
 from iiblpo_jax.scoring import inform, score
@@ -70,14 +69,15 @@ class Trainer:
       InputError: whatever the config, the files or the workdir get wrong, before anything is compiled.
     """
 
-    def __init__(self, config, workdir: Path | str, *, console: Console | None = None):
+    def __init__(self, config, workdir: Path | str, *, console: Console | None = None, devices: list | None = None):
         self.config = config
         workdir = self._workdir = Path(workdir)
         console = console or Console()
         check_writable(workdir)
 
         # --- model, tasks, data
-        self._mesh = meshes.make_mesh(config.mesh, prompts=config.train.prompts_per_step)
+        self._mesh = mesh = meshes.make_mesh(config.mesh, prompts=config.train.prompts_per_step, devices=devices)
+        specs.check_mesh(config, mesh)
         model, self.tokenizer = load_model(config.model.path)
         self.model_config = model.config
         weighted = make_tasks(config.task, seed=config.data.seed)
@@ -90,28 +90,32 @@ class Trainer:
             console.print(f"{self.pipeline.dropped} prompts longer than rollout.max_prompt are left out")
         evaluated = evaluation_tasks(config, tasks)
         self.scorer = make_scorer(config, [*tasks, *(task for task in evaluated if task not in tasks)])
-        self._evaluator = Evaluator(config, evaluated, self.model_config, self.tokenizer, self.scorer)
+        self._evaluator = Evaluator(config, evaluated, self.model_config, self.tokenizer, self.scorer, mesh=mesh)
         self._markers = {task.name: self._marker_table(task.marker) for task in tasks}
 
         # --- programs
         method = specs.objective(config)
-        self._publication = specs.publication_spec(config, self.model_config)
-        self._rollout_spec = specs.rollout_spec(config, self.model_config, self.tokenizer.stop_ids)
-        self._score_spec = specs.score_spec(config, self.model_config, self.tokenizer, method)
-        settings = UpdateSettings.from_config(config, group_size=kept_per_prompt(config))
+        self._rollout_spec = specs.rollout_spec(config, self.model_config, self.tokenizer.stop_ids, mesh=mesh)
+        self._score_spec = specs.score_spec(config, self.model_config, self.tokenizer, method, mesh=mesh)
+        settings = UpdateSettings.from_config(config, group_size=kept_per_prompt(config), mesh=mesh)
+        kept = config.train.prompts_per_step * kept_per_prompt(config)
+        settings.check_rows(kept, whole_groups=method.needs_groups)
         steps = config.train.steps * settings.minibatches * settings.epochs
         optimizer = make_optimizer(config.optim, total_steps=steps)
 
         # --- weights: a sharded policy, a frozen copy as the reference, latents from the reference
-        shardings = meshes.param_shardings(model, self._mesh, meshes.TRAIN)
-        policy = meshes.shard_params(params_of(model), shardings)
+        policy = meshes.shard_params(params_of(model), meshes.param_shardings(model, mesh, meshes.TRAIN))
+        publication = specs.publication_spec(config, self.model_config)
+        self._publish = publisher(publication, policy, mesh)
         self._reference = jax.tree.map(jnp.copy, cast(policy, config.model.dtype))
         self._fingerprint = fingerprint(self.model_config, policy)
         self._cvae, psa = self._latents(workdir, weighted, console)
         params = {"policy": policy} if psa is None else {"policy": policy, "psa": psa}
         self.state = self._placed(init_state(params, optimizer))
         placement = jax.tree.map(lambda x: x.sharding, self.state)
-        self._gradient = MinibatchGradient(settings=settings, objective=method, model_config=self.model_config)
+        self._gradient = MinibatchGradient(
+            settings=settings, objective=method, model_config=self.model_config, shardings=placement.params
+        )
         self._update = make_update(settings, method, self.model_config, optimizer, state_shardings=placement)
         self._checkpoints = Checkpoints(
             workdir, keep=config.checkpoint.keep, every=config.checkpoint.every, best=config.checkpoint.best
@@ -246,7 +250,6 @@ class Trainer:
         return PromptPipeline(
             tasks, self.tokenizer, prompts_per_step=self.config.train.prompts_per_step,
             max_prompt=self.config.rollout.max_prompt, max_answer=self._answer_width, seed=self.config.data.seed,
-            process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
 
     def _marker_table(self, marker: str) -> MarkerTable:
@@ -263,12 +266,13 @@ class Trainer:
 
         cvae, psa = ensure_latents(
             self.config, workdir / "latent", self.model_config, self._reference, questions,
-            stop_ids=self.tokenizer.stop_ids, console=console,
+            stop_ids=self.tokenizer.stop_ids, console=console, mesh=self._mesh,
         )  # fmt: skip
-        return params_of(cvae), params_of(psa)
+        shardings = meshes.param_shardings(psa, self._mesh, meshes.TRAIN)
+        return self._placed(params_of(cvae)), meshes.shard_params(params_of(psa), shardings)
 
     def _placed(self, state):
-        """The state with every leaf on the mesh: moments beside their weights already, the rest on every device."""
+        """The state with every leaf on the mesh: what is there stays where it is, the rest goes on every device."""
         everywhere = jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec())
         here = lambda x: getattr(x.sharding, "mesh", None) == self._mesh  # noqa: E731
         return jax.tree.map(lambda x: x if here(x) else jax.device_put(x, everywhere), state)
@@ -279,7 +283,7 @@ class Trainer:
         return StepPrograms(
             state=self.state, reference=self._reference, cvae=self._cvae, inputs=self._inputs(batch),
             markers=tuple(self._markers.values()), rollout_spec=self._rollout_spec, score_spec=self._score_spec,
-            publish=jax.jit(partial(publish, spec=self._publication)),
+            publish=self._publish,
         )  # fmt: skip
 
     # -- pieces of a step ---------------------------------------------------------------------------------------------
@@ -309,10 +313,8 @@ class Trainer:
         rollout_s, arrived = done.wait(), time.monotonic()
         rewards, texts, counted = self._verify(done.forest, done.batch)
         dispatched = time.monotonic()
-        scored = score(
-            done.forest, jnp.asarray(rewards), done.information, done.select_key, self.state.step,
-            spec=self._score_spec,
-        )  # fmt: skip
+        reward_R = meshes.to_devices(rewards, self._mesh, "batch")
+        scored = score(done.forest, reward_R, done.information, done.select_key, self.state.step, spec=self._score_spec)
         known = scored_metrics(scored, done.stats)  # before the update: the device works in the order of dispatch
         every = self.config.log.rollouts
         log = per_row = {}
@@ -354,7 +356,7 @@ class Trainer:
 
     def _published(self) -> Published:
         """The policy as decoding wants it."""
-        return publish(self.state.params["policy"], spec=self._publication)
+        return self._publish(self.state.params["policy"])
 
     def _latent_params(self) -> dict | None:
         return None if self._cvae is None else {"psa": self.state.params["psa"], "cvae": self._cvae}
@@ -362,15 +364,16 @@ class Trainer:
     def _inputs(self, batch: PromptBatch) -> dict:
         """The arrays of a batch: prompts for the rollout, task, answer cue and gold answer for the reference model."""
         names = list(self._markers)
-        return {
+        arrays = {
             "prompt": (batch.tokens_PS, batch.length_P),
             "marker_P": np.array([names.index(problem.task) for problem in batch.problems], np.int32),
             "cue": (batch.cue_PQ, batch.cue_length_P),
             "answer": (batch.answer_PA, batch.answer_length_P),
         }
+        return meshes.to_devices(arrays, self._mesh, "batch")
 
     def _verify(self, forest: Forest, batch: PromptBatch):
         texts = self.tokenizer.decode_batch(response_tokens(forest))
         problems = [problem for problem in batch.problems for _ in range(group_size(self.config))]
-        rewards, counts = self.scorer.score(problems, texts)
+        rewards, counts = score_together(self.scorer, problems, texts)
         return rewards, texts, {f"reward/verifier_{name}": count for name, count in counts.items()}

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from iiblpo_jax import mesh as meshes
 from iiblpo_jax.minibatch import MinibatchGradient, metrics
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.objectives.interface import Objective
@@ -62,11 +63,19 @@ def make_update(
     where the new state lies; left to the compiler it may differ from the old one's, and every program that takes the
     state would be compiled a second time.
     """
-    gradient = MinibatchGradient(settings=settings, objective=objective, model_config=model_config)
+    gradient = MinibatchGradient(
+        settings=settings, objective=objective, model_config=model_config,
+        shardings=None if state_shardings is None else state_shardings.params,
+    )  # fmt: skip
     return jax.jit(partial(_update, gradient, optimizer), donate_argnums=0, out_shardings=(state_shardings, None))
 
 
 def _update(gradient: MinibatchGradient, optimizer, state: TrainState, rows: UpdateRows, key):
+    with meshes.using(gradient.settings.mesh):
+        return _optimizer_steps(gradient, optimizer, state, rows, key)
+
+
+def _optimizer_steps(gradient, optimizer, state, rows, key):
     s, n = gradient.settings, rows.prompt_len_N.shape[0]
     whole_groups = gradient.objective.needs_groups
     s.check_rows(n, whole_groups=whole_groups)

@@ -4,7 +4,9 @@ import dataclasses
 
 import flax.struct
 import jax
+from jax.sharding import Mesh
 
+from iiblpo_jax import mesh as meshes
 from iiblpo_jax.configuration import rollout_is_exact
 from iiblpo_jax.errors import InputError
 from iiblpo_jax.model.psa import Latent
@@ -67,7 +69,7 @@ class UpdateSettings:
       attention: attention.impl, how packed rows attend.
       microbatch: padded rows in one forward and backward pass; 0 = the whole minibatch.
       remat: recompute activations in the backward pass instead of keeping them.
-      shards: devices among which the rows are split; each packs its own bins.
+      mesh: devices among which rows are split (each packs its own bins), and the nodes of a bin; None = one.
       condition: `marginal` scores branch tokens without z and weighs them; `conditioned` injects z again.
       importance_cap: bound of the importance weights; 0 = none.
       exact_rollout: tokens were drawn from this policy but for rounding; otherwise every token is weighed.
@@ -83,7 +85,7 @@ class UpdateSettings:
     attention: str = "blocks"
     microbatch: int = 0
     remat: bool = True
-    shards: int = 1
+    mesh: Mesh | None = None
     condition: str = "marginal"
     importance_cap: float = 2.0
     exact_rollout: bool = True
@@ -92,7 +94,7 @@ class UpdateSettings:
     dtype: str = "float32"
 
     @classmethod
-    def from_config(cls, config, *, group_size: int, shards: int = 1) -> "UpdateSettings":
+    def from_config(cls, config, *, group_size: int, mesh: Mesh | None = None) -> "UpdateSettings":
         """From the config; raises InputError on an unknown latent.condition."""
         if config.latent.condition not in CONDITIONS:
             known = ", ".join(CONDITIONS)
@@ -101,11 +103,11 @@ class UpdateSettings:
             temperature=config.rollout.temperature,
             minibatches=config.update.minibatches,
             epochs=config.update.epochs,
-            pack_tokens=pack_tokens(config, shards=shards) if config.update.packed else 0,
+            pack_tokens=pack_tokens(config, shards=meshes.shards(mesh)) if config.update.packed else 0,
             attention=config.attention.impl,
             microbatch=config.update.microbatch,
             remat=config.update.remat,
-            shards=shards,
+            mesh=mesh,
             condition=config.latent.condition,
             importance_cap=config.update.importance_cap,
             exact_rollout=rollout_is_exact(config),
@@ -113,6 +115,11 @@ class UpdateSettings:
             group_size=group_size,
             dtype=config.model.dtype,
         )
+
+    @property
+    def shards(self) -> int:
+        """Devices among which rows are split."""
+        return meshes.shards(self.mesh)
 
     def unit(self, *, whole_groups: bool) -> int:
         """Rows that a minibatch never separates: those of a prompt where they are packed or the method needs them."""

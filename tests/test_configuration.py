@@ -1,6 +1,7 @@
 """What a config refuses, what it derives, and that a stored one comes back."""
 
 import json
+import math
 
 import pytest
 
@@ -30,8 +31,8 @@ def test_names_that_scripts_rely_on_exist():
     rollout.refill_at rollout.temperature rollout.max_tokens branch.k branch.fraction branch.points branch.parent
     branch.prefix_loss latent.z latent.condition psa.layers psa.half_life ib.estimator ib.beta ib.filter ib.keep
     ib.keep_contrast ib.reward_coef ib.entropy_coef objective.name optim.lr optim.psa_lr update.minibatches
-    update.epochs update.microbatch mesh.data mesh.fsdp mesh.tensor checkpoint.every checkpoint.keep eval.every
-    eval.samples log.every""".split()
+    update.epochs update.microbatch mesh.data mesh.fsdp mesh.sequence mesh.tensor checkpoint.every checkpoint.keep
+    eval.every eval.samples log.every""".split()
     assert set(names) <= set(configuration.flatten(default_config()))
 
 
@@ -109,7 +110,12 @@ def test_injected_layers():
 
 @pytest.mark.parametrize(
     ("axes", "devices", "shape"),
-    [((-1, 1, 1), 1, (1, 1, 1)), ((-1, 2, 2), 8, (2, 2, 2)), ((1, -1, 4), 8, (1, 2, 4)), ((2, 2, 2), 8, (2, 2, 2))],
+    [
+        ((-1, 1, 1), 1, (1, 1, 1, 1)),
+        ((-1, 2, 2), 8, (2, 2, 1, 2)),
+        ((1, -1, 4), 8, (1, 2, 1, 4)),
+        ((2, 2, 2), 8, (2, 2, 1, 2)),
+    ],
 )
 def test_mesh_shapes_that_fit(axes, devices, shape):
     config = changed(mesh__data=axes[0], mesh__fsdp=axes[1], mesh__tensor=axes[2])
@@ -119,9 +125,9 @@ def test_mesh_shapes_that_fit(axes, devices, shape):
 @pytest.mark.parametrize(
     ("axes", "devices", "mend"),
     [
-        ((1, 8, 1), 4, "mesh.data=1 mesh.fsdp=4 mesh.tensor=1"),
-        ((2, 2, 1), 8, "mesh.data=1 mesh.fsdp=8 mesh.tensor=1"),
-        ((-1, 3, 2), 8, "mesh.data=1 mesh.fsdp=4 mesh.tensor=2"),
+        ((1, 8, 1), 4, "mesh.data=1 mesh.fsdp=4 mesh.sequence=1 mesh.tensor=1"),
+        ((2, 2, 1), 8, "mesh.data=1 mesh.fsdp=8 mesh.sequence=1 mesh.tensor=1"),
+        ((-1, 3, 2), 8, "mesh.data=1 mesh.fsdp=4 mesh.sequence=1 mesh.tensor=2"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_refused_with_numbers_that_do(axes, devices, mend):
@@ -129,7 +135,7 @@ def test_a_mesh_that_does_not_fit_is_refused_with_numbers_that_do(axes, devices,
     with pytest.raises(InputError, match=rf"{devices} exist; use {mend}"):
         configuration.mesh_shape(config.mesh, devices=devices)
     numbers = [int(part.split("=")[1]) for part in mend.split()]
-    assert numbers[0] * numbers[1] * numbers[2] == devices
+    assert math.prod(numbers) == devices
 
 
 def test_a_stored_config_comes_back(tmp_path):

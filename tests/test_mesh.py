@@ -22,7 +22,7 @@ from iiblpo_jax.model.psa import PSA
 
 def test_one_device_mesh_holds_everything(tiny_config, tiny_params):
     mesh = mesh_lib.make_mesh(default_config().mesh, devices=jax.devices()[:1])
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "sequence": 1, "tensor": 1}
     shardings = mesh_lib.param_shardings(Decoder(tiny_config, rngs=nnx.Rngs(0)), mesh, mesh_lib.TRAIN)
     placed = mesh_lib.shard_params(tiny_params, shardings)
     assert jax.tree.structure(placed) == jax.tree.structure(tiny_params)
@@ -44,7 +44,9 @@ def test_every_logical_axis_of_the_models_is_in_both_tables(tiny_config):
 def test_a_mesh_that_does_not_fit_names_numbers_that_do():
     config = default_config()
     config.mesh.fsdp = 3
-    with pytest.raises(InputError, match=r"asks for 3 devices and 1 exist; use mesh.data=1 mesh.fsdp=1 mesh.tensor=1"):
+    with pytest.raises(
+        InputError, match=r"asks for 3 devices and 1 exist; use mesh.data=1 mesh.fsdp=1 mesh.sequence=1 mesh.tensor=1"
+    ):
         mesh_lib.make_mesh(config.mesh, devices=jax.devices()[:1])
 
 

@@ -32,17 +32,22 @@ def test_fused_matrices_hold_their_parts_in_order(biased, unroll):
         of_layer = lambda tree, i=i: jax.tree.map(lambda x: np.asarray(x[i]), tree)  # noqa: E731
         w = of_layer(params["layers"])
         layer = published.layers[i] if unroll else of_layer(published.layers)
-        parts = [np.einsum("nd,hed->nhe", x_ND, w[name]).reshape(5, -1) for name in ("q", "k", "v")]
-        np.testing.assert_allclose(multiply(x_ND, layer.qkv), np.concatenate(parts, 1), atol=1e-5)
-        biases = [w[name].reshape(-1) for name in ("q_bias", "k_bias", "v_bias")]
-        np.testing.assert_array_equal(layer.qkv_bias_O, np.concatenate(biases))
-        gate_up = np.concatenate([x_ND @ w["gate"].T, x_ND @ w["up"].T], 1)
+        each = config.n_heads // config.n_kv_heads  # queries of a kv head
+        q, k, v = (np.einsum("nd,hed->nhe", x_ND, w[name]) for name in ("q", "k", "v"))
+        qkv = np.asarray(multiply(x_ND, layer.qkv))
+        for g in range(config.n_kv_heads):
+            np.testing.assert_allclose(qkv[:, g, :-2], q[:, g * each : (g + 1) * each], atol=1e-5)
+            np.testing.assert_allclose(qkv[:, g, -2], k[:, g], atol=1e-5)
+            np.testing.assert_allclose(qkv[:, g, -1], v[:, g], atol=1e-5)
+            biases = [*w["q_bias"][g * each : (g + 1) * each], w["k_bias"][g], w["v_bias"][g]]
+            np.testing.assert_array_equal(layer.qkv_bias[g], np.stack(biases))
+        gate_up = np.stack([x_ND @ w["gate"].T, x_ND @ w["up"].T], 1)
         np.testing.assert_allclose(multiply(x_ND, layer.gate_up), gate_up, atol=1e-5)
         heads_NHE = jax.random.normal(jax.random.key(9), (5, config.n_heads, config.head_dim))
         expected_ND = np.einsum("nhe,dhe->nd", heads_NHE, w["o"])
-        np.testing.assert_allclose(multiply(heads_NHE.reshape(5, -1), layer.o), expected_ND, atol=1e-5)
-        norms = [w["q_norm"]] * config.n_heads + [w["k_norm"]] * config.n_kv_heads
-        np.testing.assert_array_equal(layer.qk_norm_HE, np.stack(norms))
+        heads_NGRE = heads_NHE.reshape(5, config.n_kv_heads, each, config.head_dim)
+        np.testing.assert_allclose(multiply(heads_NGRE, layer.o), expected_ND, atol=1e-5)
+        np.testing.assert_array_equal(layer.qk_norm, np.stack([w["q_norm"]] * each + [w["k_norm"]]))
     np.testing.assert_allclose(logits(published, x_ND), x_ND @ params["head"].T, atol=1e-5)
 
 
@@ -51,20 +56,22 @@ def test_int8_is_off_by_half_a_step_of_its_channel_at_most():
     matrix = quantise(weight_OI.at[3, 0].set(100.0))  # an outlier coarsens its own channel alone
     weight_OI = np.asarray(weight_OI.at[3, 0].set(100.0), np.float64)
     scale_O = np.abs(weight_OI).max(1) / 127
-    error_OI = np.abs(np.asarray(matrix.weight_OI, np.float64) * scale_O[:, None] - weight_OI)
-    assert matrix.weight_OI.dtype == jnp.int8 and int(jnp.abs(matrix.weight_OI).max()) == 127
-    np.testing.assert_allclose(matrix.scale_O, scale_O, rtol=1e-6)
+    error_OI = np.abs(np.asarray(matrix.weight, np.float64) * scale_O[:, None] - weight_OI)
+    assert matrix.weight.dtype == jnp.int8 and int(jnp.abs(matrix.weight).max()) == 127
+    np.testing.assert_allclose(matrix.scale, scale_O, rtol=1e-6)
     assert (error_OI <= 0.5 * scale_O[:, None] * (1 + 1e-5)).all()
-    assert error_OI[2].max() > 0.1 * scale_O[2] and not np.asarray(matrix.weight_OI)[5].any()
+    assert error_OI[2].max() > 0.1 * scale_O[2] and not np.asarray(matrix.weight)[5].any()
 
 
 def test_int8_products_and_embeddings_are_those_of_the_dequantised_matrices(biased):
     config, params = biased
     published = publish(params, spec=PublicationSpec(model=config, weights="int8"))
-    dense = lambda m: np.asarray(m.weight_OI, np.float32) * np.asarray(m.scale_O)[:, None]  # noqa: E731
+    dense = lambda m: np.asarray(m.weight, np.float32) * np.asarray(m.scale)[..., None]  # noqa: E731
     x_ND = jax.random.normal(jax.random.key(8), (5, config.d_model))
     layer = published.layers[0]
-    np.testing.assert_allclose(multiply(x_ND, layer.gate_up), x_ND @ dense(layer.gate_up).T, atol=1e-5)
+    np.testing.assert_allclose(
+        multiply(x_ND, layer.gate_up), np.einsum("nd,afd->naf", x_ND, dense(layer.gate_up)), atol=1e-5
+    )
     np.testing.assert_allclose(logits(published, x_ND), x_ND @ dense(published.head).T, atol=1e-5)
     tokens_N = jnp.array([3, 0, 22])
     np.testing.assert_allclose(look_up(published, tokens_N), dense(published.embed)[tokens_N], atol=1e-6)
@@ -75,10 +82,10 @@ def test_bfloat16_keeps_norms_and_sums_in_float32(biased):
     config, params = biased
     published = publish(params, spec=PublicationSpec(model=config, dtype="bfloat16"))
     layer = published.layers[0]
-    assert layer.qkv.weight_OI.dtype == layer.qkv_bias_O.dtype == published.embed.weight_OI.dtype == jnp.bfloat16
-    assert layer.attn_norm_D.dtype == layer.qk_norm_HE.dtype == published.final_norm_D.dtype == jnp.float32
+    assert layer.qkv.weight.dtype == layer.qkv_bias.dtype == published.embed.weight.dtype == jnp.bfloat16
+    assert layer.attn_norm_D.dtype == layer.qk_norm.dtype == published.final_norm_D.dtype == jnp.float32
     assert look_up(published, jnp.array([1])).dtype == jnp.bfloat16
     ones_ND = jnp.ones((1, config.d_model), jnp.bfloat16)
-    assert multiply(ones_ND, layer.down.replace(weight_OI=jnp.full((1, config.d_model), 1.01, jnp.bfloat16))).dtype == (
+    assert multiply(ones_ND, layer.down.replace(weight=jnp.full((1, config.d_model), 1.01, jnp.bfloat16))).dtype == (
         jnp.float32
     )

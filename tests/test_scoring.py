@@ -56,7 +56,7 @@ def plain(tiny_config):
     return ScoreSpec(
         model=tiny_config, objective=make_objective("grpo", max_tokens=T), estimator="none", beta=1.0, length_cost=0.0,
         rule="none", keep=4, keep_contrast=False, reward_coef=0.0, temperature=0.7, start_id=1, reference=False,
-        pack_tokens=64, attention="blocks", shards=1, levels=1, latents=False, half_life=4.0, strength=0.5,
+        pack_tokens=64, attention="blocks", mesh=None, levels=1, latents=False, half_life=4.0, strength=0.5,
     )  # fmt: skip
 
 

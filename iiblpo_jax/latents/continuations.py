@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from iiblpo_jax import specs
 from iiblpo_jax.forest import STOP, pad_rows
 from iiblpo_jax.latents.features import Continuation
+from iiblpo_jax.mesh import to_devices, to_host
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.publication import publish
+from iiblpo_jax.publication import publisher
 from iiblpo_jax.rollout.branching import Branching
 from iiblpo_jax.rollout.engine import rollout
 
@@ -58,7 +60,9 @@ def gather(questions: Sequence[Question], own: Sampler) -> list[Continuation]:
     return continuations
 
 
-def policy_sampler(config, model_config: ModelConfig, params: dict, stop_ids: Sequence[int], key) -> Sampler:
+def policy_sampler(
+    config, model_config: ModelConfig, params: dict, stop_ids: Sequence[int], key, *, mesh: Mesh | None = None
+) -> Sampler:
     """A Sampler that draws latent.samples responses a prompt from the rollout engine, without branches.
 
     Args:
@@ -66,18 +70,21 @@ def policy_sampler(config, model_config: ModelConfig, params: dict, stop_ids: Se
       model_config, params: the frozen model.
       stop_ids: token ids that end a response.
       key: PRNG key of all samples.
+      mesh: devices that hold the weights; None = one.
     """
-    training = specs.rollout_spec(config, model_config, stop_ids)
+    training = specs.rollout_spec(config, model_config, stop_ids, mesh=mesh)
     spec = dataclasses.replace(training, roots=config.latent.samples, branching=Branching(k=0))
-    published = publish(params, spec=specs.publication_spec(config, model_config))
+    published = publisher(specs.publication_spec(config, model_config), params, mesh)(params)
     at_once = config.train.prompts_per_step
 
     def own(prompts: list[list[int]]) -> list[list[Continuation]]:
         width, result = max(map(len, prompts)), []
         for start in range(0, len(prompts), at_once):
             mine = (prompts[start : start + at_once] + prompts[-1:] * at_once)[:at_once]  # one shape, one compile
-            prompt_PS, length_P = pad_rows(mine, width)
-            forest, _ = rollout(published, prompt_PS, length_P, jax.random.fold_in(key, start), spec=spec)
+            prompts_here = pad_rows(mine, width)
+            if mesh is not None:
+                prompts_here = to_devices(prompts_here, mesh, "batch")
+            forest, _ = rollout(published, *prompts_here, jax.random.fold_in(key, start), spec=spec)
             result += _by_prompt(forest, prompts, start, min(at_once, len(prompts) - start))
         return result
 
@@ -85,7 +92,7 @@ def policy_sampler(config, model_config: ModelConfig, params: dict, stop_ids: Se
 
 
 def _by_prompt(forest, prompts, start: int, count: int) -> list[list[Continuation]]:
-    tokens_RT, length_R, finish_R = jax.device_get((forest.tokens_RT, forest.length_R, forest.finish_R))
+    tokens_RT, length_R, finish_R = to_host((forest.tokens_RT, forest.length_R, forest.finish_R))
     size = forest.group_size
     return [
         [

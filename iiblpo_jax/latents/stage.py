@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from rich.console import Console
 
 from iiblpo_jax import specs
@@ -35,6 +36,7 @@ def ensure_latents(
     *,
     stop_ids: Sequence[int],
     console: Console | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[CVAE, PSA]:
     """Loads the latents of a workdir; trains and stores them first if there are none.
 
@@ -45,6 +47,7 @@ def ensure_latents(
       questions: callable () -> list[Question] of training prompts; called only when there is something to train.
       stop_ids: token ids that end a response.
       console: where progress and the table go.
+      mesh: devices that hold the weights; None = one.
 
     Raises:
       InputError: stored latents belong to another model or another latent.z or psa.layers; latent.z is 0.
@@ -55,7 +58,9 @@ def ensure_latents(
     missing = not has_latents(directory)
     multihost_utils.sync_global_devices("latents looked for")  # before a faster process stores its own
     if missing:
-        train_latents(config, directory, model_config, params, questions(), stop_ids=stop_ids, console=console)
+        train_latents(
+            config, directory, model_config, params, questions(), stop_ids=stop_ids, console=console, mesh=mesh
+        )
     return load_latents(directory, model_config, params, z=config.latent.z, n_injected=n_injected)
 
 
@@ -68,13 +73,14 @@ def train_latents(
     *,
     stop_ids: Sequence[int],
     console: Console | None = None,
+    mesh: Mesh | None = None,
 ) -> dict[str, float]:
     """Trains both parts, prints the diagnostics, stores everything in `directory`; returns the metrics."""
     console, began, knobs = console or Console(), time.monotonic(), config.latent
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.train.seed), SEED), 5)
 
     # --- continuations, cuts, features
-    own = policy_sampler(config, model_config, params, stop_ids, keys[0])
+    own = policy_sampler(config, model_config, params, stop_ids, keys[0], mesh=mesh)
     rows = rows_of(gather(questions, own))
     temperature = config.rollout.temperature
     pairs = extract(model_config, params, rows, keys[1], temperature=temperature, branching=specs.branching(config))

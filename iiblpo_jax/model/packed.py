@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from iiblpo_jax.logprobs import chunked_logprobs
+from iiblpo_jax.mesh import constrain
 from iiblpo_jax.model.decoder import Decoder, output_weights, rms_norm
-from iiblpo_jax.model.path_attention import implementation
+from iiblpo_jax.model.path_attention import implementation, on_mesh
 from iiblpo_jax.model.psa import PSA, Latent, layer_weights, node_injection
 from iiblpo_jax.packing import Bin
 
@@ -61,8 +62,9 @@ def packed_hidden_states(
       remat: recompute each layer in the backward pass instead of keeping its activations.
     """
     config = model.config
-    path_attend = implementation(attention, config.head_dim)
-    x_WUD = model.embed[...][bins.token_U]
+    path_attend = on_mesh(implementation(attention, config.head_dim))
+    spread = lambda x_WUD: constrain(x_WUD, "batch", "sequence", None)  # noqa: E731
+    x_WUD = spread(model.embed[...][bins.token_U])
     block_graph, stacked = nnx.split(model.layers)
     injected = None if psa is None else layer_weights(psa, config.n_layers)
 
@@ -76,7 +78,7 @@ def packed_hidden_states(
             gain_WUD, pseudo = node_injection(psa_layer, latent.z_WIZ, latent.index_WU, latent.gamma_WU)
             q, k, v = this.qkv(x_WUD, bins.position_U, gain_WUD)
             heads = pseudo.merge(q, *path_attend(q, k, v, bins, block, config.sliding_window))
-        return this.finish(x_WUD, heads), None
+        return spread(this.finish(x_WUD, heads)), None
 
     x_WUD, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x_WUD, (stacked, injected))
     return rms_norm(x_WUD, model.final_norm[...], config.norm_eps)

@@ -15,9 +15,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from iiblpo_jax import mesh as meshes
 from iiblpo_jax.errors import InputError
 from iiblpo_jax.model.attention import OFF
-from iiblpo_jax.packing import Bin
+from iiblpo_jax.packing import Bin, part_of
 
 KEY_TILE = 512  # keys gathered at once
 SCORES_AT_ONCE = 2**25  # query-key pairs, over all heads, scored at once: 128 MiB of float32, to fill a device
@@ -47,6 +48,35 @@ def implementation(name: str, head_dim: int):
     from iiblpo_jax.model import pallas_attention  # here, because the default needs no Pallas
 
     return pallas_attention.path_attend
+
+
+def on_mesh(attend):
+    """`path_attend`, or another of its kind, on the devices of the program being traced.
+
+    Each has its own bins (mesh axes of `batch`) and kv heads (`tensor`). Along `sequence` it has a run of the queries
+    and gathers all keys and values; their gradients are scattered back. What is left is local: no loop waits for the
+    loop of another device.
+    """
+    mesh = meshes.current()
+    if mesh is None:
+        return attend
+    place = lambda x, *axes: meshes.partition(mesh, axes, shape=x.shape)  # noqa: E731
+    sequence, parts = meshes.TRAIN["sequence"], meshes.shards(mesh, "sequence")
+
+    def spread(q_WUGRE, k_WUGE, v_WUGE, bins: Bin, block: int, window: int | None):
+        def local(q, k, v, bins):
+            if parts > 1:
+                k, v = (jax.lax.all_gather(x, sequence, axis=1, tiled=True) for x in (k, v))
+                bins = part_of(bins, jax.lax.axis_index(sequence), parts)
+            return attend(q, k, v, bins, block, window)
+
+        queries, keys = (place(x, "batch", "sequence", "kv_heads") for x in (q_WUGRE, k_WUGE))
+        whole = jax.tree.map(lambda x: place(x, "batch"), bins)
+        return jax.shard_map(
+            local, mesh=mesh, in_specs=(queries, keys, keys, whole), out_specs=(queries, queries), check_vma=False
+        )(q_WUGRE, k_WUGE, v_WUGE, bins)
+
+    return spread
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -84,15 +114,15 @@ class _Blocks:
         self.block, self.window, self.nowhere = block, window, u
         self.tile = min(KEY_TILE, bins.path_JC.shape[-1])
         blocks = bins.block_row_X.shape[1]
-        at_once = SCORES_AT_ONCE_CPU if jax.default_backend() == "cpu" else SCORES_AT_ONCE
+        at_once = SCORES_AT_ONCE_CPU if meshes.platform() == "cpu" else SCORES_AT_ONCE
         self.chunk = min(blocks, max(1, at_once // (w * g * r * block * self.tile)))
         self.padded = -(-blocks // self.chunk) * self.chunk
         grow = lambda x_WX: jnp.pad(x_WX, [(0, 0), (0, self.padded - blocks)])  # noqa: E731
         self.row, self.node = grow(bins.block_row_X), grow(bins.block_node_X)
         self.position, self.count = grow(bins.block_position_X), grow(bins.block_count_X)
         tiles = -(-bins.path_JC.shape[-1] // self.tile)
-        short = tiles * self.tile - bins.path_JC.shape[-1]
-        self.path_WJC = jnp.pad(bins.path_JC, [(0, 0), (0, 0), (0, short)], constant_values=u)
+        short, past = tiles * self.tile - bins.path_JC.shape[-1], bins.token_U.shape[-1]
+        self.path_WJC = jnp.pad(bins.path_JC, [(0, 0), (0, 0), (0, short)], constant_values=past)
         # Used blocks come first in every bin.
         self.chunks = -(-jnp.sum(self.count > 0, axis=1).max() // self.chunk)
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from iiblpo_jax.mesh import constrain
 from iiblpo_jax.model.attention import OFF
 from iiblpo_jax.model.config import ModelConfig
 
@@ -59,8 +60,11 @@ def empty_cache(config: ModelConfig, slots: int, capacity: int, dtype: str, *, u
         widths.append(min(max(SEGMENT, sum(widths)), capacity - sum(widths)))
 
     def zeros(*shape):
-        one = lambda *shape: to_store(jnp.zeros(shape), dtype)  # noqa: E731
-        return [one(*shape) for _ in range(n)] if unrolled else one(n, *shape)
+        def one(*layers):
+            axes = (*[None] * len(layers), None, "kv_heads", None, None)
+            return constrain(to_store(jnp.zeros((*layers, *shape)), dtype), *axes)
+
+        return [one() for _ in range(n)] if unrolled else one(n)
 
     return Cache(
         k=[zeros(slots, g, e, w) for w in widths], v=[zeros(slots, g, w, e) for w in widths], dtype=dtype

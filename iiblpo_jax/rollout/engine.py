@@ -10,6 +10,10 @@
 
 Decoding over the stale suffix of the parent copies nothing. Every token has its own random number, a function of
 (trajectory, position), so the Forest does not depend on the number of slots or on when they are refilled.
+
+On a mesh every part of the devices (mesh.rollout_axes) is an engine of its own, with its share of prompts and slots: no
+keys or values travel, and one that has finished waits for nobody until the end. What is left of the mesh, `tensor`,
+splits heads, MLP and vocabulary of each engine.
 """
 
 import dataclasses
@@ -18,7 +22,9 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh, PartitionSpec
 
+from iiblpo_jax import mesh as meshes
 from iiblpo_jax.forest import LENGTH, STOP, Forest
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.cvae import bind_cvae
@@ -43,14 +49,15 @@ class RolloutSpec:
       model: architecture.
       roots: M trees a prompt.
       branching: how branches grow.
-      slots: B sequences decoded at once.
-      refill_at: idle slots with work waiting that end the inner loop.
+      slots: B sequences decoded at once, on all devices together.
+      refill_at: idle slots with work waiting that end the inner loop, on all devices together.
       max_tokens: T.
       min_tokens: response length before a stop token may be drawn.
       sampling: how tokens are drawn.
       stop_ids: token ids that end a response.
       kv_dtype: of the key/value caches; `` = the publication's.
       half_life, strength: decay and strength of z (psa.gamma).
+      mesh: devices to split it over; None = one.
     """
 
     model: ModelConfig
@@ -65,6 +72,7 @@ class RolloutSpec:
     kv_dtype: str = ""
     half_life: float = 256.0
     strength: float = 1.0
+    mesh: Mesh | None = None
 
 
 @struct.dataclass
@@ -124,20 +132,38 @@ def rollout(
       spec: static.
       latents: {"psa": params, "cvae": params} to steer branches, or None for plain resampling.
     """
-    engine = _Engine(spec, published, prompt_PS, prompt_len_P, latents, key)
+    with meshes.using(spec.mesh):
+        axes = meshes.rollout_axes(spec.mesh, prompt_PS.shape[0])
+        engine = functools.partial(_rollout, spec=spec, axes=axes)
+        if not axes:
+            return engine(published, latents, key, prompt_PS, prompt_len_P)
+        whole, split = PartitionSpec(), PartitionSpec(axes)
+        return jax.shard_map(
+            engine, in_specs=(whole, whole, whole, split, split), out_specs=(split, whole), axis_names=set(axes),
+            check_vma=False,
+        )(published, latents, key, prompt_PS, prompt_len_P)  # fmt: skip
+
+
+def _rollout(published, latents, key, prompt_PS, prompt_len_P, *, spec: RolloutSpec, axes: tuple[str, ...]):
+    """The rollout of this device's prompts, one part of a mesh split along `axes`."""
+    parts, part = (jax.lax.axis_size(axes), jax.lax.axis_index(axes)) if axes else (1, 0)
+    spec = dataclasses.replace(spec, slots=max(1, spec.slots // parts), refill_at=max(1, spec.refill_at // parts))
+    engine = _Engine(spec, published, prompt_PS, prompt_len_P, latents, key, part)
     prompts = prefill(published, prompt_PS, spec.model, engine.kv_dtype)
     refill = functools.partial(engine.refill, prompts=prompts)
     state = jax.lax.while_loop(engine.unfinished, lambda s: engine.decode(refill(s)), engine.initial())
     forest = engine.forest(engine.harvest(state).grown)
-    tokens = (forest.length_R - forest.branch_at_R).sum()
-    utilisation = tokens / jnp.maximum(state.steps * spec.slots, 1)
-    return forest, RolloutStats(tokens=tokens, slot_utilisation=utilisation)
+    tokens, steps = (forest.length_R - forest.branch_at_R).sum(), state.steps
+    tokens, steps = jax.lax.psum((tokens, steps), axes) if axes else (tokens, steps)
+    return forest, RolloutStats(tokens=tokens, slot_utilisation=tokens / jnp.maximum(steps * spec.slots, 1))
 
 
 class _Engine:
-    """The loop bodies of one rollout, closed over its traced weights and prompts."""
+    """The loop bodies of one rollout, closed over its traced weights and prompts; one of several: number `part`."""
 
-    def __init__(self, spec: RolloutSpec, published: Published, prompt_PS, prompt_len_P, latents: dict | None, key):
+    def __init__(
+        self, spec: RolloutSpec, published: Published, prompt_PS, prompt_len_P, latents: dict | None, key, part
+    ):
         self.spec, self.branching, self.published = spec, spec.branching, published
         self.prompt_PS, self.prompt_len_P = prompt_PS, prompt_len_P
         self.kv_dtype = spec.kv_dtype or published.dtype
@@ -146,9 +172,10 @@ class _Engine:
             self.psa, self.cvae = bind_psa(latents["psa"], spec.model), bind_cvae(latents["cvae"])
         self.trees = prompt_PS.shape[0] * spec.roots
         self.rows = self.trees * self.branching.tree_size  # R
+        self.first_row = part * self.rows  # in the whole Forest
         token_key, self.point_key, self.latent_key = jax.random.split(key, 3)
-        numbers = lambda r: jax.random.uniform(jax.random.fold_in(token_key, r), (spec.max_tokens,))  # noqa: E731
-        self.uniform_RT = jax.vmap(numbers)(jnp.arange(self.rows))
+        numbers = lambda key: jax.random.uniform(key, (spec.max_tokens,))  # noqa: E731
+        self.uniform_RT = jax.vmap(numbers)(self._keys(token_key, jnp.arange(self.rows)))
 
     def initial(self) -> State:
         spec, b, r = self.spec, self.spec.slots, self.rows
@@ -165,12 +192,17 @@ class _Engine:
 
     def forest(self, grown: Grown) -> Forest:
         tokens_RT, logp_RT, raw_logp_RT, entropy_RT = jnp.moveaxis(grown.record_RTX, 2, 0)
+        parent_R = self._parent(jnp.arange(self.rows))
         return Forest(
             prompt_PS=self.prompt_PS, prompt_len_P=self.prompt_len_P, tokens_RT=tokens_RT.astype(jnp.int32),
             logp_RT=logp_RT, raw_logp_RT=raw_logp_RT, entropy_RT=entropy_RT, length_R=grown.length_R,
-            finish_R=grown.finish_R, parent_R=self._parent(jnp.arange(self.rows)), branch_at_R=grown.branch_at_R,
-            z_RZ=grown.z_RZ, fallback_R=grown.fallback_R,
+            finish_R=grown.finish_R, parent_R=jnp.where(parent_R < 0, -1, self.first_row + parent_R),
+            branch_at_R=grown.branch_at_R, z_RZ=grown.z_RZ, fallback_R=grown.fallback_R,
         )  # fmt: skip
+
+    def _keys(self, key, row):
+        """A key a trajectory, the same on whatever device it grows."""
+        return jax.vmap(lambda r: jax.random.fold_in(key, r))(self.first_row + row)
 
     def _parent(self, trajectory):
         j = trajectory % self.branching.tree_size
@@ -250,7 +282,7 @@ class _Engine:
         grown, slots, branching = s.grown, s.slots, self.branching
         trajectory_B, parent_B = slots.trajectory_B, jnp.maximum(self._parent(slots.trajectory_B), 0)
         record_BTX = grown.record_RTX[parent_B]
-        keys_B = jax.vmap(lambda r: jax.random.fold_in(self.point_key, r))(parent_B)
+        keys_B = self._keys(self.point_key, parent_B)
         at_B, fallback_B = branch_points(
             record_BTX[..., 3], grown.length_R[parent_B], grown.finish_R[parent_B] == STOP,
             trajectory_B % branching.tree_size - 1, keys_B, branching,
@@ -299,7 +331,10 @@ class _Engine:
             self.published, spec.model, s.cache, slots.token_B, slots.position_B, longest, s.injected, gamma_B
         )
         uniform_B = self.uniform_RT[slots.trajectory_B, slots.index_B]
-        draw = sample(logits(self.published, hidden_BD), uniform_B, spec.sampling, self._forbidden(slots))
+        # Sampling looks at whole rows: over `tensor` slots are split here, not the vocabulary.
+        logits_BV = meshes.constrain(logits(self.published, hidden_BD), "slots", None)
+        draw = sample(logits_BV, uniform_B, spec.sampling, self._forbidden(slots))
+        draw = jax.tree.map(lambda x_B: meshes.constrain(x_B, None), draw)
         emits_B = slots.live_B & ~slots.probe_B
         record_BX = jnp.stack([draw.token_B.astype(jnp.float32), draw.logp_B, draw.raw_logp_B, draw.entropy_B], axis=-1)
         row_B = self._rows(emits_B, slots.trajectory_B)
@@ -327,8 +362,7 @@ class _Engine:
         probe_B, trajectory_B = s.slots.probe_B, s.slots.trajectory_B
 
         def draw(injected: Injection, z_RZ):
-            keys_B = jax.vmap(lambda r: jax.random.fold_in(self.latent_key, r))(trajectory_B)
-            z_BZ = self.cvae.sample_prior(hidden_BD, keys_B)
+            z_BZ = self.cvae.sample_prior(hidden_BD, self._keys(self.latent_key, trajectory_B))
             pick = lambda new, old: jnp.where(probe_B.reshape(1, -1, *[1] * (old.ndim - 2)), new, old)  # noqa: E731
             injected = jax.tree.map(pick, self._injections(z_BZ), injected)
             return injected, z_RZ.at[self._rows(probe_B, trajectory_B)].set(z_BZ, mode="drop")

@@ -22,22 +22,20 @@ def qkv(layer: Layer, x_ND, table, config: ModelConfig, gain_ND=None):
     Returns:
       q [N,G,R,E] (R = H/G), k and v [N,G,E].
     """
-    n, h, g = x_ND.shape[0], config.n_heads, config.n_kv_heads
     norm = layer.attn_norm_D if gain_ND is None else layer.attn_norm_D + gain_ND
-    heads_NO = multiply(rms_norm(x_ND, norm, config.norm_eps), layer.qkv).astype(x_ND.dtype)
-    if layer.qkv_bias_O is not None:
-        heads_NO += layer.qkv_bias_O
-    heads_NHE = heads_NO.reshape(n, h + 2 * g, config.head_dim)
-    qk_NHE, v_NGE = heads_NHE[:, : h + g], heads_NHE[:, h + g :]
-    if layer.qk_norm_HE is not None:
-        qk_NHE = rms_norm(qk_NHE, layer.qk_norm_HE, config.norm_eps)
-    qk_NHE = rotate(qk_NHE, table)
-    return qk_NHE[:, :h].reshape(n, g, h // g, config.head_dim), qk_NHE[:, h:], v_NGE
+    heads_NGME = multiply(rms_norm(x_ND, norm, config.norm_eps), layer.qkv).astype(x_ND.dtype)  # M = R + 2
+    if layer.qkv_bias is not None:
+        heads_NGME += layer.qkv_bias
+    qk_NGME, v_NGE = heads_NGME[:, :, :-1], heads_NGME[:, :, -1]
+    if layer.qk_norm is not None:
+        qk_NGME = rms_norm(qk_NGME, layer.qk_norm, config.norm_eps)
+    qk_NGME = rotate(qk_NGME, tuple(x[:, None] for x in table))
+    return qk_NGME[:, :, :-1], qk_NGME[:, :, -1], v_NGE
 
 
 def finish(layer: Layer, x_ND, heads_NGRE, config: ModelConfig):
     """Output projection and gated MLP with their residuals."""
-    x_ND += multiply(heads_NGRE.reshape(x_ND.shape[0], -1), layer.o).astype(x_ND.dtype)
+    x_ND += multiply(heads_NGRE, layer.o).astype(x_ND.dtype)
     y_ND = rms_norm(x_ND, layer.mlp_norm_D, config.norm_eps)
-    gate_NF, up_NF = jnp.split(multiply(y_ND, layer.gate_up).astype(x_ND.dtype), 2, axis=-1)
+    gate_NF, up_NF = jnp.moveaxis(multiply(y_ND, layer.gate_up).astype(x_ND.dtype), 1, 0)
     return x_ND + multiply(jax.nn.silu(gate_NF) * up_NF, layer.down).astype(x_ND.dtype)
