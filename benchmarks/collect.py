@@ -47,7 +47,7 @@ def summary(found: dict) -> dict:
     mfu = {f"{row['share']} {row['arm']}": row["mfu"] for row in rows("update") if "mfu" in row}
     sheet = next((row["sheet"] for row in rows("roofline") if row["what"] == "limit: read"), "")
     decode = {
-        f"{row['dtype']} {row['what']}": row["rate"] / sheet if sheet else row["fraction"]
+        f"{row['dtype']} {row['what']}": row["rate"] / sheet if sheet else row["bandwidth_fraction"]
         for row in rows("roofline")
         if row["what"].startswith("decode")
     }

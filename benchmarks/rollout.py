@@ -44,19 +44,20 @@ COLUMNS = ("model", "dtype", "case", "arm", "tokens", "seconds", "tokens_per_s",
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much one run does: B slots; prompts of S tokens; the equal case, the medians of the others, trees."""
+    """How much one run does: B slots, prompts of S tokens, the equal case, medians of the others, trees and their B."""
 
     slots: int
     prompt: int
     equal: tuple[int, int]  # sequences, tokens each
     ragged: tuple[int, int]  # sequences, median
     trees: tuple[int, int]  # roots, median
+    tree_slots: int
 
 
 SIZES = {
-    "tiny": Sizes(slots=2, prompt=8, equal=(4, 6), ragged=(4, 4), trees=(2, 6)),
-    "cpu": Sizes(slots=8, prompt=32, equal=(16, 48), ragged=(48, 16), trees=(8, 24)),
-    "gpu": Sizes(slots=64, prompt=128, equal=(128, 256), ragged=(512, 128), trees=(128, 192)),
+    "tiny": Sizes(slots=2, prompt=8, equal=(4, 6), ragged=(4, 4), trees=(2, 6), tree_slots=2),
+    "cpu": Sizes(slots=8, prompt=32, equal=(16, 48), ragged=(48, 16), trees=(64, 24), tree_slots=32),
+    "gpu": Sizes(slots=64, prompt=128, equal=(128, 256), ragged=(512, 128), trees=(128, 192), tree_slots=64),
 }
 
 
@@ -166,11 +167,11 @@ class Bench:
     def branches(self) -> list[harness.Arm]:
         """Roots and three branches each; where a branch starts is decided by our engine, once, for everybody."""
         n, median = self.size.trees
-        cap, slots = CAP * median, self.size.slots
+        cap, slots = CAP * median, self.size.tree_slots
         lengths_N = models.ragged_lengths(n, median, cap=CAP)
         prompts_NS = self._prompts(lengths_N)
-        engine = self._engine(max_tokens=cap, branching=Branching(k=3, points="distinct"))
-        roots, suffixes = self._engine(max_tokens=cap), self._engine(max_tokens=cap)
+        engine = self._engine(max_tokens=cap, slots=slots, branching=Branching(k=3, points="distinct"))
+        roots, suffixes = (self._engine(max_tokens=cap, slots=slots) for _ in range(2))
         schedule = run_engine(engine, prompts_NS)[0]
         at_NK = np.asarray(schedule.branch_at_R).reshape(n, -1)[:, 1:]
         expected = [length - at for length, ats in zip(lengths_N, at_NK, strict=True) for at in ats]
@@ -211,9 +212,9 @@ class Bench:
     def _prompts(self, lengths_N):
         return models.counting_prompts(lengths_N, self.size.prompt, self.config.vocab_size)
 
-    def _engine(self, *, weights="", **spec):
+    def _engine(self, *, weights="", slots=0, **spec):
         publication = PublicationSpec(model=self.config, dtype=self.dtype, weights=weights)
-        spec = RolloutSpec(model=self.config, roots=1, slots=self.size.slots, stop_ids=(models.STOP,), **spec)
+        spec = RolloutSpec(model=self.config, roots=1, slots=slots or self.size.slots, stop_ids=(models.STOP,), **spec)
         return models.rollout_of(self.params, publication, spec)
 
 

@@ -1,4 +1,4 @@
-"""How close to the machine's own limits: decode against memory bandwidth, prefill and update against matmul rate.
+"""How close to the machine's own limits: decode to bandwidth or matmul rate, prefill and update to matmul rate.
 
     python benchmarks/roofline.py [--json=PATH] [--model=54m] [--batches=1,16,64] [--dtypes=float32,bfloat16]
 
@@ -6,10 +6,11 @@
 data sheet; the data sheet's number stands beside them (`sheet`) where the device is known. Other rows say which part of
 the limit of the same dtype they reach.
 
-Decode: bytes a step = weights that a step reads + filled keys and values (what the engine reads of the empty part of
-its caches does not count). Its seconds a step are the difference of a long and a short rollout of equal lengths over
-the difference of their steps, so prefill and set-up cancel. Prefill: FLOPs = 2 a weight of the layers and token,
-attention over the causal half. Update: update.py's padded rows, 6 a weight and token, recomputation not counted.
+Decode: a step's limit is the longer of reading weights and filled keys and values (what the engine reads of the empty
+part of its caches does not count) and of its FLOPs, 2 a weight and sequence. Its seconds are the difference of a long
+and a short rollout of equal lengths over the difference of their steps, so prefill and set-up cancel. Prefill: 2 FLOPs
+a weight of the layers and token, attention over the causal half. Update: update.py's padded rows, 6 a weight and token,
+recomputation not counted.
 """
 
 import dataclasses
@@ -64,7 +65,10 @@ def main():
         matmul = matmul_rate(size, dtype, options)
         rows.append({"what": "limit: matmul", "dtype": dtype, **matmul, "sheet": sheet(dtype)})
         for batch in options.batches:
-            found = of(decode(config, params, dtype, batch, size, options), bandwidth)
+            found = decode(config, params, dtype, batch, size, options)
+            found["bandwidth_fraction"] = found["rate"] / bandwidth["rate"]
+            bound = max(found["bytes_per_step"] / bandwidth["rate"], found["flops_per_step"] / matmul["rate"])
+            found["fraction"] = bound / found["seconds"]["median"]
             rows.append({"what": f"decode, B = {batch}", "dtype": dtype, **found})
         found = of(prefill_rate(config, params, dtype, size, options), matmul)
         rows.append({"what": "prefill", "dtype": dtype, **found})
@@ -134,8 +138,10 @@ def decode(config, params, dtype: str, batch: int, size: Sizes, options) -> dict
     filled = batch * (size.prompt + (short + long) / 2)
     weights = models.read_bytes_per_step(config, params, dtype)
     moved = weights + filled * models.kv_bytes_per_token(config, dtype)
+    attention = 4 * config.n_layers * config.n_heads * config.head_dim * filled
+    flops = 2 * batch * weights // jnp.dtype(dtype).itemsize + attention
     row = rated(harness.spread(step), moved, "B/s")
-    return {**row, "bytes_per_step": moved, "tokens_per_s": batch / statistics.median(step)}
+    return {**row, "bytes_per_step": moved, "flops_per_step": flops, "tokens_per_s": batch / statistics.median(step)}
 
 
 def prefill_rate(config, params, dtype: str, size: Sizes, options) -> dict:

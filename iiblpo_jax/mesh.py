@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from iiblpo_jax.configuration import MESH_AXES, mesh_shape
@@ -24,7 +24,7 @@ from iiblpo_jax.errors import InputError
 
 AXES = MESH_AXES
 _WHOLE = dict.fromkeys(("layers", "head", "norm", "latent", "latent_mlp"))
-_TENSOR = dict.fromkeys(("vocab", "heads", "kv_heads", "mlp", "slots"), "tensor")
+_TENSOR = dict.fromkeys(("vocab", "heads", "kv_heads", "mlp"), "tensor")
 TRAIN = {**_WHOLE, **_TENSOR, "embed": "fsdp", "batch": ("data", "fsdp"), "sequence": "sequence"}
 ROLLOUT = {**TRAIN, "embed": None}
 
@@ -49,7 +49,9 @@ def make_mesh(mesh, *, prompts: int | None = None, devices: list | None = None) 
             f"train.prompts_per_step = {prompts} cannot be split over mesh.data * mesh.fsdp = {shards} devices; "
             f"use a multiple of {shards}, such as {nearest}"
         )
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    # jax.make_mesh would refuse, say, 8 x 2 x 4 on a torus of 4 x 4 x 4.
+    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def sharding(mesh: Mesh, axes: tuple[str | None, ...], table: dict, *, shape: tuple[int, ...]) -> NamedSharding:

@@ -224,7 +224,11 @@ def test_roofline_counts_the_bytes_a_step_reads(results):
     weights = 4 * (2 * layer + 256 * 64 + 64)  # the head is read whole, the embedding is not
     keys = 4 * 2 * 2 * 2 * 16 * (8 + (4 + 12) / 2)  # float32, k and v, layers, heads, width; prompt + mean response
     for batch in (1, 2):
-        assert rows[f"decode, B = {batch}"]["bytes_per_step"] == weights + batch * keys
+        row = rows[f"decode, B = {batch}"]
+        assert row["bytes_per_step"] == weights + batch * keys
+        scores = 4 * 2 * 4 * 16 * (8 + (4 + 12) / 2)  # q k and p v: layers, heads, width, positions
+        assert row["flops_per_step"] == batch * (2 * weights / 4 + scores)
+        assert row["fraction"] >= row["bandwidth_fraction"] > 0
     assert models.parameter_count(models.random_params(c)) == 2 * layer + 2 * 256 * 64 + 64
 
 

@@ -88,7 +88,7 @@ def test_placement_on_eight_devices():
     )
     assert done.returncode == 0, done.stderr
     out = json.loads(done.stdout)
-    assert out["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert out["mesh"] == {"data": 2, "fsdp": 2, "sequence": 1, "tensor": 2}
     # one device's part of each weight: vocab, heads and mlp halved by tensor, embed halved by fsdp
     expected = {
         "embed": [12, 8],
@@ -112,7 +112,7 @@ def test_placement_on_eight_devices():
 
 
 def test_a_dimension_that_does_not_divide_stays_whole(tiny_config):
-    mesh = jax.sharding.AbstractMesh((1, 2, 4), mesh_lib.AXES)
+    mesh = jax.sharding.AbstractMesh((1, 2, 1, 4), mesh_lib.AXES)
     axes, shape = ("layers", "kv_heads", "head", "embed"), (2, 2, 8, 16)
     assert mesh_lib.sharding(mesh, axes, mesh_lib.TRAIN, shape=shape).spec == Spec(None, None, None, "fsdp")
     assert mesh_lib.sharding(mesh, axes, mesh_lib.ROLLOUT, shape=(2, 4, 8, 16)).spec == Spec(None, "tensor", None, None)

@@ -34,7 +34,7 @@ from iiblpo_jax.rollout.branching import Branching, branch_points
 from iiblpo_jax.rollout.cache import Cache, copy_slots, empty_cache, fill_prompts
 from iiblpo_jax.rollout.decoding import Injection, decode_step, injections
 from iiblpo_jax.rollout.prefill import prefill
-from iiblpo_jax.rollout.sampling import Sampling, sample
+from iiblpo_jax.rollout.sampling import Sampling, sample_on_mesh
 from iiblpo_jax.rollout.slots import Slots, idle_slots, owes, refillable, steal_from, take_trees
 
 NO_BRANCHES = Branching()
@@ -331,10 +331,7 @@ class _Engine:
             self.published, spec.model, s.cache, slots.token_B, slots.position_B, longest, s.injected, gamma_B
         )
         uniform_B = self.uniform_RT[slots.trajectory_B, slots.index_B]
-        # Sampling looks at whole rows: over `tensor` slots are split here, not the vocabulary.
-        logits_BV = meshes.constrain(logits(self.published, hidden_BD), "slots", None)
-        draw = sample(logits_BV, uniform_B, spec.sampling, self._forbidden(slots))
-        draw = jax.tree.map(lambda x_B: meshes.constrain(x_B, None), draw)
+        draw = sample_on_mesh(logits(self.published, hidden_BD), uniform_B, spec.sampling, self._forbidden(slots))
         emits_B = slots.live_B & ~slots.probe_B
         record_BX = jnp.stack([draw.token_B.astype(jnp.float32), draw.logp_B, draw.raw_logp_B, draw.entropy_B], axis=-1)
         row_B = self._rows(emits_B, slots.trajectory_B)

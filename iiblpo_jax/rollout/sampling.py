@@ -5,7 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import PartitionSpec
 
+from iiblpo_jax import mesh as meshes
 from iiblpo_jax.rollout.threshold import bits, least_with_room
 
 LANES = 1024  # partial sums of a row
@@ -66,6 +68,31 @@ def sample(
         token_B=token_B, logp_B=jnp.zeros_like(total_B) if greedy else at_token_B - jnp.log(kept_B),
         raw_logp_B=raw_logp_B, entropy_B=jnp.log(total_B) - _row_sum(p_BV * shifted_BV) / total_B,
     )  # fmt: skip
+
+
+def sample_on_mesh(logits_BV, uniform_B, sampling: Sampling, forbidden_BV=None) -> Draw:
+    """`sample` on the devices of the program being traced, each with its part of the vocabulary.
+
+    Sampling looks at whole rows. They are handed around once, so that each device has all logits of some slots.
+    """
+    mesh, tensor = meshes.current(), meshes.TRAIN["vocab"]
+    parts = meshes.shards(mesh, "vocab")
+    if parts == 1 or logits_BV.shape[0] % parts or logits_BV.shape[1] % parts:
+        return sample(logits_BV, uniform_B, sampling, forbidden_BV)
+
+    def local(logits_BV, uniform_B, forbidden_BV):
+        logits_bV = jax.lax.all_to_all(logits_BV, tensor, split_axis=0, concat_axis=1, tiled=True)
+        b = logits_bV.shape[0]
+        mine = lambda x_B: jax.lax.dynamic_slice_in_dim(x_B, jax.lax.axis_index(tensor) * b, b)  # noqa: E731
+        draw = sample(logits_bV, mine(uniform_B), sampling, None if forbidden_BV is None else mine(forbidden_BV))
+        return jax.tree.map(lambda x_b: jax.lax.all_gather(x_b, tensor, tiled=True), draw)
+
+    # All but the logits comes and goes whole: what the slots are doing is not to be split over `tensor`.
+    whole = PartitionSpec()
+    return jax.shard_map(
+        local, in_specs=(PartitionSpec(None, tensor), whole, whole), out_specs=whole, axis_names={tensor},
+        check_vma=False,
+    )(logits_BV, uniform_B, forbidden_BV)  # fmt: skip
 
 
 def _row_sum(x_BV: jax.Array) -> jax.Array:
