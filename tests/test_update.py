@@ -127,7 +127,7 @@ def test_one_step_is_one_gradient_step(tiny_config, tiny_params, rows):
 def test_several_steps_equal_separate_ones_against_the_first_policy(tiny_config, tiny_params, rows):
     state, metrics = run(tiny_config, tiny_params, rows, THREE_BY_TWO, key=7)
     params, losses = by_hand(tiny_config, tiny_params, rows, order_of(7))
-    assert_trees_close(state.params, params, atol=1e-5)
+    assert_trees_close(state.params, params, atol=5e-5)  # six steps of a large rate amplify rounding
     np.testing.assert_allclose(metrics["update/loss"], np.mean(losses), atol=1e-5)
     assert abs(metrics["update/ratio_mean"] - 1) > 1e-3
 
