@@ -6,6 +6,8 @@ caller's, and the shape, dtype and checksum of every array. Saving is asynchrono
 - A step that cannot be written (a full disk) costs one loud line: training goes on, and the next interval tries again.
 - A step that cannot be read, or whose arrays are not what was saved, is set aside with one loud line and the one before
   is used.
+- In a run of several processes what happens to one happens to all: a save that failed anywhere has failed, a step that
+  one cannot read is set aside.
 """
 
 import base64
@@ -18,13 +20,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
+from iiblpo_jax.distributed import any_process
 from iiblpo_jax.errors import InputError, warn
 
 # Orbax logs a stack trace for every thread that a failed save passes through; `Checkpoints` says it in one line.
 logging.getLogger("absl").addFilter(lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname)
 
 UNFINISHED = "*.orbax-checkpoint-tmp*"  # what a save that failed, or was killed, leaves behind
+PATIENCE = 600  # seconds that a process which has written its part of a checkpoint waits for those of the others
 
 
 def check_writable(workdir: Path | str) -> None:
@@ -109,7 +114,7 @@ class Checkpoints:
             "arrays": _describe(arrays),
             "checksums": _integers(checksums if prepared == step else _checksums(arrays)),
         }
-        items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), host=ocp.args.JsonSave(host))
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), host=ocp.args.JsonSave(host))
         return self._attempt(step, lambda: self._manager.save(step, args=items))
 
     def remove_unfinished(self) -> None:
@@ -133,13 +138,46 @@ class Checkpoints:
         """
         return self._newest(lambda step: self._restore(step, abstract_state))
 
-    def restore_policy(self, abstract_params: dict) -> tuple[int, dict] | None:
-        """(step, policy weights) of the newest checkpoint that can be read, whatever optimizer it was saved with.
+    def restore_policy(self, abstract_params: dict, which: str = "latest") -> tuple[int, dict] | None:
+        """(step, policy weights) of a checkpoint, whatever optimizer it was saved with; nothing else of it is read.
+
+        Args:
+          abstract_params: as in `restore_latest`.
+          which: `latest`, the newest one that can be read; `best`; or the number of a step.
+
+        Returns:
+          None where `latest` finds no checkpoint.
 
         Raises:
-          InputError: it holds another model, or every checkpoint is damaged.
+          InputError: there is no such checkpoint, it holds another model, or it is damaged (`latest`: all are).
         """
-        return self._newest(lambda step: self._restore_policy(step, abstract_params))
+        if which == "latest":
+            return self._newest(lambda step: self._restore_policy(step, abstract_params))
+        step = self._best_step() if which == "best" else self._step(which)
+        try:
+            return self._restore_policy(step, abstract_params)
+        except InputError:
+            raise
+        except Exception as error:  # as in `_newest`
+            mend = "use --checkpoint=latest"
+            raise InputError(f"checkpoint {step} of {self.folder} is damaged ({_short(error)}); {mend}") from None
+
+    def _step(self, number: str) -> int:
+        """A step that exists."""
+        steps = sorted(self._manager.all_steps())
+        if not number.isdecimal():
+            raise InputError(f"--checkpoint={number} is not known; use latest, best or the number of a step")
+        if int(number) not in steps:
+            found = f"there are {', '.join(map(str, steps))}" if steps else "there is none; train first"
+            raise InputError(f"{self.folder} has no checkpoint {number}; {found}")
+        return int(number)
+
+    def _best_step(self) -> int:
+        """The step that the newest readable checkpoint names as the best one."""
+        best = self._newest(lambda step: self._host(step)["best"])
+        if best is None:
+            raise InputError(f"no checkpoint in {self.folder} is known to be the best; use --checkpoint=latest")
+        return self._step(str(best["step"]))
 
     def _newest(self, read):
         """What `read(step)` gives for the newest step that it can read; None when there is no step."""
@@ -178,20 +216,22 @@ class Checkpoints:
     def _attempt(self, step: int, save):
         """`save()`, or False after one loud line."""
         try:
-            return save()
+            return _together(save)
         except Exception as error:  # whatever a full disk or a lost file system makes Orbax or TensorStore raise
             _warn(f"checkpoint {step} was NOT written ({_short(error)}); training goes on, the next one is tried again")
             with contextlib.suppress(Exception):  # the same error once more, from a thread that ends only now
                 self._manager.close()
             self._kept.best = self._before
             self.remove_unfinished()
+            multihost_utils.sync_global_devices("unfinished checkpoint removed")
             self._manager = self._open()
             return False
 
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._kept, create=True, enable_async_checkpointing=True
-        )
+            preservation_policy=self._kept, create=True, enable_async_checkpointing=True,
+            async_options=ocp.options.AsyncOptions(timeout_secs=PATIENCE),
+        )  # fmt: skip
         return ocp.CheckpointManager(self.folder, options=options)
 
     def _restore(self, step: int, abstract_state) -> tuple:
@@ -205,19 +245,24 @@ class Checkpoints:
         host, mine = self._host(step), {"params": {"policy": abstract_params}}
         stored = {name: what for name, what in host["arrays"].items() if name.startswith("params.policy.")}
         self._check_arrays(step, stored, _describe(_flat(mine)))
-        everything = {n: jax.ShapeDtypeStruct(shape, dtype) for n, (shape, dtype) in host["arrays"].items()}
-        arrays = self._arrays(step, host, jax.tree.map(_abstract, everything))
+        arrays = self._arrays(step, host, jax.tree.map(_abstract, _flat(mine)))
         return step, _unflat(arrays, mine)["params"]["policy"]
 
     def _host(self, step: int) -> dict:
-        return self._manager.restore(step, args=ocp.args.Composite(host=ocp.args.JsonRestore())).host
+        return self._read(step, host=ocp.args.JsonRestore()).host
 
     def _arrays(self, step: int, host: dict, target: dict) -> dict:
-        arrays = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))).state
+        """The arrays of a step that `target` names."""
+        places = ocp.checkpoint_utils.construct_restore_args(target)
+        part = ocp.args.PyTreeRestore(item=target, restore_args=places, partial_restore=True)
+        arrays = self._read(step, state=part).state
         wrong = [name for name, value in _integers(_checksums(arrays)).items() if value != host["checksums"][name]]
         if wrong:
             raise ValueError(f"checksum of {wrong[0]} differs")
         return arrays
+
+    def _read(self, step: int, **items):
+        return _together(lambda: self._manager.restore(step, args=ocp.args.Composite(**items)))
 
     def _check_arrays(self, step: int, stored: dict, expected: dict) -> None:
         for name in [*expected, *stored]:
@@ -232,6 +277,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             for step in steps:
                 (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
+        multihost_utils.sync_global_devices("damaged checkpoints set aside")
         self._manager.reload()
 
 
@@ -245,6 +291,17 @@ class _NewestAndBest:
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         newest, best = checkpoints[-self._keep :], self.best and self.best["step"]
         return [c in newest or c.step == best for c in checkpoints]
+
+
+def _together(act):
+    """`act()`; where it raises in one process it raises in all."""
+    try:
+        result, error = act(), None
+    except Exception as raised:
+        result, error = None, raised
+    if any_process(error is not None):
+        raise error or RuntimeError("another process failed, see its output")
+    return result
 
 
 def _warn(line: str) -> None:

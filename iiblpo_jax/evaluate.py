@@ -1,20 +1,25 @@
 """Evaluates a run on held-out problems: pass@1, unbiased pass@k, maj@k, greedy accuracy, tokens, diversity.
 
-    python -m iiblpo_jax.evaluate --workdir=runs/first [--config.eval.samples=16 ...]
+    python -m iiblpo_jax.evaluate --workdir=runs/first [--checkpoint=best] [--config.eval.samples=16 ...]
 
-Takes the newest checkpoint of the workdir; where there is none, the model that `model.path` names. Prints a table and
-writes WORKDIR/eval/step_NNNNNN.json.
+Takes the newest checkpoint of the workdir, or the one that --checkpoint names; where there is none at all, the model
+that `model.path` names. Prints a table and writes WORKDIR/eval/step_NNNNNN.json. With several devices the weights and
+the problems are spread over them as the section mesh of the config says.
 """
 
 import json
 from pathlib import Path
 
+from absl import flags
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from iiblpo_jax import cli
+from iiblpo_jax.choice import CHECKPOINT
 from iiblpo_jax.configuration import resolve
+
+flags.declare_key_flag(CHECKPOINT.name)
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
@@ -23,23 +28,26 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
     from iiblpo_jax import specs
     from iiblpo_jax.evaluation import Evaluator, evaluation_tasks, make_scorer
+    from iiblpo_jax.mesh import make_mesh
     from iiblpo_jax.metrics import write_atomic
     from iiblpo_jax.policy import load_policy
-    from iiblpo_jax.publication import publish
+    from iiblpo_jax.publication import publisher
 
     leads = jax.process_index() == 0
     console = Console(quiet=not leads)
 
     # --- policy and problems
-    policy = load_policy(config, workdir)
+    mesh = make_mesh(config.mesh) if jax.device_count() > 1 else None
+    policy = load_policy(config, workdir, CHECKPOINT.value, mesh=mesh)
     specs.check_positions(config, policy.model_config, (), policy.tokenizer)
     tasks = evaluation_tasks(config)
     console.print(f"{policy.source}, step {policy.step}: {', '.join(task.name for task in tasks)}")
 
     # --- sample and grade
     with make_scorer(config, tasks) as scorer:
-        published = publish(policy.params, spec=specs.publication_spec(config, policy.model_config))
-        metrics = Evaluator(config, tasks, policy.model_config, policy.tokenizer, scorer)(published)
+        publication = specs.publication_spec(config, policy.model_config)
+        published = publisher(publication, policy.params, mesh)(policy.params)
+        metrics = Evaluator(config, tasks, policy.model_config, policy.tokenizer, scorer, mesh=mesh)(published)
 
     # --- table and file
     table = Table("held-out", "value")

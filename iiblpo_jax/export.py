@@ -1,8 +1,9 @@
 """Exports the trained policy as a standard Hugging Face directory that any other tool loads and serves.
 
-    python -m iiblpo_jax.export --workdir=runs/first --out=runs/first/export [--dtype=bfloat16]
+    python -m iiblpo_jax.export --workdir=runs/first --out=runs/first/export [--checkpoint=best] [--dtype=bfloat16]
 
-Takes the newest checkpoint of the workdir.
+Takes the newest checkpoint of the workdir, or the one that --checkpoint names. The weights are spread over all devices,
+whatever mesh the run had, and written tensor by tensor.
 """
 
 from pathlib import Path
@@ -11,16 +12,19 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from iiblpo_jax import cli
+from iiblpo_jax.choice import CHECKPOINT
 from iiblpo_jax.errors import InputError
 
 OUT = flags.DEFINE_string("out", "", "Directory to write; an earlier export there is replaced.")
+flags.declare_key_flag(CHECKPOINT.name)
 DTYPE = flags.DEFINE_string("dtype", "float32", "float32, bfloat16 or float16.")
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
-    """Loads the newest checkpoint and writes it out."""
+    """Loads a checkpoint and writes it out."""
     import jax  # after the command line is checked
 
+    from iiblpo_jax.mesh import make_mesh
     from iiblpo_jax.model.saving import check_target, save_model
     from iiblpo_jax.policy import load_policy
 
@@ -29,7 +33,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
     if DTYPE.value not in ("float32", "bfloat16", "float16"):
         raise InputError(f"--dtype={DTYPE.value} is not known; use float32, bfloat16 or float16")
     check_target(OUT.value)
-    policy = load_policy(config, workdir)
+    everywhere = ConfigDict({"data": 1, "fsdp": -1, "sequence": 1, "tensor": 1})
+    policy = load_policy(config, workdir, CHECKPOINT.value, mesh=make_mesh(everywhere))
     if not policy.step:
         raise InputError(f"{workdir} has no checkpoint to export; train first")
     save_model(OUT.value, policy.model_config, policy.params, policy.tokenizer, dtype=DTYPE.value)

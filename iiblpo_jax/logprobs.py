@@ -5,10 +5,12 @@ never exists whole, forward or backward: a scan over chunks of positions project
 jax.checkpoint, so the backward pass recomputes one chunk of logits at a time.
 """
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from iiblpo_jax import mesh as meshes
 from iiblpo_jax.model.decoder import hidden_states, output_weights
@@ -40,25 +42,40 @@ def chunked_logprobs(h_BTD, w_VD, targets_BT, *, temperature=1.0, chunk=None, us
     width = math.ceil(t / n_chunks / parts) * parts
     pad = [(0, 0), (0, n_chunks * width - t)]
     h_NBtD = jnp.pad(h_BTD, [*pad, (0, 0)]).reshape(b, n_chunks, width, -1).swapaxes(0, 1)
-    h_NBtD = meshes.constrain(h_NBtD, None, "batch", "sequence", None)
     targets_NBt = jnp.pad(targets_BT, pad).reshape(b, n_chunks, width).swapaxes(0, 1)
 
     # Cast inside the scan: the gradient of W is then summed over chunks in float32, whatever the dtype of W.
     # On a mesh W is whole but for its vocabulary before the scan, so that chunks move no weights.
     wide_VD = meshes.constrain(w_VD, "vocab", None).astype(jnp.float32)
-
-    @jax.checkpoint
-    def of_chunk(inputs):
-        return _logprobs(*inputs, wide_VD.astype(w_VD.dtype), temperature)
-
-    def body(start, inputs):
-        if used is None:
-            return start, of_chunk(inputs)
-        nothing = (jnp.zeros(inputs[1].shape),) * 2
-        return start + width, jax.lax.cond(start < used, of_chunk, lambda _: nothing, inputs)
-
-    _, (logp_NBt, entropy_NBt) = jax.lax.scan(body, 0, (h_NBtD, targets_NBt))
+    needed_N = jnp.arange(n_chunks) * width < (t if used is None else used)
+    scan = _on_mesh(functools.partial(_scan_chunks, dtype=w_VD.dtype, temperature=temperature), mesh, h_NBtD)
+    logp_NBt, entropy_NBt = scan(h_NBtD, targets_NBt, wide_VD, needed_N)
     return tuple(x.swapaxes(0, 1).reshape(b, -1)[:, :t] for x in (logp_NBt, entropy_NBt))
+
+
+def _on_mesh(scan, mesh, h_NBtD):
+    """`scan` on every device's rows and positions: the gradient of W is summed over devices once, not once a chunk."""
+    rows = PartitionSpec() if mesh is None else meshes.partition(mesh, (None, "batch", "sequence"), shape=h_NBtD.shape)
+    axes, whole = set(jax.tree.leaves(tuple(rows))), PartitionSpec()
+    if not axes:
+        return scan
+    return jax.shard_map(
+        scan, in_specs=(rows, rows, whole, whole), out_specs=(rows, rows), axis_names=axes, check_vma=False
+    )
+
+
+def _scan_chunks(h_NBtD, targets_NBt, wide_VD, needed_N, *, dtype, temperature):
+    """(logp, entropy) [N,B,t], zeros in chunks that are not needed."""
+
+    def compute(h_BtD, targets_Bt):
+        return _logprobs(h_BtD, targets_Bt, wide_VD.astype(dtype), temperature)
+
+    @jax.checkpoint  # around the condition: what a branch saves would be kept for every chunk, W included
+    def chunk(h_BtD, targets_Bt, needed):
+        nothing = (jnp.zeros(targets_Bt.shape),) * 2
+        return jax.lax.cond(needed, compute, lambda *_: nothing, h_BtD, targets_Bt)
+
+    return jax.lax.scan(lambda _, x: (None, chunk(*x)), None, (h_NBtD, targets_NBt, needed_N))[1]
 
 
 def _logprobs(h_BtD, targets_Bt, w_VD, temperature):

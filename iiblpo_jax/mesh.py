@@ -91,8 +91,11 @@ def param_shardings(module: nnx.Module, mesh: Mesh, table: dict) -> dict:
 
 
 def shard_params(params: dict, shardings: dict) -> dict:
-    """The same arrays, placed."""
-    return jax.device_put(params, shardings)
+    """The same arrays, placed; of several processes, which all have the whole of them, each keeps its part."""
+    if jax.process_count() == 1:
+        return jax.device_put(params, shardings)  # which for several would gather everything, only to compare it
+    part = lambda x, place: jax.make_array_from_callback(x.shape, place, lambda index: x[index])  # noqa: E731
+    return jax.tree.map(part, params, shardings)
 
 
 # -- inside a program -------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Fixtures shared by the whole suite: tiny random models on the CPU."""
 
 import os
+import socket
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -21,6 +22,23 @@ def quick_compiles():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="session")
+def neighbouring_ports():
+    """A function that finds a free port whose successor, the watch's, is free too."""
+
+    def find() -> int:
+        while True:
+            with socket.create_server(("", 0)) as server:
+                port = server.getsockname()[1]
+                try:
+                    socket.create_server(("", port + 1)).close()
+                except (OSError, OverflowError):
+                    continue
+            return port
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -228,8 +228,32 @@ def test_roofline_counts_the_bytes_a_step_reads(results):
         assert row["bytes_per_step"] == weights + batch * keys
         scores = 4 * 2 * 4 * 16 * (8 + (4 + 12) / 2)  # q k and p v: layers, heads, width, positions
         assert row["flops_per_step"] == batch * (2 * weights / 4 + scores)
-        assert row["fraction"] >= row["bandwidth_fraction"] > 0
+        assert row["fraction"] > 0.999 * row["bandwidth_fraction"] > 0
     assert models.parameter_count(models.random_params(c)) == 2 * layer + 2 * 256 * 64 + 64
+
+
+def test_soak_writes_a_row_every_twentieth(results):
+    rows = results("soak")["results"]
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert all(row["rss_mib"] > 1 and row["descriptors"] > 3 and has_spread(row["step_seconds"]) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, []),
+        ({"rss_mib": 103.0}, ["memory grew from 100 MiB at step 100 to 103 MiB"]),
+        ({"descriptors": 8}, ["1 descriptors were left open"]),
+        ({"seconds_all": [0.07]}, ["a step took 50 ms early on and 70 ms at the end"]),
+    ],
+)
+def test_soak_judges_the_end_against_the_start(changes, found):
+    verdict = runpy.run_path(str(FOLDER / "soak.py"))["verdict"]
+    rows = [{"step": 50 * i, "rss_mib": 100.0, "descriptors": 7, "seconds_all": [0.05]} for i in range(1, 21)]
+    rows[0] |= {"rss_mib": 50.0, "descriptors": 5, "seconds_all": [9.0]}  # compiling
+    for row in rows[-4:]:
+        row |= changes
+    assert verdict(rows) == found
 
 
 def test_collect_keeps_the_three_headline_numbers(tmp_path):

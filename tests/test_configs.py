@@ -53,4 +53,4 @@ def test_the_published_runs_have_the_released_settings(name):
     assert (config.rollout.temperature, config.rollout.top_p) == (0.9, 0.9)
     assert (config.rollout.max_prompt, config.rollout.max_tokens) == (2048, 4096)
     assert config.train.steps == 2 * (6486 + 13583) // 32
-    assert configuration.mesh_shape(config.mesh, devices=8) in [(1, 8, 1), (1, 4, 2)]
+    assert configuration.mesh_shape(config.mesh, devices=8) in [(1, 8, 1, 1), (1, 4, 1, 2)]

@@ -140,22 +140,9 @@ PROGRAM = """
 """
 
 
-def neighbouring_ports() -> int:
-    """A free port whose successor, the watch's, is free too."""
-    while True:
-        with socket.create_server(("", 0)) as server:
-            port = server.getsockname()[1]
-            try:
-                socket.create_server(("", port + 1)).close()
-            except (OSError, OverflowError):
-                continue
-        return port
-
-
-def start(tmp_path, mode: str) -> list[subprocess.Popen]:
+def start(tmp_path, port: int, mode: str) -> list[subprocess.Popen]:
     """Two processes of PROGRAM, after their first collective: 10^0 + 10^1."""
     (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM))
-    port = neighbouring_ports()
     shared = {
         **os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "IIBLPO_NUM_PROCESSES": "2",
         "IIBLPO_COORDINATOR": f"127.0.0.1:{port}", "IIBLPO_HEARTBEAT_TIMEOUT": "20", "IIBLPO_INIT_TIMEOUT": "60",
@@ -177,8 +164,8 @@ def start(tmp_path, mode: str) -> list[subprocess.Popen]:
     return processes
 
 
-def test_two_processes_add_up_and_end_together(tmp_path):
-    assert [process.wait(30) for process in start(tmp_path, "end")] == [0, 0]
+def test_two_processes_add_up_and_end_together(tmp_path, neighbouring_ports):
+    assert [process.wait(30) for process in start(tmp_path, neighbouring_ports(), "end")] == [0, 0]
 
 
 @pytest.mark.slow
@@ -191,8 +178,8 @@ def test_two_processes_add_up_and_end_together(tmp_path):
         ("loop", 1, signal.SIGTERM),
     ],
 )
-def test_when_one_dies_the_other_stops_and_names_it(tmp_path, mode, victim, sent):
-    processes = start(tmp_path, mode)
+def test_when_one_dies_the_other_stops_and_names_it(tmp_path, mode, victim, sent, neighbouring_ports):
+    processes = start(tmp_path, neighbouring_ports(), mode)
     processes[victim].send_signal(sent)
     killed, survivor = time.monotonic(), processes[1 - victim]
     stderr = survivor.communicate(timeout=30)[1]

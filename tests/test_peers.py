@@ -40,23 +40,10 @@ while True:  # a main thread that never gives the interpreter away by itself
 """
 
 
-def neighbouring_ports() -> int:
-    """A free port whose successor is free too."""
-    while True:
-        with socket.create_server(("", 0)) as server:
-            port = server.getsockname()[1]
-            try:
-                socket.create_server(("", port + 1)).close()
-            except (OSError, OverflowError):
-                continue
-        return port
-
-
 class Processes:
     """Process i runs PROGRAM with acts[i]; ready when all have answered the roll call."""
 
-    def __init__(self, *acts: str, silence: int = 20):
-        port = neighbouring_ports()
+    def __init__(self, port: int, *acts: str, silence: int = 20):
         env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
         self.all = [
             subprocess.Popen(
@@ -96,17 +83,17 @@ def line(culprit: int, what: str, me: int) -> str:
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
-def test_a_killed_process_ends_the_others_and_they_name_it(victim):
+def test_a_killed_process_ends_the_others_and_they_name_it(victim, neighbouring_ports):
     others = [index for index in range(3) if index != victim]
-    with Processes("", "", "") as processes:
+    with Processes(neighbouring_ports(), "", "", "") as processes:
         processes.all[victim].kill()
         for me, (status, stderr) in zip(others, processes.ends(*others), strict=True):
             assert status == 1
             assert re.fullmatch(line(victim, "is gone: killed, or crashed", me), stderr)
 
 
-def test_a_frozen_process_counts_as_dead_after_the_silence():
-    with Processes("", "", "", silence=3) as processes:
+def test_a_frozen_process_counts_as_dead_after_the_silence(neighbouring_ports):
+    with Processes(neighbouring_ports(), "", "", "", silence=3) as processes:
         processes.all[1].send_signal(signal.SIGSTOP)
         start = time.monotonic()
         ends = processes.ends(0, 2)
@@ -115,8 +102,8 @@ def test_a_frozen_process_counts_as_dead_after_the_silence():
             assert status == 1 and re.fullmatch(line(1, "has given no sign of life for 3 s", me), stderr)
 
 
-def test_a_failure_is_passed_on_with_its_reason_and_its_own_status_kept():
-    with Processes("", "fail", "") as processes:
+def test_a_failure_is_passed_on_with_its_reason_and_its_own_status_kept(neighbouring_ports):
+    with Processes(neighbouring_ports(), "", "fail", "") as processes:
         (first, at_0), (second, at_1), (third, at_2) = processes.ends(0, 1, 2)
     assert (first, second, third) == (1, 2, 1)
     assert at_1 == ""  # its own line is the command line's business
@@ -124,36 +111,36 @@ def test_a_failure_is_passed_on_with_its_reason_and_its_own_status_kept():
     assert re.fullmatch(line(1, "failed: no such file", 2), at_2)
 
 
-def test_a_failure_of_process_0_is_passed_on_too():
-    with Processes("fail", "", "") as processes:
+def test_a_failure_of_process_0_is_passed_on_too(neighbouring_ports):
+    with Processes(neighbouring_ports(), "fail", "", "") as processes:
         (status, _), (first, at_1), _ = processes.ends(0, 1, 2)
     assert (status, first) == (2, 1) and re.fullmatch(line(0, "failed: no such file", 1), at_1)
 
 
-def test_a_death_explains_the_failures_around_it():
-    with Processes("stumble", "", "stumble") as processes:
+def test_a_death_explains_the_failures_around_it(neighbouring_ports):
+    with Processes(neighbouring_ports(), "stumble", "", "stumble") as processes:
         processes.all[1].kill()
         for me, (status, stderr) in zip((0, 2), processes.ends(0, 2), strict=True):
             assert status == 1 and re.fullmatch(line(1, "is gone: killed, or crashed", me), stderr)
 
 
-def test_all_leave_together_and_quietly():
-    with Processes("leave", "1.5 leave", "leave") as processes:
+def test_all_leave_together_and_quietly(neighbouring_ports):
+    with Processes(neighbouring_ports(), "leave", "1.5 leave", "leave") as processes:
         time.sleep(0.75)
         assert processes.all[0].poll() is None and processes.all[2].poll() is None
         assert processes.ends(0, 1, 2) == [(0, "")] * 3
         assert [process.stdout.read() for process in processes.all] == ["left\n"] * 3
 
 
-def test_a_death_while_the_others_wait_to_leave_is_noticed():
-    with Processes("leave", "30 leave", "leave") as processes:
+def test_a_death_while_the_others_wait_to_leave_is_noticed(neighbouring_ports):
+    with Processes(neighbouring_ports(), "leave", "30 leave", "leave") as processes:
         processes.all[1].kill()
         assert [status for status, _ in processes.ends(0, 2)] == [1, 1]
 
 
-def roll_calls(count: int, *arguments: tuple[int, int], timeout: float = 1.0) -> list[str | None]:
+def roll_calls(port: int, count: int, *arguments: tuple[int, int], timeout: float = 1.0) -> list[str | None]:
     """What each (index, count) of `arguments` is told at the roll call of process 0; None = all are there."""
-    port, told = neighbouring_ports(), {}
+    told = {}
 
     def call(number, index, counts):
         try:
@@ -172,28 +159,28 @@ def roll_calls(count: int, *arguments: tuple[int, int], timeout: float = 1.0) ->
     return [told[number] for number in range(len(callers))]
 
 
-def test_the_roll_call():
-    assert roll_calls(3, (1, 3), (2, 3)) == [None, None, None]
+def test_the_roll_call(neighbouring_ports):
+    assert roll_calls(neighbouring_ports(), 3, (1, 3), (2, 3)) == [None, None, None]
 
 
-def test_a_missing_process_is_named_to_everybody():
-    at_0, at_2 = roll_calls(4, (2, 4), timeout=1.2)
+def test_a_missing_process_is_named_to_everybody(neighbouring_ports):
+    at_0, at_2 = roll_calls(neighbouring_ports(), 4, (2, 4), timeout=1.2)
     assert at_0 == at_2
     assert at_0.startswith("processes 1, 3 of 4 did not start within 1 s; ") and "IIBLPO_INIT_TIMEOUT" in at_0
 
 
-def test_processes_that_count_differently():
-    at_0, at_1 = roll_calls(2, (1, 3))
+def test_processes_that_count_differently(neighbouring_ports):
+    at_0, at_1 = roll_calls(neighbouring_ports(), 2, (1, 3))
     assert at_0 == at_1 == "process 0 counts 2 processes and process 1 counts 3; set one IIBLPO_NUM_PROCESSES"
 
 
-def test_two_processes_with_one_number():
-    told = roll_calls(3, (1, 3), (1, 3))
+def test_two_processes_with_one_number(neighbouring_ports):
+    told = roll_calls(neighbouring_ports(), 3, (1, 3), (1, 3))
     assert told[0] == "two processes have IIBLPO_PROCESS_ID=1; number them from 0 to 2"
     assert told.count(told[0]) >= 2
 
 
-def test_process_0_cannot_be_reached():
+def test_process_0_cannot_be_reached(neighbouring_ports):
     port = neighbouring_ports()
     with pytest.raises(InputError, match=rf"process 1 cannot reach process 0 at 127.0.0.1:{port} .*IIBLPO_COORDINATOR"):
         peers.roll_call(1, 2, host="127.0.0.1", port=port, timeout=0.3)
@@ -204,7 +191,7 @@ def test_a_host_without_address():
         peers.roll_call(1, 2, host="nowhere.invalid", port=5555, timeout=0.3)
 
 
-def test_somebody_elses_connection_is_not_counted():
+def test_somebody_elses_connection_is_not_counted(neighbouring_ports):
     port = neighbouring_ports()
     links = {}
 

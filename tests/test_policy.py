@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 
 import jax
 import numpy as np
 import pytest
+from absl import flags
 
 from iiblpo_jax import InputError, cli, configuration, evaluate, export, load_model
 from iiblpo_jax.checkpoints import Checkpoints
@@ -49,6 +51,7 @@ def run(verb, *arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["verb", *arguments])
         patch.setenv(cli.CACHE, "")
+        flags.FLAGS["checkpoint"].unparse()
         try:
             cli.run(verb.main)
         except SystemExit as stop:
@@ -96,6 +99,63 @@ def test_evaluate_writes_what_it_prints(trained):
     metrics = found["metrics"]
     assert {"eval/arithmetic/pass@1", "eval/arithmetic/pass@2", "eval/arithmetic/maj@2"} <= set(metrics)
     assert 0 <= metrics["eval/arithmetic/pass@1"] <= metrics["eval/arithmetic/pass@2"] <= 1
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """Checkpoints 2, 4 and 6 hold the embedded model times 2, 4, 6; the second has the best evaluation."""
+    workdir, config = tmp_path_factory.mktemp("three"), small_config()
+    model, _ = load_model(config.model.path)
+    checkpoints = Checkpoints(workdir, keep=1, every=2, best=True)
+    for step, score in ((2, 0.3), (4, 0.5), (6, 0.4)):
+        params = jax.tree.map(lambda w, step=step: w * step, params_of(model))
+        checkpoints.save(step, init_state({"policy": params}, make_optimizer(config.optim, total_steps=1)), score=score)
+    checkpoints.close()
+    configuration.save(config, workdir)
+    return workdir, params_of(model)
+
+
+@pytest.mark.parametrize(("which", "step"), [("latest", 6), ("best", 4), ("4", 4), ("6", 6)])
+def test_a_checkpoint_can_be_chosen(three, which, step):
+    workdir, params = three
+    policy = load_policy(small_config(), workdir, which)
+    assert policy.step == step
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b * step), policy.params, params)
+
+
+def test_export_takes_the_best_and_evaluate_a_step(three, tmp_path):
+    workdir, params = three
+    assert run(export, f"--workdir={workdir}", f"--out={tmp_path}/out", "--checkpoint=best") == 0
+    exported = params_of(load_model(tmp_path / "out")[0])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b * 4), exported, params)
+    assert run(evaluate, f"--workdir={workdir}", "--checkpoint=4") == 0
+    assert [path.name for path in (workdir / "eval").iterdir()] == ["step_000004.json"]
+
+
+@pytest.mark.parametrize(
+    ("which", "message"),
+    [
+        ("2", r"has no checkpoint 2; there are 4, 6$"),
+        ("newest", r"--checkpoint=newest is not known; use latest, best or the number of a step$"),
+    ],
+)
+def test_a_choice_that_is_not_there_is_one_line(three, which, message):
+    with pytest.raises(InputError, match=message):
+        load_policy(small_config(), three[0], which)
+
+
+def test_no_best_and_no_checkpoint_at_all(trained, tmp_path):
+    with pytest.raises(InputError, match=r"no checkpoint in .* is known to be the best; use --checkpoint=latest$"):
+        load_policy(small_config(), trained[0], "best")
+    with pytest.raises(InputError, match=r"has no checkpoint, so --checkpoint=best names none; train first$"):
+        load_policy(small_config(), tmp_path, "best")
+
+
+def test_a_chosen_checkpoint_that_is_damaged_is_not_replaced_by_another(three, tmp_path):
+    shutil.copytree(three[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4" / "state")
+    with pytest.raises(InputError, match=r"checkpoint 4 of .* is damaged \(.*; use --checkpoint=latest$"):
+        load_policy(small_config(), tmp_path / "run", "best")
 
 
 def test_a_checkpoint_of_another_model_is_refused(trained, tmp_path):

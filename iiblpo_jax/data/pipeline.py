@@ -1,4 +1,4 @@
-"""Prompts for the trainer: tokenised once, mixed by weight, shuffled, sharded by process, resumable. Built on Grain."""
+"""Prompts for the trainer: tokenised once, mixed by weight, shuffled, resumable. Built on Grain."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from iiblpo_jax.forest import pad_rows
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptBatch:
-    """P prompts of one process, right padded with 0.
+    """P prompts, right padded with 0.
 
     Attributes:
       tokens_PS: int32 prompt tokens.
@@ -52,22 +52,20 @@ class _Prompt:
 class PromptPipeline:
     """An endless iterator of `PromptBatch`.
 
-    Every epoch of every task is shuffled anew. The global sequence of prompts is a function of (tasks, weights,
-    seed); step n takes items n*P_global .. (n+1)*P_global of it and process i every process_count-th of those, so the
-    prompts of a step do not depend on the number of processes.
+    Every epoch of every task is shuffled anew. The sequence of prompts is a function of (tasks, weights, seed), and
+    step n takes items n*P .. (n+1)*P of it. In a run of several processes every one has all of them.
 
     Args:
       tasks: (task, weight) pairs; weights are relative.
       tokenizer: an `iiblpo_jax.tokenizers.Tokenizer`.
-      prompts_per_step: P over all processes.
+      prompts_per_step: P.
       max_prompt: S; longer prompts are dropped and counted in `dropped`.
       max_answer: A; longer gold answers are cut.
       seed: of the order.
-      process_index, process_count: this process's share.
 
     Raises:
-      InputError: nothing to train on, every prompt too long, a gold answer that does not parse, a weight that is not
-        positive, or prompts that do not divide among the processes.
+      InputError: nothing to train on, every prompt too long, a gold answer that does not parse, or a weight that is not
+        positive.
     """
 
     def __init__(
@@ -79,10 +77,8 @@ class PromptPipeline:
         max_prompt: int,
         max_answer: int,
         seed: int,
-        process_index: int = 0,
-        process_count: int = 1,
     ):
-        _check_mix(tasks, prompts_per_step, process_count)
+        _check_mix(tasks)
         self.dropped = 0
         sources = []
         for task, _ in tasks:
@@ -97,9 +93,8 @@ class PromptPipeline:
         ]
         mixed = grain.MapDataset.mix(orders, weights=[weight for _, weight in tasks])
         cue_width = max(len(prompts[0].cue) for prompts in sources)
-        batches = mixed[process_index::process_count].batch(
-            prompts_per_step // process_count,
-            batch_fn=lambda prompts: _collate(prompts, (max_prompt, max_answer, cue_width)),
+        batches = mixed.batch(
+            prompts_per_step, batch_fn=lambda prompts: _collate(prompts, (max_prompt, max_answer, cue_width))
         )
         # Everything is in memory already: a thread pool would only reorder work.
         self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
@@ -115,7 +110,7 @@ class PromptPipeline:
         return json.dumps({"grain": self._iterator.get_state(), "data": self._fingerprint}).encode()
 
     def set_state(self, state: bytes) -> None:
-        """Continues exactly where `get_state` was taken, on any number of processes.
+        """Continues exactly where `get_state` was taken.
 
         Raises:
           InputError: the state was taken from other data.
@@ -137,24 +132,19 @@ def heldout_batches(
     max_prompt: int,
     max_answer: int,
     limit: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
 ) -> list[PromptBatch]:
     """The held-out problems of a task in their fixed order, in batches of one shape.
 
     Args:
       task: its `heldout` is read.
       tokenizer: as for `PromptPipeline`.
-      batch_size: P over all processes; the last batch is filled with repeats, `valid_P` False.
+      batch_size: P; the last batch is filled with repeats, `valid_P` False.
       max_prompt, max_answer: S and A; longer prompts are left out with a warning.
       limit: only the first so many problems.
-      process_index, process_count: this process's share; every process gets equally many batches.
 
     Raises:
-      InputError: nothing to evaluate on, every prompt too long, or a batch that does not divide among the processes.
+      InputError: nothing to evaluate on, or every prompt too long.
     """
-    if batch_size % process_count:
-        raise InputError(f"an evaluation batch of {batch_size} prompts does not divide among {process_count} processes")
     if not task.heldout:
         raise InputError(f"task {task.name!r} has no held-out problems; add a test file or set eval.every=0")
     prompts, dropped = _tokenize(task, task.heldout[:limit], tokenizer, max_prompt, max_answer)
@@ -165,18 +155,12 @@ def heldout_batches(
         rows = prompts[start : start + batch_size]
         valid = np.arange(batch_size) < len(rows)
         rows += rows[:1] * (batch_size - len(rows))
-        share = slice(process_index, None, process_count)
-        batch = _collate(rows[share], (max_prompt, max_answer, len(rows[0].cue)))
-        batches.append(dataclasses.replace(batch, valid_P=valid[share]))
+        batch = _collate(rows, (max_prompt, max_answer, len(rows[0].cue)))
+        batches.append(dataclasses.replace(batch, valid_P=valid))
     return batches
 
 
-def _check_mix(tasks: Sequence[tuple[Task, float]], prompts_per_step: int, process_count: int) -> None:
-    if prompts_per_step < 1 or prompts_per_step % process_count:
-        raise InputError(
-            f"train.prompts_per_step={prompts_per_step} does not divide among {process_count} processes; "
-            f"make it a multiple of {process_count}"
-        )
+def _check_mix(tasks: Sequence[tuple[Task, float]]) -> None:
     for task, weight in tasks:
         if not weight > 0:
             raise InputError(f"task {task.name!r} has weight {weight}; weights must be positive")

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from rich.console import Console
 
 from iiblpo_jax import specs
 from iiblpo_jax.configuration import injected_layers, resolve
+from iiblpo_jax.distributed import any_process
 from iiblpo_jax.errors import InputError
 from iiblpo_jax.latents import diagnostics
 from iiblpo_jax.latents.continuations import Question, gather, policy_sampler
@@ -55,9 +55,7 @@ def ensure_latents(
     if config.latent.z == 0:
         raise InputError("latent.z = 0: there is no latent to train; set latent.z, such as 16")
     n_injected = injected_layers(config, model_config.n_layers)
-    missing = not has_latents(directory)
-    multihost_utils.sync_global_devices("latents looked for")  # before a faster process stores its own
-    if missing:
+    if any_process(not has_latents(directory)):  # asked of all, before a faster one stores its own
         train_latents(
             config, directory, model_config, params, questions(), stop_ids=stop_ids, console=console, mesh=mesh
         )

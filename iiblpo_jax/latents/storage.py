@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from iiblpo_jax import json_input
 from iiblpo_jax.errors import InputError
+from iiblpo_jax.mesh import to_host
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.cvae import CVAE, bind_cvae
 from iiblpo_jax.model.decoder import params_of
@@ -37,7 +38,7 @@ def fingerprint(config: ModelConfig, params: dict) -> str:
     for path, weight in sorted(traverse_util.flatten_dict(params, sep="/").items()):
         # indices per axis rather than a ravel: a sharded weight is gathered element by element, never whole
         at = np.unravel_index(np.linspace(0, weight.size - 1, PROBES).astype(np.int64), weight.shape)
-        digest.update(path.encode() + np.asarray(weight[at].astype(jnp.bfloat16)).tobytes())
+        digest.update(path.encode() + to_host(weight[at].astype(jnp.bfloat16)).tobytes())
     return digest.hexdigest()
 
 
@@ -46,7 +47,7 @@ def save_latents(
 ) -> None:
     """Writes a whole latent directory at once: a killed process leaves the old one or none, never half of one.
 
-    In a run of several processes the first one writes and all return when it has.
+    In a run of several processes all gather, the first one writes, and all return when it has.
 
     Args:
       directory: target, replaced if it exists.
@@ -57,7 +58,7 @@ def save_latents(
     """
     directory = Path(directory)
     tree = {"cvae": params_of(cvae), "psa": params_of(psa)}
-    weights = {name: np.asarray(x) for name, x in traverse_util.flatten_dict(tree, sep="/").items()}
+    weights = {name: to_host(x) for name, x in traverse_util.flatten_dict(tree, sep="/").items()}
     card = {"format": 1, **_shape(cvae, psa), "model": fingerprint(config, params), "settings": settings}
     if jax.process_index() == 0:
         _write_directory(directory, weights, {CARD: card, METRICS: metrics})

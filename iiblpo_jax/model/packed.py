@@ -64,7 +64,8 @@ def packed_hidden_states(
     config = model.config
     path_attend = on_mesh(implementation(attention, config.head_dim))
     spread = lambda x_WUD: constrain(x_WUD, "batch", "sequence", None)  # noqa: E731
-    x_WUD = spread(model.embed[...][bins.token_U])
+    # Rows of the table are split over `fsdp` as nodes are: looked up as it lies, all nodes would be gathered.
+    x_WUD = spread(constrain(model.embed[...], "vocab", None)[bins.token_U])
     block_graph, stacked = nnx.split(model.layers)
     injected = None if psa is None else layer_weights(psa, config.n_layers)
 

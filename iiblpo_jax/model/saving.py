@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from iiblpo_jax.errors import InputError
+from iiblpo_jax.mesh import to_host
 from iiblpo_jax.model import families
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.loading import INDEX
@@ -37,7 +38,7 @@ def save_model(
 ) -> None:
     """Writes config.json, generation_config.json, the weights and the tokenizer's files.
 
-    In a run of several processes the first one writes and all return when it has.
+    In a run of several processes all gather, tensor by tensor, the first one writes, and all return when it has.
 
     Args:
       path: the directory to make. An earlier export there is replaced; anything else is left alone.
@@ -58,6 +59,10 @@ def save_model(
     check_target(path)
     if jax.process_index() == 0:
         _write_directory(path, config, params, tokenizer, dtype, shard_bytes)
+    else:  # its part in the gathers
+        slots = families.slots(config)
+        for _ in _fetch(slots, slots, params, dtype):
+            pass
     multihost_utils.sync_global_devices("model saved")
 
 
@@ -142,4 +147,4 @@ def _shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
 
 def _fetch(names, slots, params, dtype) -> Iterator[np.ndarray]:
     for name in names:
-        yield np.asarray(slots[name].view(params)).astype(dtype, copy=False)
+        yield to_host(slots[name].view(params)).astype(dtype, copy=False)

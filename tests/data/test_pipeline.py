@@ -92,20 +92,10 @@ def test_cues_of_different_tasks_share_one_shape(tokenizer):
         assert tokenizer.decode(row[:length]) == {"a": "=#", "b": "answer: "}[problem.task]
 
 
-def test_processes_share_the_prompts_of_a_step(tokenizer):
-    tasks = [(small_task("a", count=7), 1.0), (small_task("b"), 1.0)]
-    whole = stream(pipeline(tasks, tokenizer, prompts_per_step=6), 4)
-    shares = [
-        stream(pipeline(tasks, tokenizer, prompts_per_step=6, process_index=i, process_count=3), 4) for i in range(3)
-    ]
-    for step, one in enumerate(whole):
-        assert one == [shares[i % 3][step][i // 3] for i in range(6)]
-
-
 @pytest.mark.parametrize("steps", [0, 1, 7])
 def test_a_restored_iterator_continues_exactly(tokenizer, steps):
-    def fresh(**share):
-        return pipeline([(small_task("a", count=7), 2.0), (small_task("b"), 1.0)], tokenizer, **share)
+    def fresh():
+        return pipeline([(small_task("a", count=7), 2.0), (small_task("b"), 1.0)], tokenizer)
 
     pipe = fresh()
     stream(pipe, steps)
@@ -116,11 +106,6 @@ def test_a_restored_iterator_continues_exactly(tokenizer, steps):
     stream(restored, 3)
     restored.set_state(state)
     assert stream(restored, 5) == wanted
-    halves = [fresh(process_index=i, process_count=2) for i in range(2)]  # on another number of processes
-    for half in halves:
-        half.set_state(state)
-    shares = [stream(half, 5) for half in halves]
-    assert [[shares[i % 2][step][i // 2] for i in range(4)] for step in range(5)] == wanted
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"prompts_per_step": 8}, {"max_prompt": 3}])
@@ -148,7 +133,6 @@ def test_long_answers_are_cut(tokenizer):
     [
         (small_task(), {"max_prompt": 0}, "longer than rollout.max_prompt=0 tokens; the longest has 5"),
         (small_task(count=0, heldout=2), {}, "has no training problems"),
-        (small_task(), {"process_count": 3}, "does not divide among 3 processes"),
         (
             small_task(train=[Problem(id="small/9", question="?", answer=" ", task="small")]),
             {},
@@ -190,25 +174,11 @@ class TestHeldout:
             "small/2",
         ]
 
-    def test_processes_cover_everything_with_equally_many_batches(self, tokenizer):
-        task = small_task(count=1, heldout=5)
-        shares = [self.batches(task, tokenizer, process_index=i, process_count=2) for i in range(2)]
-        assert [len(share) for share in shares] == [2, 2]
-        seen = [
-            name
-            for share in shares
-            for batch in share
-            for name, valid in zip(ids(batch), batch.valid_P, strict=True)
-            if valid
-        ]
-        assert sorted(seen) == [f"small/{i}" for i in range(1, 6)]
-
     @pytest.mark.parametrize(
         ("task", "changes", "message"),
         [
             (small_task(), {}, "has no held-out problems"),
             (small_task(heldout=1), {"max_prompt": 2}, "the longest has 6"),
-            (small_task(heldout=1), {"process_count": 3}, "does not divide"),
         ],
     )
     def test_bad_input(self, tokenizer, task, changes, message):
