@@ -40,6 +40,7 @@ setup(
     extras_require={
         "gpu": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "plan": ["libtpu>=0.0.40"],  # compiles for TPUs without one
         "gguf": GGUF,
         "gym": GYM,
         "notebooks": NOTEBOOKS,

@@ -61,28 +61,34 @@ class Program(NamedTuple):
 
 
 def abstract_of(tree):
-    """The same tree as jax.ShapeDtypeStructs, with the shardings of what is bound to its devices."""
+    """The same tree as jax.ShapeDtypeStructs, with the shardings of what is bound to its devices.
+
+    Leaves that are ShapeDtypeStructs already stay as they are.
+    """
 
     def abstract(x):
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return x
         sharding = x.sharding if getattr(x, "committed", False) else None
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return jax.tree.map(abstract, tree)
 
 
-def measure(program: Program, alive) -> tuple[ProgramMemory, Any]:
+def measure(program: Program, alive, *, compiler_options: dict | None = None) -> tuple[ProgramMemory, Any]:
     """Compiles a program for abstract arguments.
 
     Args:
       program: what to compile.
       alive: pytree of everything that lives on the device meanwhile. Leaves that are the program's arguments, the same
         objects, count once.
+      compiler_options: of XLA.
 
     Returns:
       Its memory, and its outputs as ShapeDtypeStructs with the shardings that the compiler chose.
     """
     lowered = program.function.lower(*program.args, **program.kwargs)
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=compiler_options)
     found = compiled.memory_analysis()
     mine = {id(leaf) for leaf in jax.tree.leaves((program.args, dict(program.kwargs)))}
     memory = ProgramMemory(
@@ -151,7 +157,7 @@ class StepPrograms:
         alive = (state, reference, cvae, inputs, markers, jax.random.key(0))
         self.state, self._reference, self._cvae, self._inputs, self._markers, self.key = abstract_of(alive)
         self.alive = (self.state, self._reference, self._cvae)
-        self._rollout_spec, self._score_spec, self._publish = rollout_spec, score_spec, publish
+        self._rollout_spec, self._score_spec, self.publish = rollout_spec, score_spec, publish
 
     def run(self, call) -> UpdateRows:
         """Calls `call(Program)` for publish, rollout, inform and score, in this order; returns the rows of the update.
@@ -159,9 +165,7 @@ class StepPrograms:
         `call` returns the abstract outputs of the program.
         """
         latents = None if self._cvae is None else {"psa": self.state.params["psa"], "cvae": self._cvae}
-        published = call(
-            Program("publish", "use rollout.dtype=bfloat16", self._publish, (self.state.params["policy"],))
-        )
+        published = call(Program("publish", "use rollout.dtype=bfloat16", self.publish, (self.state.params["policy"],)))
         forest, _ = call(
             Program(
                 "rollout", "lower rollout.slots", rollout, (published, *self._inputs["prompt"], self.key),

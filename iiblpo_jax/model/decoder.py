@@ -28,8 +28,8 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
 def widen(x_BTD: jax.Array, w_FD: jax.Array) -> jax.Array:
     """x @ w.T, whose weight gradient is made as [D,F] and then transposed.
 
-    A matmul that sums over the leading axes transposes its first operand, and XLA on CPU fuses what made that operand
-    into the copy: for the wide side this was the gradient of the gated unit, read against its grain, a fifth of an update.
+    A matmul that sums over leading axes transposes its first operand, and XLA on CPU fuses what made that operand into
+    the copy: for the wide side this was the gradient of the gated unit, read against its grain, a fifth of an update.
     """
     return jnp.einsum("btd,fd->btf", x_BTD, w_FD)
 
