@@ -335,7 +335,7 @@ def rows_of(workdir):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_and_stopped_ends_like_one_that_is_not(tmp_path):
+def test_a_run_that_is_stopped_ends_like_one_that_is_not(tmp_path):
     (tmp_path / "config.py").write_text(CONFIG)
     env = {
         **os.environ, "PYTHONPATH": str(ROOT), "IIBLPO_CACHE": str(tmp_path / "cache"),
@@ -366,12 +366,10 @@ def test_a_run_that_is_killed_and_stopped_ends_like_one_that_is_not(tmp_path):
     with start(straight) as process:
         assert process.wait(timeout=300) == 0
 
-    assert interrupt(broken, signal.SIGKILL, after=5)[0] == -signal.SIGKILL
     status, output = interrupt(broken, signal.SIGTERM, after=9)
     assert status == 0, output
-    resumed = int(re.search(r"resuming after step (\d+)", output)[1])
     saved = int(re.search(r"SIGTERM: saved after step (\d+)", output)[1])
-    assert resumed >= 3 and resumed % 3 == 0 and 9 <= saved < 20
+    assert 9 <= saved < 20
     assert [row["step"] for row in rows_of(broken)] == list(range(saved + 1))
     assert (broken / "checkpoints" / str(saved)).is_dir() and not (broken / "report.html").exists()
 
