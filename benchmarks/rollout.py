@@ -56,7 +56,7 @@ class Sizes:
 
 SIZES = {
     "tiny": Sizes(slots=2, prompt=8, equal=(4, 6), ragged=(4, 4), trees=(2, 6), tree_slots=2),
-    "cpu": Sizes(slots=8, prompt=32, equal=(16, 48), ragged=(48, 16), trees=(64, 24), tree_slots=32),
+    "cpu": Sizes(slots=8, prompt=32, equal=(16, 48), ragged=(48, 16), trees=(8, 24), tree_slots=8),
     "gpu": Sizes(slots=64, prompt=128, equal=(128, 256), ragged=(512, 128), trees=(128, 192), tree_slots=64),
 }
 
