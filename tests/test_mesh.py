@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as Spec
 
 from iiblpo_jax import mesh as mesh_lib
+from iiblpo_jax import specs
 from iiblpo_jax.defaults import default_config
 from iiblpo_jax.errors import InputError
 from iiblpo_jax.model.cvae import CVAE
@@ -109,6 +110,13 @@ def test_placement_on_eight_devices():
     assert out["ROLLOUT"]["layers.q"] == [2, 2, 8, 16] and out["ROLLOUT"]["embed"] == [12, 16]
     assert out["rows"] == [2, 3]
     assert "train.prompts_per_step = 6 cannot be split over mesh.data * mesh.fsdp = 4" in out["error"]
+
+
+def test_the_kernel_is_refused_along_sequence(tiny_config):
+    config = default_config()
+    config.attention.impl, config.mesh.sequence = "pallas", 2
+    with pytest.raises(InputError, match=r"mesh\.sequence = 2 splits them; use attention\.impl=blocks"):
+        specs.check_attention(config, tiny_config)
 
 
 def test_a_dimension_that_does_not_divide_stays_whole(tiny_config):
