@@ -105,8 +105,8 @@ def check_attention(config, model: ModelConfig) -> None:
     """Raises InputError where attention.impl does not run on this backend, mesh or model."""
     if config.attention.impl == "pallas" and config.mesh.sequence != 1:
         raise InputError(
-            f"attention.impl = pallas takes all queries of a bin, mesh.sequence = {config.mesh.sequence} splits them; use "
-            "attention.impl=blocks or mesh.sequence=1"
+            f"attention.impl = pallas takes all queries of a bin and mesh.sequence = {config.mesh.sequence} splits "
+            "them; use attention.impl=blocks or mesh.sequence=1"
         )
     implementation(config.attention.impl, model.head_dim)
 
