@@ -4,7 +4,7 @@
         --config.model.path=/data/Qwen3-14B --config.task.data_dir=/data/math
     python -m iiblpo_jax.plan --config=configs/qwen3_14b_v5p_64.py --topology=v5p:4x4x4
 
-Data and hyper-parameters as in qwen3_14b_math_dapo.py, 32 prompts a step included. 8 shards of prompts; the other
+Data, hyper-parameters and mesh as in qwen2_5_7b_v5p_64.py, 32 prompts a step included. 8 shards of prompts; the other
 factors of 64 split each forward (sequence 2) and each layer (tensor 4).
 Time: not measured. Memory: 9.9 GiB a chip before temporaries and published weights, by formula; not
 compiled to the end. Results: not measured.
@@ -17,10 +17,6 @@ from iiblpo_jax.defaults import RunConfig
 
 
 def get_config() -> RunConfig:
-    c = load_file(Path(__file__).with_name("qwen3_14b_math_dapo.py"))
-    c.mesh.fsdp = 8
-    c.mesh.sequence = 2
-    c.mesh.tensor = 4
-    c.rollout.slots = 256  # 16 on each of 16 engines: every trajectory of their 2 prompts
-    c.rollout.unroll = False  # one layer is compiled instead of all
+    c = load_file(Path(__file__).with_name("qwen2_5_7b_v5p_64.py"))
+    c.model.path = "/data/Qwen3-14B"
     return c

@@ -145,7 +145,8 @@ class Evaluator:
         correct, answers, tokens = [], [], []
         for index, batch in enumerate(batches):
             key = jax.random.fold_in(jax.random.key(self._config.eval.seed), index)
-            forest, _ = rollout(policy, *self._prompts(batch), key, spec=spec)
+            prompts = meshes.to_devices((batch.tokens_PS, batch.length_P), self._mesh, "batch")
+            forest, _ = rollout(policy, *prompts, key, spec=spec)
             responses = response_tokens(forest)
             texts = self._tokenizer.decode_batch(responses)
             problems = [problem for problem in batch.problems for _ in range(samples)]
@@ -156,10 +157,6 @@ class Evaluator:
                 answers.append([answer_of(task, text) for text in texts[mine]])
                 tokens.append(responses[mine])
         return Answers(correct_Nn=np.array(correct), answers=answers, tokens=tokens)
-
-    def _prompts(self, batch: PromptBatch):
-        prompts = batch.tokens_PS, batch.length_P
-        return prompts if self._mesh is None else meshes.to_devices(prompts, self._mesh, "batch")
 
 
 def summary(answers: Answers, ks: Sequence[int]) -> dict[str, float]:

@@ -37,7 +37,7 @@ def chunked_logprobs(h_BTD, w_VD, targets_BT, *, temperature=1.0, chunk=None, us
     mesh = meshes.current()
     parts = meshes.shards(mesh, "sequence")
     each = LOGITS_PER_CHUNK // w_VD.shape[0]
-    chunk = chunk or max(1, each if mesh is None else each * meshes.shards(mesh) * parts)
+    chunk = chunk or max(1, each * meshes.shards(mesh) * parts)
     n_chunks = min(t, math.ceil(b * t / chunk))
     width = math.ceil(t / n_chunks / parts) * parts
     pad = [(0, 0), (0, n_chunks * width - t)]

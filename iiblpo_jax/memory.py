@@ -184,6 +184,13 @@ class StepPrograms:
         return call(Program("score", "lower train.prompts_per_step", score, arguments, {"spec": self._score_spec})).rows
 
 
+def update_program(programs: StepPrograms, update, rows: UpdateRows) -> Program:
+    """The program that follows those of StepPrograms; `update` is that of make_update, rows as `run` returns them."""
+    return Program(
+        "update", "lower update.microbatch, or raise mesh.fsdp", update, (programs.state, rows, programs.key)
+    )
+
+
 def abstract_rows(programs: StepPrograms) -> UpdateRows:
     """Shapes of the update's rows; nothing is compiled."""
     return programs.run(lambda p: jax.eval_shape(partial(p.function, **p.kwargs), *p.args))
@@ -199,6 +206,5 @@ def measure_step(programs: StepPrograms, update) -> list[ProgramMemory]:
         return outputs
 
     rows = programs.run(compiled)
-    mend = "lower update.microbatch, or raise mesh.fsdp"
-    compiled(Program("update", mend, update, (programs.state, rows, programs.key)))
+    compiled(update_program(programs, update, rows))
     return found

@@ -149,8 +149,13 @@ def rollout_axes(mesh: Mesh | AbstractMesh | None, prompts: int) -> tuple[str, .
 # -- between hosts and devices ----------------------------------------------------------------------------------------
 
 
-def to_devices(tree, mesh: Mesh, *axes: str | None):
-    """Host arrays, the same in every process, on the mesh by their first logical axes; none = whole on every device."""
+def to_devices(tree, mesh: Mesh | None, *axes: str | None):
+    """Host arrays, the same in every process, on the mesh by their first logical axes; none = whole on every device.
+
+    Without a mesh they stay where they are.
+    """
+    if mesh is None:
+        return tree
 
     def put(x):
         x = np.asarray(x)

@@ -16,7 +16,16 @@ from iiblpo_jax import mesh as meshes
 from iiblpo_jax.abstract_run import abstract_run
 from iiblpo_jax.errors import InputError
 from iiblpo_jax.hlo import Collective, collectives
-from iiblpo_jax.memory import GIB, Program, ProgramMemory, bytes_per_device, check_fits, device_limit, measure
+from iiblpo_jax.memory import (
+    GIB,
+    Program,
+    ProgramMemory,
+    bytes_per_device,
+    check_fits,
+    device_limit,
+    measure,
+    update_program,
+)
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.roofline import CHIPS, Lengths, Work, generated_tokens, kv_bytes, step_work
 
@@ -188,8 +197,7 @@ def make_plan(
 
     try:
         rows = run.programs.run(compiled)
-        mend = "lower update.microbatch, or raise mesh.fsdp"
-        compiled(Program("update", mend, run.update, (run.programs.state, rows, run.programs.key)))
+        compiled(update_program(run.programs, run.update, rows))
         check_fits([p.memory for p in plan.programs], plan.limit)
     except _TooLarge as error:
         plan.refusal = str(error)

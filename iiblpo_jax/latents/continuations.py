@@ -81,9 +81,7 @@ def policy_sampler(
         width, result = max(map(len, prompts)), []
         for start in range(0, len(prompts), at_once):
             mine = (prompts[start : start + at_once] + prompts[-1:] * at_once)[:at_once]  # one shape, one compile
-            prompts_here = pad_rows(mine, width)
-            if mesh is not None:
-                prompts_here = to_devices(prompts_here, mesh, "batch")
+            prompts_here = to_devices(pad_rows(mine, width), mesh, "batch")
             forest, _ = rollout(published, *prompts_here, jax.random.fold_in(key, start), spec=spec)
             result += _by_prompt(forest, prompts, start, min(at_once, len(prompts) - start))
         return result
