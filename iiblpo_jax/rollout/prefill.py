@@ -25,12 +25,10 @@ def prefill(published: Published, prompt_PS: jax.Array, config: ModelConfig, dty
     if chunks == 1:
         return _forward(published, stacked, prompt_PS, config, dtype)
     rows = -(-p // chunks)
-    # Row r goes to chunk r % chunks, so that devices which hold contiguous prompts each work on every chunk.
-    padded_PS = jnp.pad(prompt_PS, [(0, rows * chunks - p), (0, 0)])
-    chunks_NPS = padded_PS.reshape(rows, chunks, s).swapaxes(0, 1)
+    chunks_NPS = jnp.pad(prompt_PS, [(0, rows * chunks - p), (0, 0)]).reshape(chunks, rows, s)
     kv = jax.lax.map(lambda rows_PS: _forward(published, stacked, rows_PS, config, dtype), chunks_NPS)
-    # [chunks, L, rows, ...] -> [L, rows * chunks, ...]
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(x.shape[1], -1, *x.shape[3:])[:, :p], kv)
+    # [chunks, L, rows, ...] -> [L, chunks * rows, ...]
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :p], kv)
 
 
 def _forward(published: Published, stacked: Layer, tokens_PS, config: ModelConfig, dtype: str):
