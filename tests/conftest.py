@@ -15,6 +15,13 @@ from iiblpo_jax.model.decoder import Decoder, params_of
 from iiblpo_jax.model.psa import PSA
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Drops compiled programs with their module: thousands of them exhaust the memory maps of a process, which crashes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def quick_compiles():
     """For modules whose time is compilation and whose assertions do not depend on how well XLA optimises."""
