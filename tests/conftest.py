@@ -17,7 +17,7 @@ from iiblpo_jax.model.psa import PSA
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """Drops compiled programs with their module: thousands of them exhaust the memory maps of a process, which crashes."""
+    """Drops compiled programs with their module: those of all modules exhaust the memory maps of a process."""
     yield
     jax.clear_caches()
 
