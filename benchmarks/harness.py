@@ -18,9 +18,11 @@ from pathlib import Path
 
 import jax
 
-# Dense peak rates FLOP/s and memory bandwidth bytes/s of one device, by a part of its `device_kind`. From the vendors'
-# data sheets: NVIDIA A100, H100 and H200 (SXM unless the name says otherwise, without sparsity), L4, B200; Google Cloud
-# TPU documentation for v4, v5e, v5p, v6e. float32 is the TF32 rate on NVIDIA, which is what XLA uses by default.
+from iiblpo_jax.roofline import CHIPS
+
+# Dense peak rates FLOP/s and memory bandwidth bytes/s of one device, by a part of its `device_kind`. GPUs are from the
+# vendor's data sheets: NVIDIA A100, H100 and H200 (SXM unless the name says otherwise, without sparsity), L4, B200;
+# their float32 is the TF32 rate, which is what XLA uses by default.
 DEVICES = {
     "A100-SXM4-80GB": {"bfloat16": 312e12, "float32": 156e12, "bandwidth": 2.039e12},
     "A100": {"bfloat16": 312e12, "float32": 156e12, "bandwidth": 1.555e12},
@@ -29,10 +31,11 @@ DEVICES = {
     "H200": {"bfloat16": 989e12, "float32": 495e12, "bandwidth": 4.8e12},
     "B200": {"bfloat16": 2250e12, "float32": 1100e12, "bandwidth": 8.0e12},
     "L4": {"bfloat16": 121e12, "float32": 60e12, "bandwidth": 0.3e12},
-    "TPU v4": {"bfloat16": 275e12, "float32": 275e12, "bandwidth": 1.228e12},
-    "TPU v5 lite": {"bfloat16": 197e12, "float32": 197e12, "bandwidth": 0.819e12},
-    "TPU v5p": {"bfloat16": 459e12, "float32": 459e12, "bandwidth": 2.765e12},
-    "TPU v6 lite": {"bfloat16": 918e12, "float32": 918e12, "bandwidth": 1.64e12},
+}
+DEVICES |= {
+    kind: {"bfloat16": chip.flops, "float32": chip.flops, "bandwidth": chip.bandwidth}
+    for chip in CHIPS.values()
+    for kind in chip.kinds
 }
 
 

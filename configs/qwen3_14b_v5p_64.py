@@ -6,8 +6,7 @@
 
 Data, hyper-parameters and mesh as in qwen2_5_7b_v5p_64.py, 32 prompts a step included. 8 shards of prompts; the other
 factors of 64 split each forward (sequence 2) and each layer (tensor 4).
-Time: not measured. Memory: 9.9 GiB a chip before temporaries and published weights, by formula; not
-compiled to the end. Results: not measured.
+Time: not measured. Memory: 19.5 GiB a chip as compiled, in publish (docs/scaling.md). Results: not measured.
 """
 
 from pathlib import Path

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from iiblpo_jax import mesh as meshes
 from iiblpo_jax import specs
 from iiblpo_jax.bottleneck import MarkerTable
-from iiblpo_jax.configuration import injected_layers, kept_per_prompt
+from iiblpo_jax.configuration import injected_layers
 from iiblpo_jax.memory import StepPrograms
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.cvae import CVAE
@@ -27,7 +27,6 @@ from iiblpo_jax.model.psa import PSA
 from iiblpo_jax.optimizer import make_optimizer
 from iiblpo_jax.publication import publisher
 from iiblpo_jax.update import init_state, make_update
-from iiblpo_jax.update_rows import UpdateSettings
 
 MARKER_BYTES = 7
 CUE = 16
@@ -61,13 +60,9 @@ def abstract_run(config, model: ModelConfig, mesh: Mesh) -> AbstractRun:
     # --- what a Trainer checks
     specs.check_mesh(config, mesh)
     specs.check_positions(config, model, (), None)
-    with meshes.using(mesh):
-        specs.check_attention(config, model)
+    specs.check_attention(config, model, mesh)
     method = specs.objective(config)
-    settings = UpdateSettings.from_config(config, group_size=kept_per_prompt(config), mesh=mesh)
-    settings.check_rows(
-        config.train.prompts_per_step * kept_per_prompt(config), whole_groups=method.needs_groups
-    )  # fmt: skip
+    settings = specs.update_settings(config, method, mesh=mesh)
 
     # --- weights
     policy = _weights(lambda: Decoder(model, rngs=nnx.Rngs(0)), mesh)

@@ -38,8 +38,10 @@ CHOICES = {
     "attention.impl": ("blocks", "pallas"),
     "branch.points": ("shared", "distinct"),
     "branch.parent": ("root", "previous"),
+    "branch.credit": ("trajectory", "tree"),
     "latent.condition": ("marginal", "conditioned"),
     "ib.estimator": ("likelihood", "entropy", "none"),
+    "ib.compression": ("description", "information"),
     "ib.filter": ("score", "random", "none"),
     "objective.aggregate": ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"),
     "optim.schedule": ("constant", "cosine"),
@@ -51,10 +53,11 @@ AT_LEAST_ONE = (
     "eval.problems eval.samples log.every checkpoint.keep"
 ).split()
 NOT_NEGATIVE = (
-    "rollout.top_k rollout.min_tokens branch.k latent.z latent.kl_weight latent.free_bits latent.kl_warmup "
-    "latent.psa_steps psa.strength ib.beta ib.reward_coef ib.entropy_coef ib.length_cost objective.clip_low "
-    "objective.clip_high optim.lr optim.psa_lr optim.weight_decay optim.warmup update.microbatch update.importance_cap "
-    "update.kl_coef eval.temperature eval.every checkpoint.every log.rollouts"
+    "rollout.top_k rollout.min_tokens branch.k branch.min_entropy branch.local_credit latent.z latent.kl_weight "
+    "latent.free_bits latent.kl_warmup latent.psa_steps psa.strength ib.beta ib.reward_coef ib.entropy_coef "
+    "ib.length_cost objective.clip_low objective.clip_high optim.lr optim.psa_lr optim.weight_decay optim.warmup "
+    "update.microbatch update.importance_cap update.kl_coef eval.temperature eval.every checkpoint.every "
+    "log.rollouts"
 ).split()
 POSITIVE = "data.verifier_timeout rollout.temperature psa.half_life latent.lr latent.psa_lr optim.clip_norm".split()
 SHARE = "rollout.top_p branch.fraction eval.top_p".split()  # in (0, 1]

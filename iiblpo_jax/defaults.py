@@ -64,6 +64,9 @@ def default_config() -> RunConfig:
     branch.points = "shared"  # shared: one t* a root, K latents | distinct: K different t*
     branch.parent = "root"  # root | previous: branch from the last trajectory of the chain
     branch.min_suffix = 8  # the last min(this, length / 4) tokens of a root are no candidates
+    branch.min_entropy = 0.0  # nats; a root whose most hesitant candidate is surer than this gets no branches
+    branch.credit = "trajectory"  # trajectory: one advantage each | tree: along segments (objectives/tree.py)
+    branch.local_credit = 1.0  # weight of the comparison with siblings in tree credit
     branch.prefix_loss = True  # tokens inherited from the root count in a branch's loss too
 
     c.latent = latent = ConfigDict()
@@ -88,13 +91,14 @@ def default_config() -> RunConfig:
 
     c.ib = ib = ConfigDict()
     ib.estimator = "likelihood"  # likelihood | entropy (IBRO) | none: no score
-    ib.beta = 1.0  # weight of the answer term against the prompt term, both standardised
+    ib.compression = "description"  # of likelihood: description length of r | information: I(q;r), the paper's words
+    ib.beta = 1.0  # weight of the answer term against the compression term, both standardised
     ib.filter = "score"  # keep the best by score | random: the control | none: keep all
     ib.keep = 0  # N trajectories kept a prompt; 0 = half of the group
     ib.keep_contrast = True  # a group with right and wrong answers keeps both kinds
     ib.reward_coef = 0.1  # * clip(score, -1, 1), added to the advantage in groups with reward spread
     ib.entropy_coef = 0.005  # of the loss term mean(A_t H_t)
-    ib.length_cost = 0.0  # nats a token, the explicit price of verbosity
+    ib.length_cost = 0.5  # nats a token, the explicit price of verbosity; 0 = none
 
     c.objective = objective = ConfigDict()
     objective.name = "grpo"  # a name of the objective registry

@@ -103,8 +103,8 @@ def shard_params(params: dict, shardings: dict) -> dict:
 
 @contextlib.contextmanager
 def using(mesh: Mesh | None) -> Iterator[None]:
-    """While a program is traced: the mesh that `current` and `constrain` speak of."""
-    if mesh is None or mesh.size == 1:
+    """While a program is traced: the mesh that `current`, `constrain` and `platform` speak of."""
+    if mesh is None:
         yield
         return
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -119,8 +119,8 @@ def current() -> AbstractMesh | None:
 
 def platform() -> str:
     """What the program being traced will run on: `cpu`, `gpu` or `tpu`. It may be compiled for devices elsewhere."""
-    mesh = current()
-    return jax.default_backend() if mesh is None or mesh.abstract_device is None else mesh.abstract_device.platform
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def constrain(x: jax.Array, *axes: str | None, table: dict = TRAIN) -> jax.Array:

@@ -27,6 +27,7 @@ from iiblpo_jax.memory import (
     update_program,
 )
 from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.publication import kv_heads_held
 from iiblpo_jax.roofline import CHIPS, Lengths, Work, generated_tokens, kv_bytes, step_work
 
 MIB = 2**20
@@ -233,8 +234,8 @@ def _resident(config, model: ModelConfig, programs, shape: dict, parts: int) -> 
     """Bytes a device by kind."""
     total = lambda tree: sum(bytes_per_device(leaf) for leaf in jax.tree.leaves(tree))  # noqa: E731
     state, reference, cvae = programs.alive
-    r, heads = config.rollout, shape["tensor"] if model.n_kv_heads % shape["tensor"] == 0 else 1
-    token = kv_bytes(model, r.kv_dtype or r.dtype) // heads
+    r = config.rollout
+    token = kv_bytes(model, r.kv_dtype or r.dtype) // model.n_kv_heads * kv_heads_held(model, shape["tensor"])
     return {
         "params": total(state.params), "optimizer": total(state.opt_state), "reference": total((reference, cvae)),
         "KV cache": r.slots // parts * (r.max_prompt + r.max_tokens) * token,

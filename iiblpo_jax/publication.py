@@ -10,11 +10,13 @@ The product is (x @ q.T) * scale: the scale belongs to an output channel, hence 
 quantised too, a row a token, so that a tied head stays one table. Norms and biases are not.
 
 On a mesh a publication is also the one reshard between training and rollout (mesh.ROLLOUT). Heads are therefore fused
-kv head by kv head and gate|up channel by channel: the mesh axis `tensor` cuts between them, never through one.
+kv head by kv head and gate|up channel by channel: the mesh axis `tensor` cuts between them, never through one. Where
+there are fewer kv heads than parts, each is held several times, every copy with its share of the query heads.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -38,12 +40,14 @@ class PublicationSpec:
       weights: `` = dtype, or `int8`.
       unroll: layers as a list, which decoding unrolls; False = stacked, which decoding scans: slower, but compile time
         does not grow with depth.
+      kv_copies: C, of every kv head, each with H / (G C) of its query heads; `publisher` fits it to a mesh.
     """
 
     model: ModelConfig
     dtype: str = "float32"
     weights: str = ""
     unroll: bool = True
+    kv_copies: int = 1
 
 
 @struct.dataclass
@@ -63,7 +67,8 @@ class Matrix:
 class Layer:
     """One transformer layer; stacked publications give every array a leading axis of all layers.
 
-    A kv head and what belongs to it lie together: its R = H/G query heads, its key, its value.
+    A kv head and what belongs to it lie together: its R = H/G query heads, its key, its value. Copies of a kv head
+    count as heads of their own: G is then C times that of the model.
 
     Attributes:
       attn_norm_D, mlp_norm_D: weights of the two RMSNorms.
@@ -109,6 +114,7 @@ class Published:
       layers: a list of L layers, or one stacked Layer.
       final_norm_D: weight of the last RMSNorm.
       dtype: name of the dtype of activations.
+      kv_copies: of PublicationSpec.
     """
 
     embed: Matrix
@@ -116,6 +122,7 @@ class Published:
     layers: list[Layer] | Layer
     final_norm_D: jax.Array
     dtype: str = struct.field(pytree_node=False)
+    kv_copies: int = struct.field(pytree_node=False)
 
     @property
     def unrolled(self) -> bool:
@@ -144,7 +151,7 @@ def publish(params: dict, *, spec: PublicationSpec) -> Published:
         layers = jax.vmap(lambda weights: _layer(weights, spec, matrix))(stacked)
     return Published(
         embed=matrix(params["embed"]), head=None if spec.model.tied_embeddings else matrix(params["head"]),
-        layers=layers, final_norm_D=params["final_norm"], dtype=spec.dtype,
+        layers=layers, final_norm_D=params["final_norm"], dtype=spec.dtype, kv_copies=spec.kv_copies,
     )  # fmt: skip
 
 
@@ -152,14 +159,27 @@ def publisher(spec: PublicationSpec, params: dict, mesh: Mesh | None = None) -> 
     """`publish` with its static argument bound, jitted: params -> Published.
 
     Args:
-      spec: static.
+      spec: static; its kv_copies are chosen here.
       params: weights, or their shapes.
       mesh: where the publication is to lie (mesh.ROLLOUT); None = where the compiler likes.
     """
-    program = functools.partial(publish, spec=spec)
+    copies = kv_copies(spec.model, meshes.shards(mesh, "kv_heads"))
+    program = functools.partial(publish, spec=dataclasses.replace(spec, kv_copies=copies))
     if mesh is None:
         return jax.jit(program)
     return jax.jit(program, out_shardings=_shardings(jax.eval_shape(program, params), mesh))
+
+
+def kv_copies(model: ModelConfig, parts: int) -> int:
+    """C: the fewest copies of every kv head that `parts` divides; 1 if the query heads cannot be shared out so."""
+    copies = parts // math.gcd(parts, model.n_kv_heads)
+    return copies if model.n_heads // model.n_kv_heads % copies == 0 else 1
+
+
+def kv_heads_held(model: ModelConfig, parts: int) -> int:
+    """Kv heads, copies included, whose keys and values each of `parts` devices holds in a rollout."""
+    heads = model.n_kv_heads * kv_copies(model, parts)
+    return heads if heads % parts else heads // parts
 
 
 def _shardings(published: Published, mesh: Mesh) -> Published:
@@ -175,19 +195,20 @@ def _shardings(published: Published, mesh: Mesh) -> Published:
 
 
 def _layer(w: dict, spec: PublicationSpec, matrix) -> Layer:
-    c = spec.model
+    c, groups = spec.model, spec.model.n_kv_heads * spec.kv_copies
 
     def fuse(q_H, k_G, v_G):
-        """[H, ...], [G, ...], [G, ...] -> [G, R+2, ...]."""
-        q_GR = q_H.reshape(c.n_kv_heads, -1, *q_H.shape[1:])
+        """[H, ...] and twice the model's [G, ...] -> [G, R+2, ...], copies included."""
+        q_GR = q_H.reshape(groups, -1, *q_H.shape[1:])
+        k_G, v_G = (jnp.repeat(x, spec.kv_copies, axis=0) for x in (k_G, v_G))
         return jnp.concatenate([q_GR, k_G[:, None], v_G[:, None]], axis=1)
 
     qkv_bias = qk_norm = None
     if c.qkv_bias:
         qkv_bias = fuse(w["q_bias"], w["k_bias"], w["v_bias"]).astype(spec.dtype)
     if c.qk_norm:
-        qk_norm = jnp.stack([w["q_norm"]] * (c.n_heads // c.n_kv_heads) + [w["k_norm"]])
-    o = w["o"].reshape(c.d_model, c.n_kv_heads, -1, c.head_dim)
+        qk_norm = jnp.stack([w["q_norm"]] * (c.n_heads // groups) + [w["k_norm"]])
+    o = w["o"].reshape(c.d_model, groups, -1, c.head_dim)
     return Layer(
         attn_norm_D=w["attn_norm"], qkv=matrix(fuse(w["q"], w["k"], w["v"])), qkv_bias=qkv_bias, qk_norm=qk_norm,
         o=matrix(o, inputs=3), mlp_norm_D=w["mlp_norm"], gate_up=matrix(jnp.stack([w["gate"], w["up"]])),

@@ -22,6 +22,7 @@ import math
 
 from iiblpo_jax import configuration, specs
 from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.publication import kv_heads_held
 from iiblpo_jax.update_rows import pack_tokens
 
 INHERITED = 0.5  # share of its parent that a branch begins with
@@ -30,8 +31,9 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """Data sheet of one chip: memory in bytes, bfloat16 FLOP/s, bytes/s of its memory."""
+    """Data sheet of one chip: memory in bytes, bfloat16 FLOP/s, bytes/s of its memory, and what JAX may call it."""
 
+    kinds: tuple[str, ...]
     memory: int
     flops: float
     bandwidth: float
@@ -39,10 +41,10 @@ class Chip:
 
 # docs.cloud.google.com/tpu/docs, pages v4, v5e, v5p and v6e.
 CHIPS = {
-    "v4": Chip(memory=32 * 2**30, flops=275e12, bandwidth=1.228e12),
-    "v5e": Chip(memory=16 * 2**30, flops=197e12, bandwidth=0.819e12),
-    "v5p": Chip(memory=95 * 2**30, flops=459e12, bandwidth=2.765e12),
-    "v6e": Chip(memory=32 * 2**30, flops=918e12, bandwidth=1.64e12),
+    "v4": Chip(kinds=("TPU v4",), memory=32 * 2**30, flops=275e12, bandwidth=1.228e12),
+    "v5e": Chip(kinds=("TPU v5 lite", "TPU v5e"), memory=16 * 2**30, flops=197e12, bandwidth=0.819e12),
+    "v5p": Chip(kinds=("TPU v5", "TPU v5p"), memory=95 * 2**30, flops=459e12, bandwidth=2.765e12),
+    "v6e": Chip(kinds=("TPU v6 lite", "TPU v6e"), memory=32 * 2**30, flops=918e12, bandwidth=1.64e12),
 }
 
 
@@ -139,9 +141,9 @@ def _rollout(config, m: ModelConfig, lengths: Lengths, shape, parts: int) -> Wor
     longest = lengths.response * (1 + (1 - INHERITED) * (config.branch.k > 0))
     steps = max(tokens / r.slots, longest)
     live = tokens / steps / parts  # slots that decode on each part, on average
-    step = weights + live * mean_context * kv_bytes(m, r.kv_dtype or r.dtype)
-    flops = prefill + decode
-    return Work(flops=flops, useful=flops, bytes=steps * step / shape["tensor"])
+    context = kv_bytes(m, r.kv_dtype or r.dtype) * kv_heads_held(m, shape["tensor"]) / m.n_kv_heads
+    flops, step = prefill + decode, weights / shape["tensor"] + live * mean_context * context
+    return Work(flops=flops, useful=flops, bytes=steps * step)
 
 
 def _inform(config, m: ModelConfig, lengths: Lengths, shape, likelihood: bool) -> Work:

@@ -36,11 +36,12 @@ class ScoreSpec:
       model: architecture of the reference.
       objective: whose advantages are computed.
       estimator: `likelihood`, `entropy` or `none`.
+      compression: of `likelihood`: `description` or `information`.
       beta, length_cost: of S_IB (bottleneck.selection).
       rule, keep, keep_contrast: the filter; keep = N trajectories a prompt.
       reward_coef: weight of the self-reward.
       temperature: of reference log-probs, the rollout's.
-      start_id: the empty context of I(q; r).
+      start_id: the empty context of the compression term.
       reference: reference log-probs are wanted although the estimator does not need them.
       pack_tokens: nodes of one reference forward (packing.py).
       attention: attention.impl, how they attend.
@@ -53,6 +54,7 @@ class ScoreSpec:
     model: ModelConfig
     objective: Objective
     estimator: str
+    compression: str
     beta: float
     length_cost: float
     rule: str
@@ -126,8 +128,8 @@ def _inform(model, forest: Forest, markers, marker_P, cue, answer, spec: ScoreSp
             answer_len_P=answer[1],
         )  # fmt: skip
         return bottleneck.likelihood(
-            model, evidence, start_id=spec.start_id, temperature=spec.temperature, pack_tokens=spec.pack_tokens,
-            attention=spec.attention, shards=meshes.shards(spec.mesh),
+            model, evidence, start_id=spec.start_id, compression=spec.compression, temperature=spec.temperature,
+            pack_tokens=spec.pack_tokens, attention=spec.attention, shards=meshes.shards(spec.mesh),
         )  # fmt: skip
     if not spec.reference:
         return None
@@ -161,7 +163,7 @@ def score(
     """
     correct_R = reward_R >= CORRECT
     by_prompt = lambda x_R: x_R.reshape(-1, forest.group_size)  # noqa: E731
-    valid_PG = jnp.ones(by_prompt(correct_R).shape, bool)
+    valid_PG = by_prompt(forest.length_R > 0)  # without its branches a sure root leaves rows empty
     everyone = _outcomes(forest, reward_R, step)
     score_PG = by_prompt(_scores(spec, forest, everyone, information, valid_PG))
     selection = bottleneck.select(
@@ -180,7 +182,8 @@ def score(
         spec, forest, kept_R, jnp.sort(selection.keep_PN, axis=1), reward_R, score_PG.ravel(), advantage, information
     )
     per_row_R = advantage if advantage.ndim == 1 else masked.mean(advantage, forest.mask_RT, axis=1)
-    metrics = _reward_metrics(by_prompt(reward_R), by_prompt(correct_R), selection) | _rollout_metrics(forest)
+    metrics = _reward_metrics(by_prompt(reward_R), by_prompt(correct_R), valid_PG, selection)
+    metrics |= _rollout_metrics(forest)
     if spec.estimator != "none":
         metrics |= bottleneck.bottleneck_metrics(
             score_PG, selection, by_prompt(correct_R), by_prompt(forest.length_R), valid_PG,
@@ -241,13 +244,12 @@ def _latent(spec: ScoreSpec, forest: Forest, prompt_len_R) -> Latent | None:
     return latent_inputs(z_RJZ, branch_at_RJ, prompt_len_R, width, half_life=spec.half_life, strength=spec.strength)
 
 
-def _reward_metrics(reward_PG, correct_PG, selection: Selection) -> dict:
-    kept_PG = selection.kept_PG
-    spread_P = masked.std(reward_PG, kept_PG, axis=1) > 0
-    mixed_P = correct_PG.any(1) & ~correct_PG.all(1)
+def _reward_metrics(reward_PG, correct_PG, valid_PG, selection: Selection) -> dict:
+    spread_P = masked.std(reward_PG, selection.kept_PG, axis=1) > 0
+    mixed_P = correct_PG.any(1) & (valid_PG & ~correct_PG).any(1)
     return {
-        "reward/mean": reward_PG.mean(),
-        "reward/pass@1": correct_PG.mean(),
+        "reward/mean": masked.mean(reward_PG, valid_PG),
+        "reward/pass@1": masked.mean(correct_PG, valid_PG),
         "reward/pass@group": correct_PG.any(1).mean(),
         "reward/frac_zero_std": 1.0 - spread_P.mean(),
         "reward/frac_mixed": mixed_P.mean(),
@@ -255,11 +257,12 @@ def _reward_metrics(reward_PG, correct_PG, selection: Selection) -> dict:
 
 
 def _rollout_metrics(forest: Forest) -> dict:
-    branch_R = forest.parent_R >= 0
+    grown_R = forest.length_R > 0
+    branch_R = grown_R & (forest.parent_R >= 0)
     return {
-        "rollout/length_mean": forest.length_R.mean(),
-        "rollout/length_p95": jnp.percentile(forest.length_R, 95),
-        "rollout/truncated": (forest.finish_R == LENGTH).mean(),
+        "rollout/length_mean": masked.mean(forest.length_R, grown_R),
+        "rollout/length_p95": jnp.nanpercentile(jnp.where(grown_R, forest.length_R, jnp.nan), 95),
+        "rollout/truncated": masked.mean(forest.finish_R == LENGTH, grown_R),
         "rollout/entropy": masked.mean(forest.entropy_RT, forest.own_RT),
         "rollout/branch_fallback": masked.mean(forest.fallback_R, branch_R),
     }

@@ -11,14 +11,14 @@ from iiblpo_jax.data.task import Task
 from iiblpo_jax.errors import InputError
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.path_attention import implementation
-from iiblpo_jax.objectives import Objective, make_objective, with_auxiliary
+from iiblpo_jax.objectives import Objective, make_objective, with_auxiliary, with_tree_credit
 from iiblpo_jax.publication import PublicationSpec
 from iiblpo_jax.rollout.branching import Branching
 from iiblpo_jax.rollout.engine import RolloutSpec
 from iiblpo_jax.rollout.sampling import Sampling
 from iiblpo_jax.scoring import ScoreSpec
 from iiblpo_jax.tokenizers import Tokenizer
-from iiblpo_jax.update_rows import pack_tokens
+from iiblpo_jax.update_rows import UpdateSettings, pack_tokens
 
 MAX_ANSWER = 64  # tokens of a gold answer that the score reads; longer ones are cut
 
@@ -26,7 +26,9 @@ MAX_ANSWER = 64  # tokens of a gold answer that the score reads; longer ones are
 def branching(config) -> Branching:
     """The branch section."""
     b = config.branch
-    return Branching(k=b.k, fraction=b.fraction, min_suffix=b.min_suffix, points=b.points, parent=b.parent)
+    return Branching(
+        k=b.k, fraction=b.fraction, min_suffix=b.min_suffix, points=b.points, parent=b.parent, min_entropy=b.min_entropy
+    )  # fmt: skip
 
 
 def uses_latents(config) -> bool:
@@ -56,6 +58,11 @@ def objective(config) -> Objective:
     o = config.objective
     overrides = {"clip_low": o.clip_low, "clip_high": o.clip_high, "aggregate": o.aggregate, **o.options}
     method = make_objective(o.name, max_tokens=config.rollout.max_tokens, overrides=overrides)
+    if config.branch.credit == "tree" and config.branch.k > 0:
+        method = with_tree_credit(
+            method, tree_size=1 + config.branch.k, chain=config.branch.parent == "previous",
+            local=config.branch.local_credit,
+        )  # fmt: skip
     return with_auxiliary(method, entropy_coef=config.ib.entropy_coef, kl_coef=config.update.kl_coef)
 
 
@@ -65,13 +72,26 @@ def score_spec(
     """Scoring, filter and advantages."""
     ib = config.ib
     return ScoreSpec(
-        model=model, objective=method, estimator=ib.estimator, beta=ib.beta, length_cost=ib.length_cost, rule=ib.filter,
-        keep=configuration.kept_per_prompt(config), keep_contrast=ib.keep_contrast and ib.filter != "none",
-        reward_coef=ib.reward_coef, temperature=config.rollout.temperature, start_id=tokenizer.start_id,
-        reference=config.update.kl_coef > 0, pack_tokens=pack_tokens(config, shards=meshes.shards(mesh)), mesh=mesh,
-        attention=config.attention.impl, levels=branching(config).levels, latents=uses_latents(config),
-        half_life=config.psa.half_life, strength=config.psa.strength,
+        model=model, objective=method, estimator=ib.estimator, compression=ib.compression, beta=ib.beta,
+        length_cost=ib.length_cost, rule=ib.filter, keep=configuration.kept_per_prompt(config),
+        keep_contrast=ib.keep_contrast and ib.filter != "none", reward_coef=ib.reward_coef,
+        temperature=config.rollout.temperature, start_id=tokenizer.start_id, reference=config.update.kl_coef > 0,
+        pack_tokens=pack_tokens(config, shards=meshes.shards(mesh)), mesh=mesh, attention=config.attention.impl,
+        levels=branching(config).levels, latents=uses_latents(config), half_life=config.psa.half_life,
+        strength=config.psa.strength,
     )  # fmt: skip
+
+
+def update_settings(config, method: Objective, *, mesh: Mesh | None = None) -> UpdateSettings:
+    """How an update goes through its rows.
+
+    Raises:
+      InputError: the rows do not split into equal minibatches, shards and microbatches.
+    """
+    kept = configuration.kept_per_prompt(config)
+    settings = UpdateSettings.from_config(config, group_size=kept, mesh=mesh)
+    settings.check_rows(config.train.prompts_per_step * kept, whole_groups=method.needs_groups)
+    return settings
 
 
 def check_positions(config, model: ModelConfig, tasks: Sequence[Task], tokenizer: Tokenizer) -> None:
@@ -101,14 +121,16 @@ def check_mesh(config, mesh: Mesh) -> None:
         )
 
 
-def check_attention(config, model: ModelConfig) -> None:
-    """Raises InputError where attention.impl does not run on this backend, mesh or model."""
-    if config.attention.impl == "pallas" and config.mesh.sequence != 1:
+def check_attention(config, model: ModelConfig, mesh: Mesh) -> None:
+    """Raises InputError where attention.impl does not run on these devices, this mesh or this model."""
+    sequence = meshes.shards(mesh, "sequence")
+    if config.attention.impl == "pallas" and sequence > 1:
         raise InputError(
-            f"attention.impl = pallas takes all queries of a bin and mesh.sequence = {config.mesh.sequence} splits "
-            "them; use attention.impl=blocks or mesh.sequence=1"
+            f"attention.impl = pallas takes all queries of a bin and mesh.sequence = {sequence} splits them; use "
+            "attention.impl=blocks or mesh.sequence=1"
         )
-    implementation(config.attention.impl, model.head_dim)
+    with meshes.using(mesh):
+        implementation(config.attention.impl, model.head_dim)
 
 
 def answer_width(tasks: Sequence[Task], tokenizer: Tokenizer) -> int:

@@ -27,7 +27,7 @@ from iiblpo_jax import mesh as meshes
 from iiblpo_jax import specs
 from iiblpo_jax.bottleneck import MarkerTable, marker_table
 from iiblpo_jax.checkpoints import Checkpoints, check_writable
-from iiblpo_jax.configuration import group_size, kept_per_prompt
+from iiblpo_jax.configuration import group_size
 from iiblpo_jax.data.pipeline import PromptBatch, PromptPipeline
 from iiblpo_jax.data.registry import make_tasks
 from iiblpo_jax.errors import InputError
@@ -55,7 +55,6 @@ from iiblpo_jax.replay import examine, finding_table, load_batch, save_batch
 from iiblpo_jax.rollout.engine import rollout
 from iiblpo_jax.scoring import inform, score
 from iiblpo_jax.update import init_state, make_update
-from iiblpo_jax.update_rows import UpdateSettings
 
 
 class Trainer:
@@ -83,7 +82,7 @@ class Trainer:
         weighted = make_tasks(config.task, seed=config.data.seed)
         tasks = [task for task, _ in weighted]
         specs.check_positions(config, self.model_config, tasks, self.tokenizer)
-        specs.check_attention(config, self.model_config)
+        specs.check_attention(config, self.model_config, mesh)
         self._answer_width = specs.answer_width(tasks, self.tokenizer)
         self.pipeline = self._pipeline(weighted)
         if self.pipeline.dropped:
@@ -97,9 +96,7 @@ class Trainer:
         method = specs.objective(config)
         self._rollout_spec = specs.rollout_spec(config, self.model_config, self.tokenizer.stop_ids, mesh=mesh)
         self._score_spec = specs.score_spec(config, self.model_config, self.tokenizer, method, mesh=mesh)
-        settings = UpdateSettings.from_config(config, group_size=kept_per_prompt(config), mesh=mesh)
-        kept = config.train.prompts_per_step * kept_per_prompt(config)
-        settings.check_rows(kept, whole_groups=method.needs_groups)
+        settings = specs.update_settings(config, method, mesh=mesh)
         steps = config.train.steps * settings.minibatches * settings.epochs
         optimizer = make_optimizer(config.optim, total_steps=steps)
 

@@ -78,7 +78,8 @@ def test_arms_take_turns_and_ratios_are_within_a_turn():
 @pytest.mark.parametrize(
     "kind, rate",
     [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA A100-SXM4-40GB", 312e12),
-     ("NVIDIA L4", 121e12), ("NVIDIA L40S", None), ("cpu", None)],
+     ("NVIDIA L4", 121e12), ("NVIDIA L40S", None), ("cpu", None), ("TPU v4", 275e12), ("TPU v5 lite", 197e12),
+     ("TPU v5", 459e12), ("TPU v5p", 459e12), ("TPU v6 lite", 918e12)],
 )  # fmt: skip
 def test_a_device_is_known_by_whole_words_of_its_kind(kind, rate):
     import harness

@@ -114,9 +114,23 @@ def test_placement_on_eight_devices():
 
 def test_the_kernel_is_refused_along_sequence(tiny_config):
     config = default_config()
-    config.attention.impl, config.mesh.sequence = "pallas", 2
+    config.attention.impl = "pallas"
+    specs.check_attention(config, tiny_config, jax.sharding.AbstractMesh((4, 1, 1, 1), mesh_lib.AXES))
     with pytest.raises(InputError, match=r"mesh\.sequence = 2 splits them; use attention\.impl=blocks"):
-        specs.check_attention(config, tiny_config)
+        specs.check_attention(config, tiny_config, jax.sharding.AbstractMesh((2, 1, 2, 1), mesh_lib.AXES))
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_the_platform_is_that_of_the_mesh_not_of_this_machine(tiny_config, devices):
+    tpu = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=None, platform="tpu")
+    mesh = jax.sharding.AbstractMesh((devices, 1, 1, 1), mesh_lib.AXES, abstract_device=tpu)
+    with mesh_lib.using(mesh):
+        assert mesh_lib.platform() == "tpu"
+    assert mesh_lib.platform() == jax.default_backend()
+    config = default_config()
+    config.attention.impl = "pallas"
+    with pytest.raises(InputError, match=r"this is a TPU; use attention\.impl=blocks"):
+        specs.check_attention(config, tiny_config, mesh)
 
 
 def test_a_dimension_that_does_not_divide_stays_whole(tiny_config):

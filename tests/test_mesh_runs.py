@@ -20,7 +20,10 @@ ROLLOUTS = """
     from iiblpo_jax.model.decoder import Decoder, params_of
     from iiblpo_jax.model.psa import PSA
     from iiblpo_jax.publication import PublicationSpec, publisher
+    from iiblpo_jax.model.psa import bind_psa
     from iiblpo_jax.rollout.branching import Branching
+    from iiblpo_jax.rollout.cache import empty_cache
+    from iiblpo_jax.rollout.decoding import decode_step, injections
     from iiblpo_jax.rollout.engine import RolloutSpec, rollout
 
     jax.config.update("jax_disable_most_optimizations", True)
@@ -30,7 +33,11 @@ ROLLOUTS = """
     prompt_PS = np.random.default_rng(0).integers(1, 24, (8, 6)).astype(np.int32)
     length_P = np.arange(8, dtype=np.int32) % 6 + 1
 
-    def run(*axes, unroll=True, weights=""):
+    def kinds_of(program):
+        kinds = re.findall(r" (all-gather|all-to-all|all-reduce|collective-permute)(?:-start)?\\(", program.as_text())
+        return {kind: kinds.count(kind) for kind in set(kinds)}
+
+    def prepared(*axes, **options):
         section = default_config().mesh
         section.update(dict(zip(meshes.AXES, axes)))
         mesh = meshes.make_mesh(section, devices=jax.devices()[:int(np.prod(axes))])
@@ -41,21 +48,37 @@ ROLLOUTS = """
         gain = 0.3 * jax.random.normal(jax.random.key(3), psa.gain.shape)
         psa = meshes.shard_params(params_of(psa) | {"gain": gain}, meshes.param_shardings(psa, mesh, meshes.TRAIN))
         latents = {"psa": psa, "cvae": jax.device_put(params_of(cvae), jax.NamedSharding(mesh, jax.P()))}
-        published = publisher(PublicationSpec(model=config, unroll=unroll, weights=weights), params, mesh)(params)
+        return mesh, latents, publisher(PublicationSpec(model=config, **options), params, mesh)(params)
+
+    def run(*axes, **options):
+        mesh, latents, published = prepared(*axes, **options)
         spec = RolloutSpec(model=config, roots=2, branching=Branching(k=2), slots=8, refill_at=2, max_tokens=12,
                            stop_ids=(0,), half_life=4.0, mesh=mesh)
         program = rollout.lower(published, *meshes.to_devices((prompt_PS, length_P), mesh, "batch"), jax.random.key(5),
                                 spec=spec, latents=latents).compile()
         forest, stats = program(published, *meshes.to_devices((prompt_PS, length_P), mesh, "batch"), jax.random.key(5),
                                 latents=latents)
-        kinds = re.findall(r" (all-gather|all-to-all|all-reduce|collective-permute)(?:-start)?\\(", program.as_text())
-        found = {k: np.asarray(v) for k, v in vars(forest).items()}
-        return found, int(stats.tokens), {kind: kinds.count(kind) for kind in set(kinds)}
+        return {k: np.asarray(v) for k, v in vars(forest).items()}, int(stats.tokens), kinds_of(program)
+
+    def one_token(*axes):
+        # Collectives of a decode step, its logits left out, and the shape of a device's part of the keys.
+        mesh, latents, published = prepared(*axes)
+
+        def step(published, latents, z_BZ):
+            with meshes.using(mesh):
+                cache = empty_cache(config, 4, 16, "float32", unrolled=True, kv_copies=published.kv_copies)
+                injected = injections(bind_psa(latents["psa"], config), z_BZ, 2, published.kv_copies)
+                tokens = np.arange(4)
+                return decode_step(published, config, cache, tokens, tokens, np.int32(3), injected, np.ones(4))
+
+        program = jax.jit(step).lower(published, latents, np.ones((4, 4), np.float32)).compile()
+        _, cache = program(published, latents, np.ones((4, 4), np.float32))
+        return kinds_of(program), cache.k[0][0].sharding.shard_shape(cache.k[0][0].shape)
 
     for options in ({}, {"unroll": False}, {"weights": "int8"}):
         expected, tokens, alone = run(1, 1, 1, 1, **options)
         assert not alone and tokens > 300, (alone, tokens)
-        for axes in ((2, 2, 1, 2), (1, 1, 1, 4), (2, 1, 2, 1)) if not options else ((2, 2, 1, 2),):
+        for axes in ((2, 2, 1, 2), (1, 1, 1, 4), (2, 1, 2, 1), (2, 1, 1, 4)) if not options else ((2, 1, 1, 4),):
             found, count, collectives = run(*axes, **options)
             assert count == tokens
             for name, value in expected.items():
@@ -64,6 +87,7 @@ ROLLOUTS = """
                 else:
                     np.testing.assert_array_equal(found[name], value, err_msg=f"{axes} {name}")
             print(json.dumps([axes, collectives]))
+    print(json.dumps(["one token", *one_token(1, 1, 1, 4)]))
 """
 
 STEPS = """
@@ -153,10 +177,15 @@ def run_on_eight(script: str, *arguments: str) -> list:
 
 
 def test_a_rollout_draws_the_same_tokens_on_every_mesh():
-    found = {tuple(axes): collectives for axes, collectives in run_on_eight(ROLLOUTS)}
+    *runs, (_, of_a_token, keys) = run_on_eight(ROLLOUTS)
+    found = {tuple(axes): collectives for axes, collectives in runs}
     # Nothing travels between engines but the final sums; `tensor` adds up activations and hands logits around.
     assert found[2, 1, 2, 1].keys() <= {"all-reduce"}
-    assert found[2, 2, 1, 2]["all-to-all"] >= 1 and "collective-permute" not in found[2, 2, 1, 2]
+    assert found[2, 2, 1, 2]["all-to-all"] >= 1
+    assert not any("collective-permute" in kinds for kinds in found.values())
+    # Two kv heads over four devices: each holds the one that its query head needs, and a token moves two sums a layer
+    # and one for its embedding.
+    assert keys == [4, 1, 8, 16] and of_a_token.keys() == {"all-reduce"}
 
 
 def test_a_step_is_the_same_on_every_mesh(tmp_path):

@@ -129,20 +129,21 @@ def test_work_of_the_paper_run():
     assert step_work(config, m, LENGTHS, shape, 16)["update"].flops == work["update"].useful
 
 
+def test_copied_kv_heads_cost_memory_as_two():
+    config = configuration.load_file(ROOT / "configs" / "qwen2_5_7b_v5p_64.py")
+    m, rest = PRESETS["qwen3-8b"], {"data": 1, "fsdp": 8, "sequence": 1}  # 32 heads, 8 kv heads
+    read = {n: step_work(config, m, LENGTHS, rest | {"tensor": n}, 8)["rollout"].bytes for n in (1, 8, 16)}
+    assert read[8] == pytest.approx(read[1] / 8)  # weights and cache are split alike
+    # At 16 the weights are halved again and the cache is not: bfloat16 keys and values, 128 wide, in 36 layers.
+    tokens = generated_tokens(config, LENGTHS) / 8
+    cache = tokens * (LENGTHS.prompt + LENGTHS.response / 2) * 2 * 36 * 128 * 2
+    assert read[16] == pytest.approx(read[8] / 2 + cache / 2)
+
+
 def test_least_time_is_that_of_the_slower_resource():
     chip = CHIPS["v5p"]
     assert Work(flops=2 * chip.flops, useful=0, bytes=0).seconds(chip, 4) == 0.5
     assert Work(flops=0, useful=0, bytes=3 * chip.bandwidth).seconds(chip, 4) == 3
-
-
-def test_chips_agree_with_the_benchmarks():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from harness import DEVICES
-
-    names = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5p", "v6e": "TPU v6 lite"}
-    for name, chip in CHIPS.items():
-        sheet = DEVICES[names[name]]
-        assert (chip.flops, chip.bandwidth) == (sheet["bfloat16"], sheet["bandwidth"])
 
 
 # -- shapes -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,16 @@ import pytest
 from flax import nnx
 
 from iiblpo_jax.model.decoder import Decoder, params_of
-from iiblpo_jax.publication import PublicationSpec, logits, look_up, multiply, publish, quantise
+from iiblpo_jax.publication import (
+    PublicationSpec,
+    kv_copies,
+    kv_heads_held,
+    logits,
+    look_up,
+    multiply,
+    publish,
+    quantise,
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,32 +32,49 @@ def biased(tiny_config):
     return config, {**params, "layers": layers}
 
 
-@pytest.mark.parametrize("unroll", [True, False])
-def test_fused_matrices_hold_their_parts_in_order(biased, unroll):
+@pytest.mark.parametrize(("unroll", "copies"), [(True, 1), (False, 1), (True, 2)])
+def test_fused_matrices_hold_their_parts_in_order(biased, unroll, copies):
     config, params = biased
-    published = publish(params, spec=PublicationSpec(model=config, unroll=unroll))
+    published = publish(params, spec=PublicationSpec(model=config, unroll=unroll, kv_copies=copies))
+    heads = config.n_kv_heads * copies
     x_ND = jax.random.normal(jax.random.key(8), (5, config.d_model))
     for i in range(config.n_layers):
         of_layer = lambda tree, i=i: jax.tree.map(lambda x: np.asarray(x[i]), tree)  # noqa: E731
         w = of_layer(params["layers"])
         layer = published.layers[i] if unroll else of_layer(published.layers)
-        each = config.n_heads // config.n_kv_heads  # queries of a kv head
+        each = config.n_heads // heads  # queries of a kv head
         q, k, v = (np.einsum("nd,hed->nhe", x_ND, w[name]) for name in ("q", "k", "v"))
         qkv = np.asarray(multiply(x_ND, layer.qkv))
-        for g in range(config.n_kv_heads):
+        for g in range(heads):
             np.testing.assert_allclose(qkv[:, g, :-2], q[:, g * each : (g + 1) * each], atol=1e-5)
-            np.testing.assert_allclose(qkv[:, g, -2], k[:, g], atol=1e-5)
-            np.testing.assert_allclose(qkv[:, g, -1], v[:, g], atol=1e-5)
-            biases = [*w["q_bias"][g * each : (g + 1) * each], w["k_bias"][g], w["v_bias"][g]]
+            kv = g // copies
+            np.testing.assert_allclose(qkv[:, g, -2], k[:, kv], atol=1e-5)
+            np.testing.assert_allclose(qkv[:, g, -1], v[:, kv], atol=1e-5)
+            biases = [*w["q_bias"][g * each : (g + 1) * each], w["k_bias"][kv], w["v_bias"][kv]]
             np.testing.assert_array_equal(layer.qkv_bias[g], np.stack(biases))
         gate_up = np.stack([x_ND @ w["gate"].T, x_ND @ w["up"].T], 1)
         np.testing.assert_allclose(multiply(x_ND, layer.gate_up), gate_up, atol=1e-5)
         heads_NHE = jax.random.normal(jax.random.key(9), (5, config.n_heads, config.head_dim))
         expected_ND = np.einsum("nhe,dhe->nd", heads_NHE, w["o"])
-        heads_NGRE = heads_NHE.reshape(5, config.n_kv_heads, each, config.head_dim)
+        heads_NGRE = heads_NHE.reshape(5, heads, each, config.head_dim)
         np.testing.assert_allclose(multiply(heads_NGRE, layer.o), expected_ND, atol=1e-5)
         np.testing.assert_array_equal(layer.qk_norm, np.stack([w["q_norm"]] * each + [w["k_norm"]]))
     np.testing.assert_allclose(logits(published, x_ND), x_ND @ params["head"].T, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv", "parts", "copies", "held"),
+    [(32, 8, 1, 1, 8), (32, 8, 4, 1, 2), (32, 8, 16, 2, 1), (32, 8, 32, 4, 1), (12, 6, 4, 2, 3), (8, 1, 8, 8, 1),
+     (28, 4, 8, 1, 4), (32, 8, 64, 1, 8), (9, 3, 2, 1, 3)],
+)  # fmt: skip
+def test_kv_heads_are_copied_where_every_part_then_has_whole_heads(tiny_config, heads, kv, parts, copies, held):
+    config = dataclasses.replace(tiny_config, n_heads=heads, n_kv_heads=kv)
+    assert (kv_copies(config, parts), kv_heads_held(config, parts)) == (copies, held)
+    if held < kv or parts == 1:  # part p has query heads p * H / parts and on, and the kv heads that they attend to
+        each = heads // (kv * copies)
+        for head in range(heads):
+            assert head // each // copies == head // (heads // kv)
+            assert head // each // held == head // (heads // parts)
 
 
 def test_int8_is_off_by_half_a_step_of_its_channel_at_most():

@@ -54,9 +54,10 @@ FOREST = hand_made()
 def plain(tiny_config):
     """Everything switched off: plain GRPO."""
     return ScoreSpec(
-        model=tiny_config, objective=make_objective("grpo", max_tokens=T), estimator="none", beta=1.0, length_cost=0.0,
-        rule="none", keep=4, keep_contrast=False, reward_coef=0.0, temperature=0.7, start_id=1, reference=False,
-        pack_tokens=64, attention="blocks", mesh=None, levels=1, latents=False, half_life=4.0, strength=0.5,
+        model=tiny_config, objective=make_objective("grpo", max_tokens=T), estimator="none", compression="description",
+        beta=1.0, length_cost=0.0, rule="none", keep=4, keep_contrast=False, reward_coef=0.0, temperature=0.7,
+        start_id=1, reference=False, pack_tokens=64, attention="blocks", mesh=None, levels=1, latents=False,
+        half_life=4.0, strength=0.5,
     )  # fmt: skip
 
 
@@ -256,8 +257,9 @@ def test_forwards_attend_as_the_spec_says(plain, tiny_params, monkeypatch, chang
         informed(plain, tiny_params, attention="pallas", **changes)
 
 
-def test_information_equals_teacher_forcing(plain, tiny_params, teacher):
-    found = informed(plain, tiny_params, estimator="likelihood")
+@pytest.mark.parametrize("compression", ["description", "information"])
+def test_information_equals_teacher_forcing(plain, tiny_params, teacher, compression):
+    found = informed(plain, tiny_params, estimator="likelihood", compression=compression)
     for r in range(8):
         p = r // 4
         prompt, response = [*PROMPT[p, : PROMPT_LEN[p]]], [*np.asarray(FOREST.tokens_RT[r, : LENGTH_R[r]])]
@@ -271,8 +273,8 @@ def test_information_equals_teacher_forcing(plain, tiny_params, teacher):
         cue, answer = [*CUE[p, : CUE_LEN[p]]], [*ANSWER[p, : ANSWER_LEN[p]]]
         gain = teacher([*prompt, *text[:cut], *cue], answer).sum() - teacher([*prompt, *cue], answer).sum()
         assert float(found.answer_R[r]) == pytest.approx(gain / len(answer), abs=1e-4)
-        about = reference.sum() - teacher([1], response).sum()
-        assert float(found.prompt_R[r]) == pytest.approx(about / LENGTH_R[4 * p : 4 * p + 4].mean(), abs=1e-4)
+        cost = (reference.sum() if compression == "information" else 0) - teacher([1], response).sum()
+        assert float(found.prompt_R[r]) == pytest.approx(cost / LENGTH_R[4 * p : 4 * p + 4].mean(), abs=1e-4)
 
 
 def test_reference_log_probs_alone(plain, tiny_params):

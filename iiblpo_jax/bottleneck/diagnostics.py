@@ -40,7 +40,8 @@ def bottleneck_metrics(
 ) -> dict[str, jax.Array]:
     """Scalars named `ib/*`. `information` is None for the entropy estimator, which has no two terms to report.
 
-    `ib/answer` and `ib/prompt` are raw nats; `ib/kept_correct` is the share of right answers among the kept;
+    `ib/answer` and `ib/prompt` are raw nats, `ib/prompt` whatever compression term is used (`ib.compression`);
+    `ib/kept_correct` is the share of right answers among the kept;
     `ib/contrast_rescued` is the number of prompts in which `keep_contrast` swapped a trajectory in.
     """
     metrics = {

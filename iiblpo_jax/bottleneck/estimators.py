@@ -5,6 +5,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,8 @@ class Evidence:
 class Information:
     """The `likelihood` terms of every trajectory, before standardisation.
 
-    answer_R: I(r; a), nats per answer token. prompt_R: I(q; r), nats per token of the group's mean length.
+    answer_R: I(r; a), nats per answer token. prompt_R: the compression term, nats per token of the group's mean length:
+    the description length of r, or I(q; r).
     ref_logp_RT: log pi_ref(o_t | q, o_<t), 0 beyond the response; the update's KL term reuses it.
     """
 
@@ -65,15 +67,22 @@ def likelihood(
     evidence: Evidence,
     *,
     start_id: int,
+    compression: Literal["description", "information"] = "description",
     temperature: float = 1.0,
     pack_tokens: int = 2**13,
     attention: str = "blocks",
     shards: int = 1,
 ) -> Information:
-    """Both information terms under a frozen model.
+    """Both terms of the score under a frozen model.
 
-    I(r; a) = mean over answer tokens of [log pi(a | q, r_cut, cue) - log pi(a | q, cue)];
-    I(q; r) = sum over response tokens of [log pi(o_t | q, o_<t) - log pi(o_t | o_<t)] / (mean length of the group).
+    I(r; a) = mean over answer tokens of [log pi(a | q, r_cut, cue) - log pi(a | q, cue)]. What it is weighed against,
+    `compression`, is a sum over response tokens divided by the mean length of the group:
+
+    description  - log pi(o_t | o_<t), what r costs to write down: min H(r) - beta I(r; a), the deterministic
+                 information bottleneck (Strouse and Schwab 2017, arXiv 1604.00268). H(r) = I(q; r) + H(r | q).
+    information  log pi(o_t | q, o_<t) - log pi(o_t | o_<t), I(q; r) as the paper writes it. Text that follows from r
+                 itself costs nothing, so this cannot tell a solution from its repetition.
+
     The divisor is one constant a group: a per-token mean would reward repetition.
 
     Four kinds of rows of one prompt are packed together (packing.py): the responses, the cut responses with cue and
@@ -83,6 +92,7 @@ def likelihood(
     Args:
         model: the reference. It must have S + T + Q + A positions.
         start_id: the one token of context that stands for "no question".
+        compression: see above.
         temperature: divides all logits, so that `ref_logp_RT` matches the policy's log-probs in the KL term.
         pack_tokens: nodes of one forward.
         attention: attention.impl of the config.
@@ -110,9 +120,10 @@ def likelihood(
     )
     gain_R = jnp.sum(with_reasoning_RA, axis=1) - of_row(jnp.sum(without_PA, axis=1))
     mean_length_P = jnp.mean(e.length_R.reshape(p, group), axis=1)
+    cost_RT = ref_logp_RT - alone_RT if compression == "information" else -alone_RT
     return Information(
         answer_R=gain_R / answer[1],
-        prompt_R=jnp.sum(ref_logp_RT - alone_RT, axis=1) / of_row(mean_length_P),
+        prompt_R=jnp.sum(cost_RT, axis=1) / of_row(mean_length_P),
         ref_logp_RT=ref_logp_RT,
     )
 

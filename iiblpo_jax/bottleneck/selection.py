@@ -67,11 +67,14 @@ def likelihood_score(
     beta: float,
     length_cost: float = 0.0,
 ) -> jax.Array:
-    """S_IB = beta * std(I(r; a)) - std(I(q; r) + length_cost * length / mean length), `std` = `standardise`.
+    """S_IB = beta * std(I(r; a)) - std(C(r) + length_cost * length / mean length), `std` = `standardise`.
+
+    C is the compression term of `likelihood`: the description length of r, or I(q; r).
 
     Rounded to thousandths, so that equal trajectories tie on every mesh and the lower index wins.
 
-    `length_cost` is nats a token, on the scale of I(q; r): what a token costs beyond what it says about the question.
+    `length_cost` is nats a token, on the scale of C: what a token costs however predictable it is. A language model
+    predicts a loop almost surely from the second round on, so its description length alone stops growing.
     """
     mean_P1 = jnp.mean(length_PG, axis=1, keepdims=True)
     cost_PG = prompt_PG + length_cost * length_PG / mean_P1

@@ -6,11 +6,13 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
 from iiblpo_jax import masked
-from iiblpo_jax.latents.features import Pairs, chunks
+from iiblpo_jax import mesh as meshes
+from iiblpo_jax.latents.features import Pairs, chunks, spread, whole
 from iiblpo_jax.latents.training import injection, rest_logprobs
 from iiblpo_jax.model import cvae as cvae_lib
 from iiblpo_jax.model.cvae import bind_cvae
@@ -36,7 +38,17 @@ ROWS = (  # metric, how it reads in the table
 
 
 def diagnose(
-    config, params: dict, cvae, psa, pairs: Pairs, key, *, temperature: float, half_life: float, strength: float
+    config,
+    params: dict,
+    cvae,
+    psa,
+    pairs: Pairs,
+    key,
+    *,
+    temperature: float,
+    half_life: float,
+    strength: float,
+    mesh: Mesh | None = None,
 ) -> dict[str, float]:
     """Metrics of a latent on held-out pairs (README "Method", latent).
 
@@ -46,16 +58,18 @@ def diagnose(
       pairs: N held-out rows with cuts and features.
       key: row n draws its z's with fold_in(key, n).
       temperature, half_life, strength: as in the rollout.
+      mesh: devices that hold the model, among which rows are split; None = one.
 
     Returns:
       `ROWS`' metrics. NLLs are means over the tokens of the rest; kl_between is the mean over rows of KL between the
       next-token distributions at the cut under two draws from the prior.
     """
     frozen = (params, params_of(cvae), params_of(psa))
+    static = {"temperature": temperature, "half_life": half_life, "strength": strength, "mesh": mesh}
     keys_N = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(pairs.cut_N.shape[0]))
     parts = []
-    for mine, keep in chunks((pairs, keys_N), pairs.rows.tokens_NC.shape[1]):
-        part = _listen(config, frozen, *mine, temperature=temperature, half_life=half_life, strength=strength)
+    for mine, keep in chunks((pairs, keys_N), pairs.rows.tokens_NC.shape[1], mesh):
+        part = _listen(config, frozen, *mine, **static)
         parts.append(jax.tree.map(lambda x, keep=keep: np.asarray(x)[:keep], part))
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     nll = {name: float(rows[name].sum() / rows["tokens"].sum()) for name in ("plain", "prior", "posterior")}
@@ -67,8 +81,13 @@ def diagnose(
     }
 
 
-@functools.partial(jax.jit, static_argnames=("config", "temperature", "half_life", "strength"))
-def _listen(config, frozen, pairs, keys_N, *, temperature, half_life, strength):
+@functools.partial(jax.jit, static_argnames=("config", "temperature", "half_life", "strength", "mesh"))
+def _listen(config, frozen, pairs, keys_N, *, mesh, **static):
+    with meshes.using(mesh):
+        return whole(_of_rows(config, frozen, *spread((pairs, keys_N)), **static))
+
+
+def _of_rows(config, frozen, pairs, keys_N, *, temperature, half_life, strength):
     params, cvae_params, psa_params = frozen
     model, cvae, psa = bind(config, params), bind_cvae(cvae_params), bind_psa(psa_params, config)
     keys_3N = jnp.stack([jax.vmap(jax.random.fold_in, (0, None))(keys_N, i) for i in range(3)])

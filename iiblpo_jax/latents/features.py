@@ -13,14 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 
+from iiblpo_jax import mesh as meshes
 from iiblpo_jax.errors import InputError
 from iiblpo_jax.logprobs import chunked_logprobs, response_positions
 from iiblpo_jax.model.decoder import bind, hidden_states, output_weights
 from iiblpo_jax.rollout.branching import Branching, candidate_mask
 
 MIN_LENGTH = 2  # one token of prefix, one of rest
-TOKENS_PER_CHUNK = 2**14  # row positions whose hidden states exist at the same time
+TOKENS_PER_CHUNK = 2**14  # row positions whose hidden states exist at the same time on a device
 
 
 class Continuation(NamedTuple):
@@ -101,7 +103,9 @@ def rows_of(continuations: list[Continuation]) -> Rows:
     )
 
 
-def extract(config, params, rows: Rows, key, *, temperature: float, branching: Branching) -> Pairs:
+def extract(
+    config, params, rows: Rows, key, *, temperature: float, branching: Branching, mesh: Mesh | None = None
+) -> Pairs:
     """Cuts every row and computes its features, chunk by chunk.
 
     Args:
@@ -110,31 +114,47 @@ def extract(config, params, rows: Rows, key, *, temperature: float, branching: B
       key: row n draws with fold_in(key, n), so the result does not depend on the chunks.
       temperature: sampling temperature of the entropies.
       branching: the rollout engine's rule for branch points.
+      mesh: devices that hold the model, among which rows are split; None = one.
     """
+    static = {"temperature": temperature, "branching": branching, "mesh": mesh}
     keys_N = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows.length_N.shape[0]))
     parts = [
-        jax.tree.map(
-            lambda x, keep=keep: x[:keep], _extract(config, params, *mine, temperature=temperature, branching=branching)
-        )
-        for mine, keep in chunks((rows, keys_N), rows.tokens_NC.shape[1])
+        jax.tree.map(lambda x, keep=keep: x[:keep], _extract(config, params, *mine, **static))
+        for mine, keep in chunks((rows, keys_N), rows.tokens_NC.shape[1], mesh)
     ]
     return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
 
-def chunks(tree, width: int):
-    """Slices a tree of [N, ...] arrays into blocks of TOKENS_PER_CHUNK / width rows: (block, rows that count).
+def chunks(tree, width: int, mesh: Mesh | None = None):
+    """Slices a tree of [N, ...] arrays into blocks of TOKENS_PER_CHUNK / width rows a device: (block, rows that count).
 
-    The last block repeats the last row, so that every block has one shape and needs one compile.
+    The last block repeats the last row, so that every block has one shape and needs one compile, and so that the
+    devices of a mesh have as many rows each.
     """
-    n = jax.tree.leaves(tree)[0].shape[0]
-    size = min(n, max(1, TOKENS_PER_CHUNK // width))
+    n, shards = jax.tree.leaves(tree)[0].shape[0], meshes.shards(mesh)
+    size = min(-(-n // shards), max(1, TOKENS_PER_CHUNK // width)) * shards
     for start in range(0, n, size):
         index = np.minimum(np.arange(start, start + size), n - 1)
         yield jax.tree.map(lambda x, index=index: x[index], tree), min(size, n - start)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "temperature", "branching"))
-def _extract(config, params, rows, keys_N, *, temperature, branching):
+def spread(tree):
+    """A tree of [N, ...] arrays, its rows split over the mesh of the program being traced where they divide."""
+    return jax.tree.map(lambda x: meshes.constrain(x, "batch"), tree)
+
+
+def whole(tree):
+    """A tree of arrays, all of it on every device of the mesh of the program being traced."""
+    return jax.tree.map(meshes.constrain, tree)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "temperature", "branching", "mesh"))
+def _extract(config, params, rows, keys_N, *, mesh, **static):
+    with meshes.using(mesh):
+        return whole(_pairs(config, params, *spread((rows, keys_N)), **static))
+
+
+def _pairs(config, params, rows, keys_N, *, temperature, branching):
     model = bind(config, params)
     h_NCD = hidden_states(model, rows.tokens_NC)
     at_NT = response_positions(rows.prompt_len_N, rows.t)

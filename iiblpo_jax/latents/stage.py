@@ -81,7 +81,9 @@ def train_latents(
     own = policy_sampler(config, model_config, params, stop_ids, keys[0], mesh=mesh)
     rows = rows_of(gather(questions, own))
     temperature = config.rollout.temperature
-    pairs = extract(model_config, params, rows, keys[1], temperature=temperature, branching=specs.branching(config))
+    pairs = extract(
+        model_config, params, rows, keys[1], temperature=temperature, branching=specs.branching(config), mesh=mesh
+    )
     train, held_out = (pairs[index] for index in split_by_prompt(rows, fraction=HELD_OUT))
     console.print(
         f"latent stage: {len(questions)} prompts, {len(train.cut_N)} continuations to train on, "
@@ -92,17 +94,17 @@ def train_latents(
     cvae, _ = train_cvae(
         train.context_ND, train.target_ND, keys[2], latent=knobs.z, hidden=knobs.hidden, steps=knobs.steps,
         batch=knobs.batch, lr=knobs.lr, kl_weight=knobs.kl_weight, free_bits=knobs.free_bits,
-        kl_warmup=knobs.kl_warmup,
+        kl_warmup=knobs.kl_warmup, mesh=mesh,
     )  # fmt: skip
     how = {"temperature": temperature, "half_life": config.psa.half_life, "strength": config.psa.strength}
     psa, _ = train_psa(
         model_config, params, cvae, train, keys[3], n_injected=injected_layers(config, model_config.n_layers),
         steps=knobs.psa_steps, batch=min(knobs.batch, max(PSA_ROWS, PSA_POSITIONS // rows.tokens_NC.shape[1])),
-        lr=knobs.psa_lr, **how,
+        lr=knobs.psa_lr, mesh=mesh, **how,
     )  # fmt: skip
 
     # --- does the model listen?
-    metrics = diagnostics.diagnose(model_config, params, cvae, psa, held_out, keys[4], **how)
+    metrics = diagnostics.diagnose(model_config, params, cvae, psa, held_out, keys[4], mesh=mesh, **how)
     diagnostics.show(metrics, console)
     settings = resolve(config)
     settings = {name: settings[name] for name in ("latent", "psa", "branch", "task")}

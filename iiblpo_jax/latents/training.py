@@ -1,7 +1,8 @@
 """Training of the latent stage: first the CVAE on features, then the PSA projections with model and CVAE frozen.
 
 Both loops run as one jitted program per chunk of steps; the host only draws a progress bar in between. Batches are
-drawn with replacement, by a key folded from the step, so that the result is a function of (data, key) alone.
+drawn with replacement, by a key folded from the step, so that the result is a function of (data, key) alone. On a mesh
+the rows of a batch are split, and what is trained, which is small, lies whole on every device.
 """
 
 import functools
@@ -12,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from rich.progress import Progress
 
 from iiblpo_jax import masked
-from iiblpo_jax.latents.features import Pairs
+from iiblpo_jax import mesh as meshes
+from iiblpo_jax.latents.features import Pairs, spread, whole
 from iiblpo_jax.logprobs import response_logprobs
 from iiblpo_jax.model import cvae as cvae_lib
 from iiblpo_jax.model.cvae import CVAE, bind_cvae
@@ -39,6 +42,7 @@ def train_cvae(
     kl_weight: float,
     free_bits: float,
     kl_warmup: int,
+    mesh: Mesh | None = None,
 ) -> tuple[CVAE, jax.Array]:
     """Fits a CVAE to N training pairs with Adam (gradient norm clipped at 1).
 
@@ -48,6 +52,7 @@ def train_cvae(
       latent, hidden: Z and the width of the hidden layers.
       steps, batch, lr: optimisation; lr decays to 0 along a cosine.
       kl_weight, free_bits, kl_warmup: see `cvae.elbo_terms`; the weight rises linearly over `kl_warmup` steps.
+      mesh: devices; None = one. A batch that they do not divide is not split.
 
     Returns:
       The CVAE with its statistics and offset, and the loss of every chunk of steps.
@@ -61,14 +66,15 @@ def train_cvae(
     def loss(weights, frozen, step):
         key, statistics, context_ND, target_ND = frozen
         index_B, keys_B = draw(key, step, batch, n)
+        mine = spread((context_ND[index_B], target_ND[index_B], keys_B))
         terms = cvae_lib.elbo_terms(
-            nnx.merge(graph, weights, statistics), context_ND[index_B], target_ND[index_B], keys_B,
+            nnx.merge(graph, weights, statistics), *mine,
             kl_weight=warmup(step, kl_weight, kl_warmup), free_bits=free_bits,
         )  # fmt: skip
         return terms.loss
 
     frozen = (jax.random.fold_in(key, 1), statistics, context_ND, target_ND)
-    weights, losses = minimise(loss, weights, frozen, lr=lr, steps=steps, label="CVAE")
+    weights, losses = minimise(loss, weights, frozen, lr=lr, steps=steps, label="CVAE", mesh=mesh)
     cvae = nnx.merge(graph, weights, statistics)
     cvae_lib.fit_offset(cvae, context_ND)
     return cvae, losses
@@ -88,6 +94,7 @@ def train_psa(
     temperature: float,
     half_life: float,
     strength: float,
+    mesh: Mesh | None = None,
 ) -> tuple[PSA, jax.Array]:
     """Fits PSA projections to log pi(rest | prefix, z), z ~ posterior, with model and CVAE frozen (Adam).
 
@@ -102,6 +109,7 @@ def train_psa(
       steps, batch, lr: optimisation; lr decays to 0 along a cosine.
       temperature: sampling temperature; divides the logits.
       half_life, strength: decay and size of z, as in the rollout.
+      mesh: devices that hold the model; None = one.
 
     Returns:
       The PSA module, and the negative log-likelihood per token of every chunk of steps.
@@ -109,21 +117,23 @@ def train_psa(
     latent = cvae.latent
     psa_params = params_of(PSA(config, latent, n_injected, rngs=nnx.Rngs(jax.random.fold_in(key, 0))))
     n = pairs.cut_N.shape[0]
-    batch = min(batch, n)
+    batch, shards = min(batch, n), meshes.shards(mesh)
+    rows = -(-batch // shards) * shards  # the last one is repeated until every device has as many
 
     def loss(psa_params, frozen, step):
         key, params, cvae_params, pairs = frozen
-        index_B, keys_B = draw(key, step, batch, n)
-        mine = pairs[index_B]
+        row_B = jnp.arange(rows)
+        index_B, keys_B = (x[jnp.minimum(row_B, batch - 1)] for x in draw(key, step, batch, n))
+        mine, keys_B = spread((pairs[index_B], keys_B))
         z_BZ = bind_cvae(cvae_params).sample_posterior(mine.context_ND, mine.target_ND, keys_B)
         logp_BT = rest_logprobs(
             bind(config, params), mine, z_BZ, bind_psa(psa_params, config),
             temperature=temperature, half_life=half_life, strength=strength,
         )  # fmt: skip
-        return -masked.mean(logp_BT, mine.rows.mask_from(mine.cut_N))
+        return -masked.mean(logp_BT, mine.rows.mask_from(mine.cut_N) & (row_B < batch)[:, None])
 
     frozen = (jax.random.fold_in(key, 1), params, params_of(cvae), pairs)
-    psa_params, losses = minimise(loss, psa_params, frozen, lr=lr, steps=steps, label="PSA")
+    psa_params, losses = minimise(loss, psa_params, frozen, lr=lr, steps=steps, label="PSA", mesh=mesh)
     return bind_psa(psa_params, config), losses
 
 
@@ -155,10 +165,11 @@ def draw(key, step, batch: int, n: int):
     return jax.random.randint(key, (batch,), 0, n), jax.random.split(jax.random.fold_in(key, 1), batch)
 
 
-def minimise(loss, weights, frozen, *, lr: float, steps: int, label: str):
+def minimise(loss, weights, frozen, *, lr: float, steps: int, label: str, mesh: Mesh | None = None):
     """Adam with cosine decay on loss(weights, frozen, step): (weights, mean loss of each chunk of steps).
 
-    Everything large that the loss reads travels in `frozen`: captured arrays would be compiled in as constants.
+    Everything large that the loss reads travels in `frozen`: captured arrays would be compiled in as constants. The
+    loss may speak of the mesh (`mesh.constrain`); weights and optimiser state lie whole on all of it.
     """
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(lr, max(steps, 1))))
 
@@ -173,11 +184,12 @@ def minimise(loss, weights, frozen, *, lr: float, steps: int, label: str):
         def maybe(state, step):  # steps past the end leave everything as it is: one shape, one compile
             return jax.lax.cond(step < steps, one, lambda state, _: (state, jnp.nan), state, step)
 
-        state, losses = jax.lax.scan(maybe, state, first + jnp.arange(CHUNK))
-        return state, jnp.nanmean(losses)
+        with meshes.using(mesh):
+            state, losses = jax.lax.scan(maybe, state, first + jnp.arange(CHUNK))
+            return whole((state, jnp.nanmean(losses)))
 
     weights = jax.tree.map(jnp.copy, weights)  # the caller keeps what it passed: the state is donated
-    state, losses, bar = (weights, optimiser.init(weights)), [], Bar(label, steps)
+    state, losses, bar = meshes.to_devices((weights, optimiser.init(weights)), mesh), [], Bar(label, steps)
     for first in range(0, steps, CHUNK):
         state, value = chunk(state, frozen, first)
         losses.append(float(value))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from iiblpo_jax.mesh import constrain
 from iiblpo_jax.model import attention
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.psa import PSA, Latent, layer_injection, layer_weights
@@ -152,7 +153,8 @@ def hidden_states(
       remat: recompute each layer in the backward pass instead of keeping its activations.
     """
     config = model.config
-    x_BTD = model.embed[...][tokens_BT]
+    of_rows = lambda x_BTD: constrain(x_BTD, "batch", None, None)  # noqa: E731
+    x_BTD = of_rows(constrain(model.embed[...], "vocab", None)[tokens_BT])
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     block_graph, stacked = nnx.split(model.layers)
     injected = None if psa is None else layer_weights(psa, config.n_layers)
@@ -164,7 +166,7 @@ def hidden_states(
         q, k, v = block.qkv(x_BTD, positions_BT, gain)
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         heads = attention.causal_attend(q, k, v, window=config.sliding_window, pseudo=pseudo)
-        return block.finish(x_BTD, heads), None
+        return of_rows(block.finish(x_BTD, heads)), None
 
     x_BTD, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x_BTD, (stacked, injected))
     return rms_norm(x_BTD, model.final_norm[...], config.norm_eps)

@@ -24,6 +24,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.pallas import triton as plgpu
 from jax.sharding import NamedSharding, PartitionSpec
 
+from iiblpo_jax import mesh as meshes
 from iiblpo_jax.model.pallas_kernels import forward_kernel, key_gradient_kernel, query_gradient_kernel
 from iiblpo_jax.packing import Bin
 
@@ -132,7 +133,7 @@ def _call(kernel, name: str, inputs, results, *, grid, **static):
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
         input_output_aliases={len(inputs) + i: i for i in range(len(results))},
         compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=3),
-        interpret=jax.default_backend() == "cpu",
+        interpret=meshes.platform() == "cpu",
         name=name,
     )(*(x for x, _ in inputs), *results)
 

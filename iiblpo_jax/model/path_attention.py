@@ -33,14 +33,14 @@ def implementation(name: str, head_dim: int):
       head_dim: E of the model.
 
     Raises:
-      InputError: the kernel does not run on this backend or with this head width.
+      InputError: the kernel does not run on the devices of the program or with this head width.
     """
     if name == "blocks":
         return path_attend
-    backend = jax.default_backend()
-    if backend == "tpu":
+    platform = meshes.platform()
+    if platform == "tpu":
         raise InputError("attention.impl = pallas is a CUDA kernel and this is a TPU; use attention.impl=blocks")
-    if backend == "gpu" and (head_dim < 16 or head_dim & (head_dim - 1)):
+    if platform == "gpu" and (head_dim < 16 or head_dim & (head_dim - 1)):
         raise InputError(
             f"attention.impl = pallas needs heads whose width is a power of two from 16 on, and the model's is "
             f"{head_dim}; use attention.impl=blocks"

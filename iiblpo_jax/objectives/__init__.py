@@ -13,8 +13,19 @@ from iiblpo_jax.objectives.grpo import grpo
 from iiblpo_jax.objectives.gspo import gspo
 from iiblpo_jax.objectives.interface import Batch, Objective, Outcomes, TokenLoss, advantages
 from iiblpo_jax.objectives.rloo import rloo
+from iiblpo_jax.objectives.tree import with_tree_credit
 
-__all__ = ["METHODS", "Batch", "Objective", "Outcomes", "TokenLoss", "advantages", "make_objective", "with_auxiliary"]
+__all__ = [
+    "METHODS",
+    "Batch",
+    "Objective",
+    "Outcomes",
+    "TokenLoss",
+    "advantages",
+    "make_objective",
+    "with_auxiliary",
+    "with_tree_credit",
+]
 
 METHODS = {"grpo": grpo, "dr_grpo": dr_grpo, "dapo": dapo, "rloo": rloo, "gspo": gspo, "entropy_adv": entropy_adv}
 

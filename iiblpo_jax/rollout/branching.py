@@ -18,6 +18,7 @@ class Branching:
       min_suffix: the last min(min_suffix, length/4) tokens are no candidates.
       points: `shared` (one t* for all K) or `distinct`.
       parent: `root`, or `previous` (each branch grows on the one before).
+      min_entropy: nats; a root whose most hesitant candidate is surer than this has no branches.
     """
 
     k: int = 0
@@ -25,6 +26,7 @@ class Branching:
     min_suffix: int = 8
     points: str = "shared"
     parent: str = "root"
+    min_entropy: float = 0.0
 
     @property
     def tree_size(self) -> int:
@@ -56,6 +58,12 @@ def candidate_mask(entropy_BT: jax.Array, length_B: jax.Array, stopped_B: jax.Ar
     above_BT, equal_BT = bits_BT > least_B1, bits_BT == least_B1
     places_B1 = (count_B - above_BT.sum(-1))[:, None]  # for equal entropies, in the order of the response
     return above_BT | (equal_BT & (jnp.cumsum(equal_BT, axis=-1) <= places_B1))
+
+
+def branches_due(entropy_BT: jax.Array, length_B: jax.Array, stopped_B: jax.Array, spec: Branching) -> jax.Array:
+    """Branches [B] that a finished root gets: K, or none where it hesitates nowhere for `min_entropy` nats."""
+    candidates_BT = candidate_mask(entropy_BT, length_B, stopped_B, spec)
+    return jnp.where(jnp.where(candidates_BT, entropy_BT, 0.0).max(-1) >= spec.min_entropy, spec.k, 0)
 
 
 def choose_points(candidates_BT: jax.Array, keys_B: jax.Array, spec: Branching) -> jax.Array:

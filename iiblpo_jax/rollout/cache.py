@@ -52,9 +52,9 @@ def to_store(x: jax.Array, dtype: str) -> jax.Array:
     return jax.lax.bitcast_convert_type(x, jnp.uint16) if dtype == "bfloat16" else x
 
 
-def empty_cache(config: ModelConfig, slots: int, capacity: int, dtype: str, *, unrolled: bool) -> Cache:
-    """Zeroed caches of `capacity` positions a slot."""
-    g, e, n = config.n_kv_heads, config.head_dim, config.n_layers
+def empty_cache(config: ModelConfig, slots: int, capacity: int, dtype: str, *, unrolled: bool, kv_copies: int) -> Cache:
+    """Zeroed caches of `capacity` positions a slot, for the layers and kv heads of a Published."""
+    g, e, n = config.n_kv_heads * kv_copies, config.head_dim, config.n_layers
     widths = []
     while sum(widths) < capacity:
         widths.append(min(max(SEGMENT, sum(widths)), capacity - sum(widths)))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from iiblpo_jax.mesh import constrain
 from iiblpo_jax.model.attention import OFF, rope_frequencies, rope_table
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import rms_norm
@@ -22,15 +23,20 @@ class Injection:
     v_JBGE: jax.Array
 
 
-def injections(psa: PSA, z_BZ: jax.Array, n_layers: int) -> Injection:
-    """Injections of the latents of all slots for the last n_layers layers, zeros below those that PSA injects."""
+def injections(psa: PSA, z_BZ: jax.Array, n_layers: int, kv_copies: int) -> Injection:
+    """Injections of the latents of all slots for the last n_layers layers, zeros below those that PSA injects.
+
+    kv_copies: of the Published that decodes.
+    """
     below = n_layers - psa.gain.shape[0]
     pad = lambda w: jnp.pad(w[...], [(below, 0)] + [(0, 0)] * (w.ndim - 1))  # noqa: E731
-    return Injection(
-        gain_JBD=jnp.einsum("bz,jzd->jbd", z_BZ, pad(psa.gain)),
-        k_JBGE=jnp.einsum("bz,jzge->jbge", z_BZ, pad(psa.key)),
-        v_JBGE=jnp.einsum("bz,jzge->jbge", z_BZ, pad(psa.value)),
-    )
+
+    def heads(w):
+        x_JBGE = jnp.repeat(jnp.einsum("bz,jzge->jbge", z_BZ, pad(w)), kv_copies, axis=2)
+        return constrain(x_JBGE, None, None, "kv_heads", None)
+
+    gain_JBD = jnp.einsum("bz,jzd->jbd", z_BZ, pad(psa.gain))
+    return Injection(gain_JBD=gain_JBD, k_JBGE=heads(psa.key), v_JBGE=heads(psa.value))
 
 
 def decode_step(

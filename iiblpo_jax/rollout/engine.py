@@ -30,7 +30,7 @@ from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.cvae import bind_cvae
 from iiblpo_jax.model.psa import bind_psa, gamma
 from iiblpo_jax.publication import Published, logits
-from iiblpo_jax.rollout.branching import Branching, branch_points
+from iiblpo_jax.rollout.branching import Branching, branch_points, branches_due
 from iiblpo_jax.rollout.cache import Cache, copy_slots, empty_cache, fill_prompts
 from iiblpo_jax.rollout.decoding import Injection, decode_step, injections
 from iiblpo_jax.rollout.prefill import prefill
@@ -185,8 +185,10 @@ class _Engine:
             record_RTX=jnp.zeros((r, spec.max_tokens, 4)), length_R=int_R, finish_R=int_R + LENGTH, branch_at_R=int_R,
             fallback_R=int_R > 0, z_RZ=jnp.zeros((r, z_width)),
         )  # fmt: skip
-        capacity, unrolled = self.prompt_PS.shape[1] + spec.max_tokens, self.published.unrolled
-        cache = empty_cache(spec.model, b, capacity, self.kv_dtype, unrolled=unrolled)
+        capacity, layout = self.prompt_PS.shape[1] + spec.max_tokens, self.published
+        cache = empty_cache(
+            spec.model, b, capacity, self.kv_dtype, unrolled=layout.unrolled, kv_copies=layout.kv_copies
+        )
         injected = None if self.psa is None else self._injections(jnp.zeros((b, z_width)))
         return State(slots=idle_slots(b), cache=cache, injected=injected, grown=grown, next_tree=zero, steps=zero)
 
@@ -233,7 +235,16 @@ class _Engine:
             length_R=grown.length_R.at[row_B].set(slots.index_B, mode="drop"),
             finish_R=grown.finish_R.at[row_B].set(jnp.where(slots.stopped_B, STOP, LENGTH), mode="drop"),
         )
-        return s.replace(grown=grown)
+        if self.branching.k > 0 and self.branching.min_entropy > 0:
+            slots = slots.replace(last_B=self._branches_due(slots, grown))
+        return s.replace(slots=slots, grown=grown)
+
+    def _branches_due(self, slots: Slots, grown: Grown) -> jax.Array:
+        """last_B, with the branches that roots at which idle slots stand are sure enough to do without taken off."""
+        root_B = ~slots.live_B & (slots.trajectory_B >= 0) & (slots.trajectory_B % self.branching.tree_size == 0)
+        entropy_BT = grown.record_RTX[jnp.maximum(slots.trajectory_B, 0), :, 3]
+        due_B = branches_due(entropy_BT, slots.index_B, slots.stopped_B, self.branching)
+        return jnp.where(root_B, jnp.minimum(slots.last_B, due_B), slots.last_B)
 
     def _rows(self, where_B, trajectory_B):
         """Rows to write: the trajectories where where_B, elsewhere a row that does not exist."""
@@ -370,7 +381,7 @@ class _Engine:
 
     def _injections(self, z_BZ) -> Injection:
         layers = self.psa.gain.shape[0] if self.published.unrolled else self.spec.model.n_layers
-        return injections(self.psa, z_BZ, layers)
+        return injections(self.psa, z_BZ, layers, self.published.kv_copies)
 
     def _forbidden(self, slots: Slots):
         """Stop tokens [B,V] while the response is shorter than min_tokens."""

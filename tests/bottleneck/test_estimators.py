@@ -56,9 +56,9 @@ def token_logps(tiny_config, tiny_params):
     return score
 
 
-def estimate(config, params, evidence, **packing):
+def estimate(config, params, evidence, **options):
     def run(params, evidence):
-        return likelihood(bind(config, params), evidence, start_id=START, temperature=TEMPERATURE, **packing)
+        return likelihood(bind(config, params), evidence, start_id=START, temperature=TEMPERATURE, **options)
 
     return jax.jit(run)(params, evidence)
 
@@ -77,11 +77,30 @@ def test_answer_term(information, token_logps):
     assert abs(information.answer_R[1]) < 1e-5  # nothing before the cut says nothing
 
 
-def test_prompt_term_is_divided_by_the_mean_length_of_the_group(information, token_logps):
+def test_description_length_is_divided_by_the_mean_length_of_the_group(information, token_logps):
+    for r, response in enumerate(RESPONSES):
+        mean_length = [11 / 3, 9 / 3][r // 3]
+        assert np.isclose(information.prompt_R[r], -sum(token_logps([START], response)) / mean_length, atol=1e-4)
+
+
+def test_information_about_the_prompt_is_what_the_prompt_saves(
+    tiny_config, tiny_params, evidence, information, token_logps
+):
+    literal = estimate(tiny_config, tiny_params, evidence, pack_tokens=30, compression="information")
     for r, response in enumerate(RESPONSES):
         mean_length = [11 / 3, 9 / 3][r // 3]
         expected = (sum(token_logps(PROMPTS[r // 3], response)) - sum(token_logps([START], response))) / mean_length
-        assert np.isclose(information.prompt_R[r], expected, atol=1e-4)
+        assert np.isclose(literal.prompt_R[r], expected, atol=1e-4)
+    np.testing.assert_array_equal(literal.answer_R, information.answer_R)
+
+
+def test_description_length_in_closed_form(tiny_config, tiny_params, evidence):
+    """A model whose logits are all 0 writes every token in log V nats and learns nothing from anything."""
+    silent = {**tiny_params, "embed": 0 * tiny_params["embed"]}  # the head is the embedding
+    found = estimate(tiny_config, silent, evidence, pack_tokens=30)
+    lengths = np.array([4, 2, 5, 4, 2, 3]) / np.repeat([11 / 3, 9 / 3], 3)
+    np.testing.assert_allclose(found.prompt_R, lengths * np.log(tiny_config.vocab_size), rtol=1e-5)
+    np.testing.assert_allclose(found.answer_R, 0.0, atol=1e-6)
 
 
 def test_reference_logprobs(information, token_logps):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iiblpo_jax.rollout.branching import Branching, candidate_mask, choose_points
+from iiblpo_jax.rollout.branching import Branching, branches_due, candidate_mask, choose_points
 
 ENTROPY = jnp.array([[9.0, 1.0, 5.0, 2.0, 4.0, 3.0, 8.0, 7.0]])
 
@@ -69,3 +69,11 @@ def test_candidates_and_draws_are_those_of_a_sort():
             u_T = np.asarray(jax.random.uniform(keys[b], (60,)))
             order = sorted(kept, key=lambda t: -u_T[t])
             assert points_BK[b].tolist() == sorted((order[i % len(kept)] for i in range(4)), reverse=True)
+
+
+def test_a_sure_root_gets_no_branches():
+    """Candidates of 12 tokens are the two highest entropies of tokens 1..8; token 0 and the tail do not count."""
+    entropy_BT = jnp.full((3, 12), 0.1).at[0, 4].set(0.5).at[1, 0].set(2.0).at[2, 11].set(2.0)
+    spec = Branching(k=3, min_suffix=8, min_entropy=0.5)
+    due_B = branches_due(entropy_BT, jnp.full(3, 12), jnp.ones(3, bool), spec)
+    np.testing.assert_array_equal(due_B, [3, 0, 0])

@@ -24,7 +24,7 @@ def segments(monkeypatch):
 
 def filled(config, dtype="float32", *, unrolled=True):
     """A cache in which every position up to POSITION_B was written, with what was written: k and v [L,B,G,C,E]."""
-    cache = empty_cache(config, B, CAPACITY, dtype, unrolled=unrolled)
+    cache = empty_cache(config, B, CAPACITY, dtype, unrolled=unrolled, kv_copies=1)
     shape = (2, config.n_layers, B, config.n_kv_heads, CAPACITY, config.head_dim)
     k, v = jax.random.normal(jax.random.key(1), shape).astype(dtype)
 

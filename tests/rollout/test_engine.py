@@ -258,3 +258,20 @@ def test_candidates_cover_the_requested_fraction():
     spec = Branching(k=1, fraction=0.1, min_suffix=8)
     mask = candidate_mask(entropy, jnp.array([100]), jnp.array([True]), spec)[0]
     assert np.flatnonzero(mask).tolist() == list(range(82, 92))  # the last 8 are not eligible, 10 highest of the rest
+
+
+@pytest.mark.parametrize("slots", [1, 3, 7])
+def test_sure_roots_leave_their_branches_empty(sample, forest, slots):
+    """The roots of the usual Forest, and of its branches those whose root hesitates enough; tokens are counted so."""
+    size = TREES.tree_size
+    candidates = candidate_mask(
+        forest.entropy_RT[::size], forest.length_R[::size], forest.finish_R[::size] == STOP, TREES
+    )
+    highest = np.where(candidates, forest.entropy_RT[::size], 0.0).max(1)
+    least = float(np.sort(highest)[len(highest) // 2 - 1 : len(highest) // 2 + 1].mean())  # between two roots
+    found, stats = sample(slots=slots, branching=dataclasses.replace(TREES, min_entropy=least))
+    grown = np.repeat(highest >= least, size) | (np.arange(len(found.length_R)) % size == 0)
+    assert 0 < grown.sum() < len(grown)
+    np.testing.assert_array_equal(found.length_R, np.where(grown, forest.length_R, 0))
+    np.testing.assert_array_equal(found.tokens_RT, np.where(grown[:, None], forest.tokens_RT, 0))
+    assert int(stats.tokens) == int((found.length_R - found.branch_at_R).sum())

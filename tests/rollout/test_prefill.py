@@ -30,7 +30,7 @@ def test_chunks_of_rows_and_tokens_change_nothing(monkeypatch, published, tiny_c
 
 def test_prefill_holds_what_decoding_token_by_token_writes(published, tiny_config):
     (p, s), n = PROMPT_PS.shape, tiny_config.n_layers
-    cache = empty_cache(tiny_config, p, s, "float32", unrolled=True)
+    cache = empty_cache(tiny_config, p, s, "float32", unrolled=True, kv_copies=1)
     for c in range(s):
         _, cache = decode_step(published, tiny_config, cache, PROMPT_PS[:, c], jnp.full(p, c), jnp.int32(c))
     k_LPGES, v_LPGSE = prefill(published, PROMPT_PS, tiny_config, "float32")

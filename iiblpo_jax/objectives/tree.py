@@ -1,0 +1,95 @@
+"""Credit along a tree: what trajectories have in common is credited with what became of all of them.
+
+A tree is a root and its branches. Token t of trajectory r lies in a segment: the tokens that the same trajectories pass
+through. Its value V_r(t) is the mean reward of those trajectories. Its parent's value is that of the segment before it,
+or of the whole prompt where there is none before it (the nodes of TreeRL, arXiv 2506.11902).
+
+    root      a b c|d e f     right       V = 2/3 on a b c, 1 on d e f        parent: the prompt, then 2/3
+    branch    a b c|x y       right       V = 2/3 on a b c, 1 on x y
+    branch    a b c|x z       wrong       V = 2/3 on a b c, 0 on x z
+
+    A_r(t) = [(V_r(t) - mean_g) + local * (V_r(t) - V_parent)] / (std_g + 1e-6)
+
+local = 0 compares with the prompt's group alone, a larger one also with the siblings that share the prefix.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from iiblpo_jax import masked
+from iiblpo_jax.objectives.advantage import STD_EPSILON
+from iiblpo_jax.objectives.interface import Objective, Outcomes
+
+
+def with_tree_credit(objective: Objective, *, tree_size: int, chain: bool, local: float) -> Objective:
+    """The method with advantages [R,T] along trees in place of one number a trajectory.
+
+    Args:
+      objective: whose policy loss, aggregate and reward shaping stay.
+      tree_size: trajectories of a tree, 1 + K; they are contiguous and the root comes first.
+      chain: every branch grows on the one before it, not on the root.
+      local: weight of the comparison with the parent segment.
+    """
+
+    def advantage(outcomes: Outcomes) -> jax.Array:
+        return tree_advantage(outcomes, tree_size=tree_size, chain=chain, local=local)
+
+    return dataclasses.replace(objective, advantage=advantage)
+
+
+def tree_advantage(o: Outcomes, *, tree_size: int, chain: bool, local: float) -> jax.Array:
+    """A_r(t) [R,T] of the module's formula, std with ddof 1; 0 where the kept rewards of a prompt are all equal."""
+    keep_R = jnp.ones_like(o.reward_R) if o.keep_R is None else o.keep_R.astype(o.reward_R.dtype)
+    mean_R1 = masked.group_mean(o.reward_R, o.group_R, keep_R)[:, None]
+    std_R1 = masked.group_std(o.reward_R, o.group_R, keep_R, ddof=1)[:, None]
+    spread_R1 = masked.group_spread(o.reward_R, o.group_R, keep_R)[:, None] > 0
+    by_tree = lambda x_R: x_R.reshape(-1, tree_size)  # noqa: E731
+    value_RT, parent_RT = segment_values(
+        by_tree(o.reward_R), by_tree(keep_R), by_tree(mean_R1), forks(by_tree(o.branch_at_R), chain=chain),
+        o.mask_RT.shape[1],
+    )  # fmt: skip
+    gain_RT = value_RT - mean_R1 + local * (value_RT - parent_RT)
+    return jnp.where(spread_R1, gain_RT / (std_R1 + STD_EPSILON), 0.0)
+
+
+def forks(branch_at_NJ: jax.Array, *, chain: bool) -> jax.Array:
+    """[N,J,J] response index at which two trajectories of a tree part; the largest integer on the diagonal."""
+    never = jnp.iinfo(jnp.int32).max
+    j = branch_at_NJ.shape[1]
+    at_NJ = branch_at_NJ.astype(jnp.int32).at[:, 0].set(never)  # the root parts from none by itself
+    if chain:  # the earliest fork between the two along the chain
+        between_JJJ = jnp.arange(j)[:, None, None] < jnp.arange(j)  # [a,b,l]: a < l
+        between_JJJ &= jnp.arange(j) <= jnp.arange(j)[:, None]  # l <= b
+        upper_NJJ = jnp.where(between_JJJ, at_NJ[:, None, None], never).min(-1)
+        return jnp.minimum(upper_NJJ, jnp.swapaxes(upper_NJJ, 1, 2))
+    pair_NJJ = jnp.minimum(at_NJ[:, :, None], at_NJ[:, None])
+    return jnp.where(jnp.eye(j, dtype=bool), never, pair_NJJ)
+
+
+def segment_values(reward_NJ, keep_NJ, whole_NJ, fork_NJJ, t: int) -> tuple[jax.Array, jax.Array]:
+    """Value of every token's segment and of the one before it, both [N*J,T].
+
+    Args:
+      reward_NJ, keep_NJ: of N trees; trajectories that are not kept count in no mean.
+      whole_NJ: value before the first segment, the prompt's mean reward.
+      fork_NJJ: from `forks`.
+      t: T.
+    """
+
+    def along(t):
+        behind_NJJ = jnp.where(fork_NJJ <= t, fork_NJJ, 0)
+        start_NJ1 = behind_NJJ.max(-1, keepdims=True)  # where the segment of token t begins
+        here_NJ = _mean(reward_NJ, keep_NJ, fork_NJJ > t)
+        before_NJ = _mean(reward_NJ, keep_NJ, fork_NJJ >= start_NJ1)
+        return here_NJ, jnp.where(start_NJ1[..., 0] > 0, before_NJ, whole_NJ)
+
+    here_TNJ, before_TNJ = jax.lax.map(along, jnp.arange(t))
+    return here_TNJ.reshape(t, -1).T, before_TNJ.reshape(t, -1).T
+
+
+def _mean(reward_NJ, keep_NJ, share_NJJ):
+    """[N,J] mean reward of the kept trajectories that share."""
+    weight_NJJ = share_NJJ * keep_NJ[:, None]
+    return jnp.einsum("njk,nk->nj", weight_NJJ, reward_NJ) / jnp.maximum(weight_NJJ.sum(-1), 1.0)

@@ -1,0 +1,118 @@
+"""Credit along trees: a case worked by hand, a loop over pairs of trajectories, and what it must equal."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iiblpo_jax.objectives import Outcomes, advantages, make_objective, with_tree_credit
+from iiblpo_jax.objectives.advantage import standardised
+from iiblpo_jax.objectives.tree import forks, tree_advantage
+
+T = 6
+
+
+def outcomes(reward_R, branch_at_R, length_R, group, **fields):
+    r = len(reward_R)
+    mask_RT = jnp.arange(T) < jnp.asarray(length_R)[:, None]
+    return Outcomes(
+        reward_R=jnp.asarray(reward_R, jnp.float32), group_R=jnp.arange(r) // group, length_R=jnp.asarray(length_R),
+        branch_at_R=jnp.asarray(branch_at_R), mask_RT=mask_RT, **fields,
+    )  # fmt: skip
+
+
+def shared(own_from, chain, a, b, t):
+    """Whether trajectories a and b of one tree have token t in common, by following both to the root."""
+
+    def owner(j):  # of token t on the path of trajectory j
+        while j and t < own_from[j]:
+            j = j - 1 if chain else 0
+        return j
+
+    return owner(a) == owner(b)
+
+
+def by_loops(o: Outcomes, tree: int, group: int, chain: bool, local: float):
+    """The formula token by token, from sets of trajectories."""
+    reward, at = np.asarray(o.reward_R, float), np.asarray(o.branch_at_R)
+    keep = np.ones(len(reward), bool) if o.keep_R is None else np.asarray(o.keep_R) > 0
+    result = np.zeros((len(reward), T))
+    for first in range(0, len(reward), group):
+        mine = [r for r in range(first, first + group) if keep[r]]
+        mean, std = np.mean(reward[mine]), np.std(reward[mine], ddof=1)
+        for r in range(first, first + group):
+            root = r - r % tree
+
+            def through(t, r=r, root=root):
+                inside = range(root, root + tree)
+                return {x for x in inside if shared(at[root : root + tree], chain, r - root, x - root, t)}
+
+            for t in range(T):
+                here = through(t)
+                before = next((through(s) for s in range(t - 1, -1, -1) if through(s) != here), None)
+                kept = [x for x in here if keep[x]]
+                value = np.mean(reward[kept]) if kept else 0.0
+                parent = mean
+                if before is not None:
+                    kept = [x for x in before if keep[x]]
+                    parent = np.mean(reward[kept]) if kept else 0.0
+                result[r, t] = (value - mean + local * (value - parent)) / (std + 1e-6)
+    return result
+
+
+def test_by_hand():
+    """The module's example beside a tree that is all wrong: mean 1/3, variance 4/15 over the six."""
+    o = outcomes([1, 1, 0, 0, 0, 0], [0, 3, 3, 0, 2, 2], [6, 5, 5, 6, 6, 6], 6)
+    a = tree_advantage(o, tree_size=3, chain=False, local=1.0)
+    std = (4 / 15) ** 0.5
+    np.testing.assert_allclose(a[0, :3], 2 * (2 / 3 - 1 / 3) / std, rtol=1e-4)
+    np.testing.assert_allclose(a[0, 3:], (1 - 1 / 3 + 1 - 2 / 3) / std, rtol=1e-4)
+    np.testing.assert_allclose(a[2, 3:], (0 - 1 / 3 + 0 - 2 / 3) / std, rtol=1e-4)
+    np.testing.assert_allclose(a[3, :2], 2 * (0 - 1 / 3) / std, rtol=1e-4)
+    np.testing.assert_allclose(a[3, 2:], (0 - 1 / 3) / std, rtol=1e-4)
+
+
+@pytest.mark.parametrize("chain", [False, True])
+@pytest.mark.parametrize("local", [0.0, 0.7])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_equals_loops_over_sets_of_trajectories(chain, local, seed):
+    rng = np.random.default_rng(seed)
+    tree, group, r = 4, 8, 16
+    at = rng.integers(1, T, r)
+    at[::tree] = 0
+    o = outcomes(rng.integers(0, 2, r), at, np.full(r, T), group, keep_R=jnp.asarray(rng.integers(0, 4, r) > 0))
+    found = tree_advantage(o, tree_size=tree, chain=chain, local=local)
+    keep = np.asarray(o.keep_R)
+    np.testing.assert_allclose(
+        np.asarray(found)[keep], by_loops(o, tree, group, chain, local)[keep], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_forks_of_a_chain_are_the_earliest_between():
+    fork = forks(jnp.array([[0, 5, 2, 4]]), chain=True)[0]
+    never = np.iinfo(np.int32).max
+    np.testing.assert_array_equal(fork, [[never, 5, 2, 2], [5, never, 2, 2], [2, 2, never, 4], [2, 2, 4, never]])
+
+
+def test_without_local_credit_the_gradient_is_that_of_whole_trajectories():
+    """Every shared token gets, over the trajectories that repeat it, the sum of their own advantages."""
+    o = outcomes([1, 0, 0, 1, 1, 0], [0, 3, 3, 0, 2, 2], [6, 6, 6, 6, 6, 6], 6)
+    a = tree_advantage(o, tree_size=3, chain=False, local=0.0)
+    whole = standardised(o)
+    np.testing.assert_allclose(a[:3, :3].sum(0), jnp.full(3, whole[:3].sum()), rtol=1e-4)
+    np.testing.assert_allclose(a[:, 3:], jnp.repeat(whole[:, None], 3, 1), rtol=1e-4)
+
+
+def test_a_group_without_spread_is_exactly_zero():
+    o = outcomes([1, 1, 1, 1], [0, 2, 0, 3], [6] * 4, 4)
+    np.testing.assert_array_equal(tree_advantage(o, tree_size=2, chain=False, local=1.0), 0)
+
+
+def test_a_method_keeps_its_losses_and_the_self_reward_is_added():
+    base = make_objective("dapo", max_tokens=T)
+    method = with_tree_credit(base, tree_size=3, chain=False, local=1.0)
+    assert (method.policy_loss, method.aggregate) == (base.policy_loss, base.aggregate)
+    o = outcomes([1, 0, 0, 1, 1, 0], [0, 3, 3, 0, 2, 2], [6] * 6, 6, ib_score_R=jnp.array([0.5, 2, -2, 0, 0, 0]))
+    found = jax.jit(lambda o: advantages(method, o, reward_coef=0.1))(o)
+    plain = tree_advantage(o, tree_size=3, chain=False, local=1.0)
+    np.testing.assert_allclose(found - plain, 0.1 * jnp.array([0.5, 1, -1, 0, 0, 0])[:, None].repeat(T, 1), atol=1e-6)
