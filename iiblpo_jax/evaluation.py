@@ -31,10 +31,11 @@ TRAJECTORIES_PER_CALL = 1024  # bounds the Forest and the prompt caches of one r
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Everything sampled for the N problems of a task: right [N,n], extracted answers and token lists [N][n]."""
+    """Everything sampled for the N problems of a task: right [N,n], extracted answers, plans, token lists [N][n]."""
 
     correct_Nn: np.ndarray
     answers: list[list[str | None]]
+    plans: list[list[str | None]]
     tokens: list[list[list[int]]]
 
 
@@ -121,7 +122,7 @@ class Evaluator:
         }  # fmt: skip
 
     def __call__(self, policy: Published) -> dict[str, float]:
-        """Metrics `eval/<task>/...` of a policy: pass@k, maj@k, greedy, tokens and the four measures of diversity."""
+        """Metrics `eval/<task>/...` of a policy: those of `summary`, and greedy."""
         knobs, metrics = self._config.eval, {}
         sampled = Sampling(temperature=knobs.temperature, top_p=knobs.top_p)
         for name, (task, batches) in self._batches.items():
@@ -142,7 +143,7 @@ class Evaluator:
             max_tokens=rollout_config.max_tokens, sampling=sampling, stop_ids=self._tokenizer.stop_ids,
             kv_dtype=rollout_config.kv_dtype, mesh=self._mesh,
         )  # fmt: skip
-        correct, answers, tokens = [], [], []
+        correct, answers, plans, tokens = [], [], [], []
         for index, batch in enumerate(batches):
             key = jax.random.fold_in(jax.random.key(self._config.eval.seed), index)
             prompts = meshes.to_devices((batch.tokens_PS, batch.length_P), self._mesh, "batch")
@@ -155,15 +156,28 @@ class Evaluator:
                 mine = slice(p * samples, (p + 1) * samples)
                 correct.append(rewards[mine] >= CORRECT)
                 answers.append([answer_of(task, text) for text in texts[mine]])
+                plans.append([task.plan(text) for text in texts[mine]])
                 tokens.append(responses[mine])
-        return Answers(correct_Nn=np.array(correct), answers=answers, tokens=tokens)
+        return Answers(correct_Nn=np.array(correct), answers=answers, plans=plans, tokens=tokens)
 
 
 def summary(answers: Answers, ks: Sequence[int]) -> dict[str, float]:
-    """pass@1, pass@k and maj@k for every k, mean response tokens (stop token not counted), diversity."""
+    """pass@1, pass@k and maj@k for every k, mean response tokens (stop token not counted), diversity.
+
+    Diversity is the four measures of `diversity` and `unique_correct`: different plans among the right samples of a
+    problem, mean over problems. It grows with the number of samples.
+    """
     found = {f"pass@{k}": passk.pass_at_k(answers.correct_Nn, k) for k in sorted({1, *ks})}
     found |= {f"maj@{k}": passk.maj_at_k(answers.answers, answers.correct_Nn, k) for k in ks if k > 1}
     found["tokens"] = float(np.mean([len(sample) for group in answers.tokens for sample in group]))
     if answers.correct_Nn.shape[1] > 1:
-        found |= diversity(answers.tokens)
+        found |= diversity(answers.tokens) | {"unique_correct": _unique_correct(answers)}
     return found
+
+
+def _unique_correct(answers: Answers) -> float:
+    kinds = [
+        {plan for plan, right in zip(plans, right_n, strict=True) if right} - {None}
+        for plans, right_n in zip(answers.plans, answers.correct_Nn, strict=True)
+    ]
+    return float(np.mean([len(found) for found in kinds]))

@@ -102,7 +102,7 @@ def test_numbers_do_not_depend_on_the_slots(evaluate, metrics):
 
 
 def test_the_names_are_those_of_the_metrics_file(metrics):
-    names = "pass@1 pass@2 pass@4 maj@2 maj@4 tokens distinct_1 distinct_4 self_bleu self_rouge greedy"
+    names = "pass@1 pass@2 pass@4 maj@2 maj@4 tokens distinct_1 distinct_4 self_bleu self_rouge unique_correct greedy"
     assert set(metrics) == {f"eval/arithmetic/{name}" for name in names.split()}
 
 
@@ -110,6 +110,7 @@ def test_summary_by_hand():
     answers = Answers(
         correct_Nn=np.array([[True, False, False, True], [False] * 4]),
         answers=[["7", "8", "8", "7"], ["1", None, "2", "1"]],
+        plans=[["a", "b", "b", "a"], ["c", None, "d", "c"]],
         tokens=[[[1, 2], [1, 3], [1, 3], [1, 2]], [[4], [], [5], [4]]],
     )
     found = summary(answers, (2, 4))
@@ -120,10 +121,23 @@ def test_summary_by_hand():
     assert found["maj@4"] == pytest.approx(1 / 4)  # 7 and 8 tie; 1 wins and is wrong
     assert found["tokens"] == pytest.approx(11 / 8)
     assert found["distinct_1"] == pytest.approx((3 / 8 + 2 / 3) / 2)
+    assert found["unique_correct"] == pytest.approx(1 / 2)  # both right samples of the first problem are plan a
+
+
+def test_unique_correct_counts_plans_of_right_samples_only():
+    answers = Answers(
+        correct_Nn=np.array([[True, True, True, False], [True, False, True, True], [False] * 4]),
+        answers=[["1"] * 4] * 3,
+        plans=[["a", "b", "a", "c"], [None, "a", "b", None], ["a", "b", "c", "d"]],
+        tokens=[[[1]] * 4] * 3,
+    )
+    assert summary(answers, (1,))["unique_correct"] == pytest.approx((2 + 1 + 0) / 3)
 
 
 def test_one_sample_has_neither_votes_nor_diversity():
-    answers = Answers(correct_Nn=np.array([[True], [False]]), answers=[["7"], [None]], tokens=[[[1, 2]], [[3]]])
+    answers = Answers(
+        correct_Nn=np.array([[True], [False]]), answers=[["7"], [None]], plans=[["a"], [None]], tokens=[[[1, 2]], [[3]]]
+    )  # fmt: skip
     assert summary(answers, (1,)) == {"pass@1": 0.5, "tokens": 1.5}
 
 

@@ -8,11 +8,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from iiblpo_jax.data import arithmetic, competition, gold, gsm8k, gym, rows, sums
+from iiblpo_jax.data import arithmetic, competition, countdown, gold, gsm8k, gym, rows, sums
 from iiblpo_jax.data.task import Task
 from iiblpo_jax.errors import InputError
 
-_GENERATED: dict[str, Callable[..., Task]] = {"arithmetic": arithmetic.make_arithmetic, "sums": sums.make_sums}
+_GENERATED: dict[str, Callable[..., Task]] = {
+    "arithmetic": arithmetic.make_arithmetic,
+    "countdown": countdown.make_countdown,
+    "sums": sums.make_sums,
+}
 _FROM_FILES: dict[str, Callable[..., Task]] = {
     name: functools.partial(competition.make_competition, name) for name in rows.FORMATS
 } | {"gsm8k": gsm8k.make_gsm8k}
@@ -26,8 +30,8 @@ def make_task(
     """The task `name`, every gold answer checked.
 
     Args:
-      name: `arithmetic`, `sums`, `gym:<any reasoning-gym name>`, or a dataset read from local files: `gsm8k`,
-        `math`, `dapo_math`, `math500`, `aime24`, `aime25`, `olympiad`.
+      name: `arithmetic`, `countdown`, `sums`, `gym:<any reasoning-gym name>`, or a dataset read from local files:
+        `gsm8k`, `math`, `dapo_math`, `math500`, `aime24`, `aime25`, `olympiad`.
       data_dir: where the files are, for the tasks that read files. Nothing is ever downloaded.
       seed: of generated training sets. Held-out sets do not depend on it.
       options: keyword options of the task, e.g. `{"k_max": 5}` for arithmetic; see each `make_*`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 SYSTEM = "You are a helpful assistant."
@@ -34,6 +34,11 @@ class Problem:
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+def same_text(response: str) -> str | None:
+    """The plan of a response where nothing is known of its structure: its text, blanks made alike; None if empty."""
+    return " ".join(response.split()) or None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
     """Problems that are asked and graded the same way.
@@ -41,25 +46,28 @@ class Task:
     Attributes:
       name: the registry name.
       train, heldout: disjoint by question. `train` is empty for an evaluation-only task.
-      verifier: `exact` (rewards/exact.py), `math` (rewards/math.py) or `gym` (rewards/gym.py).
+      verifier: `exact`, `countdown`, `math` or `gym`: the module in rewards/.
       cue: text that, appended to a reasoning, elicits the answer: log p(answer | question, reasoning, cue).
       closing: what follows the answer after the cue (`}` closes the box).
       marker: where the final answer starts in a response; a blank when the response is nothing but the answer.
       system: system message of the chat form, or None.
       template: the user's turn; `{question}` is replaced by the question, every other brace stands for itself.
       chat: True: rendered with the tokenizer's chat template when it has one.
+      plan: names the kind of solution that a response is, None if it is malformed: responses with the same name
+        count as one when distinct solutions are counted.
     """
 
     name: str
     train: Sequence[Problem]
     heldout: Sequence[Problem]
-    verifier: Literal["exact", "math", "gym"]
+    verifier: Literal["exact", "countdown", "math", "gym"]
     cue: str
     closing: str = ""
     marker: str
     system: str | None = None
     template: str = "{question}"
     chat: bool = False
+    plan: Callable[[str], str | None] = same_text
 
     def answer_text(self, problem: Problem) -> str:
         """The text that completes the cue with the gold answer: cue + answer_text is a final answer."""

@@ -1,16 +1,19 @@
-"""Makes the embedded model: a small Qwen3-architecture decoder, taught worked sums until it gets half of them right.
+"""Makes the embedded models: small Qwen3-architecture decoders, taught worked solutions until they get some right.
 
-    python -m iiblpo_jax.data.warm_start --out=iiblpo_jax/data/assets/arithmetic
+    python -m iiblpo_jax.data.warm_start --name=arithmetic
 
-re-creates the shipped checkpoint (about a minute on two CPU cores). Training stops early on purpose: reinforcement
-learning needs a model that is sometimes right. One row in ten drops the question, so that the model also knows how
-likely a response is without one, which is what I(q; r) asks.
+re-creates a shipped checkpoint (about a minute on two CPU cores for `arithmetic`). Training stops early on purpose:
+reinforcement learning needs a model that is sometimes right. One row in ten drops the question, so that the model also
+knows how likely a response is without one, which is what I(q; r) asks.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
+import random
 import tempfile
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,25 +25,23 @@ from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
 
 from iiblpo_jax import masked, tokenizers
-from iiblpo_jax.data.arithmetic import ALPHABET, make_arithmetic
+from iiblpo_jax.data import arithmetic, countdown
+from iiblpo_jax.data.task import Problem, Task
 from iiblpo_jax.forest import pad_rows, response_tokens
 from iiblpo_jax.logprobs import response_logprobs
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import Decoder, bind, params_of
 from iiblpo_jax.model.saving import save_model
 from iiblpo_jax.publication import PublicationSpec, publish
-from iiblpo_jax.rewards.exact import grade
+from iiblpo_jax.rewards.scorer import Scorer
 from iiblpo_jax.rollout.engine import RolloutSpec, rollout
 
-OUT = flags.DEFINE_string("out", "iiblpo_jax/data/assets/arithmetic", "Directory of the checkpoint.")
-TARGET = flags.DEFINE_float("target", 0.45, "Sampled accuracy on held-out sums at which to stop.")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and order.")
-
 SPECIALS = ("<pad>", "<bos>", "<eos>")
-BATCH, LEARNING_RATE, CHECK_EVERY, MAX_STEPS = 128, 3e-3, 25, 4000
-MODEL = ModelConfig(
+LEARNING_RATE, MAX_STEPS = 3e-3, 4000
+ROWS = 32_768
+SMALL = ModelConfig(
     family="qwen3",
-    vocab_size=len(SPECIALS) + len(ALPHABET),
+    vocab_size=len(SPECIALS) + len(arithmetic.ALPHABET),
     d_model=64,
     d_ff=192,
     n_layers=3,
@@ -54,36 +55,95 @@ MODEL = ModelConfig(
 )
 
 
-def character_tokenizer(directory: pathlib.Path) -> tokenizers.Tokenizer:
-    """One token a character of the sums' alphabet; its files are written to `directory`, from where they are copied."""
-    vocab = {token: i for i, token in enumerate((*SPECIALS, *ALPHABET))}
+def some_miss(problem: Problem, rng: random.Random) -> str:
+    """A true chain with the numbers of a countdown problem: one in `CORRECT` is known to reach the target."""
+    if rng.random() < CORRECT:
+        return problem.rationale
+    return countdown.chain(countdown.random_signs(rng, problem.metadata["numbers"]))[0]
+
+
+CORRECT = 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """One shipped checkpoint.
+
+    Attributes:
+      task: makes the task, given `seed` and `train_size`; its training set is what is taught.
+      alphabet: one token a character.
+      target: sampled accuracy on held-out problems at which to stop.
+      model: the architecture.
+      batch: rows a step.
+      check_every: steps between two looks at the accuracy.
+      solution: (problem, random source) -> the response that is taught.
+    """
+
+    task: Callable[..., Task]
+    alphabet: str
+    target: float
+    model: ModelConfig = SMALL
+    batch: int = 128
+    check_every: int = 25
+    solution: Callable[[Problem, random.Random], str] = lambda problem, rng: problem.rationale
+
+
+CHECKPOINTS = {
+    "arithmetic": WarmStart(task=arithmetic.make_arithmetic, alphabet=arithmetic.ALPHABET, target=0.45),
+    "arithmetic_long": WarmStart(
+        task=functools.partial(arithmetic.make_arithmetic, k_min=8, k_max=14),
+        alphabet=arithmetic.ALPHABET,
+        target=0.25,
+        model=dataclasses.replace(SMALL, n_layers=4),
+        batch=32,
+        check_every=100,
+    ),
+    "countdown": WarmStart(
+        task=countdown.make_countdown,
+        alphabet=countdown.ALPHABET,
+        target=0.15,
+        model=dataclasses.replace(SMALL, vocab_size=len(SPECIALS) + len(countdown.ALPHABET)),
+        check_every=100,
+        solution=some_miss,
+    ),
+}
+
+NAME = flags.DEFINE_enum("name", "arithmetic", list(CHECKPOINTS), "Checkpoint to make.")
+OUT = flags.DEFINE_string("out", "", "Directory of the checkpoint; empty = where the shipped one is.")
+TARGET = flags.DEFINE_float("target", None, "Sampled accuracy on held-out problems at which to stop; default: its own.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and order.")
+
+
+def character_tokenizer(directory: pathlib.Path, alphabet: str, max_length: int) -> tokenizers.Tokenizer:
+    """One token a character of the alphabet; its files are written to `directory`, from where they are copied."""
+    vocab = {token: i for i, token in enumerate((*SPECIALS, *alphabet))}
     hf = HFTokenizer(models.WordLevel(vocab, unk_token="<pad>"))
     hf.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
     hf.decoder = decoders.Fuse()
     hf.add_special_tokens(list(SPECIALS))
     hf.save(str(directory / "tokenizer.json"))
     names = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": MODEL.max_positions, **names}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length, **names}
     (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
     return tokenizers.load_directory(directory)
 
 
-def rows_of(problems, tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Worked solutions as rows [prompt, rationale, stop]: (tokens_NC, prompt_len_N, response_len_N)."""
+def rows_of(problems, solutions: Sequence[str], tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Worked solutions as rows [prompt, solution, stop]: (tokens_NC, prompt_len_N, response_len_N)."""
     prompts = [tokenizer.encode(p.question) if i % 10 else [tokenizer.start_id] for i, p in enumerate(problems)]
-    responses = [[*tokenizer.encode(p.rationale), tokenizer.eos_id] for p in problems]
+    responses = [[*tokenizer.encode(solution), tokenizer.eos_id] for solution in solutions]
     tokens = np.zeros((len(problems), max(map(len, prompts)) + max(map(len, responses))), np.int32)
     for row, prompt, response in zip(tokens, prompts, responses, strict=True):
         row[: len(prompt) + len(response)] = prompt + response
     return tokens, np.array([len(p) for p in prompts]), np.array([len(r) for r in responses])
 
 
-@functools.partial(jax.jit, donate_argnums=(0, 1), static_argnames=("optimizer", "length"))
-def train_step(params, opt_state, tokens_NC, prompt_len_N, response_len_N, *, optimizer, length):
+@functools.partial(jax.jit, donate_argnums=(0, 1), static_argnames=("model", "optimizer", "length"))
+def train_step(params, opt_state, tokens_NC, prompt_len_N, response_len_N, *, model, optimizer, length):
     """One step of maximum likelihood on the responses."""
 
     def loss(params):
-        logp_NT, _ = response_logprobs(bind(MODEL, params), tokens_NC, prompt_len_N, length)
+        logp_NT, _ = response_logprobs(bind(model, params), tokens_NC, prompt_len_N, length)
         return -masked.mean(logp_NT, jnp.arange(length) < response_len_N[:, None])
 
     value, gradients = jax.value_and_grad(loss)(params)
@@ -91,47 +151,56 @@ def train_step(params, opt_state, tokens_NC, prompt_len_N, response_len_N, *, op
     return optax.apply_updates(params, changes), opt_state, value
 
 
-def sampled_accuracy(params, problems, tokenizer, length: int, samples: int, key) -> np.ndarray:
+def sampled_accuracy(params, model: ModelConfig, task: Task, problems, tokenizer, length: int, samples: int, key):
     """Rewards [P, samples] at temperature 1."""
     prompt_PS, length_P = pad_rows([tokenizer.encode(p.question) for p in problems])
     spec = RolloutSpec(
-        model=MODEL, roots=samples, slots=128, refill_at=32, max_tokens=length, stop_ids=tokenizer.stop_ids
+        model=model, roots=samples, slots=128, refill_at=32, max_tokens=length, stop_ids=tokenizer.stop_ids
     )
-    published = publish(params, spec=PublicationSpec(model=MODEL))
+    published = publish(params, spec=PublicationSpec(model=model))
     forest, _ = rollout(published, jnp.array(prompt_PS), jnp.array(length_P), key, spec=spec)
     texts = tokenizer.decode_batch(response_tokens(forest))
-    answers = [p.answer for p in problems for _ in range(samples)]
-    return np.array([grade(t, a, marker="#") for t, a in zip(texts, answers, strict=True)]).reshape(-1, samples)
+    with Scorer([task]) as scorer:
+        return scorer.score([p for p in problems for _ in range(samples)], texts)[0].reshape(-1, samples)
 
 
 def main(_):
     with tempfile.TemporaryDirectory() as directory:
-        _make(character_tokenizer(pathlib.Path(directory)))
+        kind, folder = CHECKPOINTS[NAME.value], pathlib.Path(directory)
+        tokenizer = character_tokenizer(folder, kind.alphabet, kind.model.max_positions)
+        params = _teach(kind, tokenizer)
+        out = OUT.value or f"iiblpo_jax/data/assets/{NAME.value}"
+        save_model(out, kind.model, params, tokenizer)
+    print(f"wrote {out}")
 
 
-def _make(tokenizer):
-    task = make_arithmetic(seed=SEED.value, train_size=32_768)
-    tokens_NC, prompt_len_N, response_len_N = rows_of(task.train, tokenizer)
-    params = params_of(Decoder(MODEL, rngs=nnx.Rngs(SEED.value)))
+def _teach(kind: WarmStart, tokenizer):
+    """Parameters that are right as often as the checkpoint should be."""
+    task, rng = kind.task(seed=SEED.value, train_size=ROWS), random.Random(SEED.value)
+    solutions = [kind.solution(problem, rng) for problem in task.train]
+    tokens_NC, prompt_len_N, response_len_N = rows_of(task.train, solutions, tokenizer)
+    params = params_of(Decoder(kind.model, rngs=nnx.Rngs(SEED.value)))
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(optax.linear_schedule(0.0, LEARNING_RATE, 50), b2=0.95)
     )
     opt_state, order = optimizer.init(params), np.random.default_rng(SEED.value)
     length = int(response_len_N.max())
+    check = functools.partial(sampled_accuracy, model=kind.model, task=task, tokenizer=tokenizer, length=length)
     for step in range(1, MAX_STEPS + 1):
-        n = order.integers(0, len(tokens_NC), BATCH)
+        n = order.integers(0, len(tokens_NC), kind.batch)
         batch = tokens_NC[n], prompt_len_N[n], response_len_N[n]
-        params, opt_state, loss = train_step(params, opt_state, *batch, optimizer=optimizer, length=length)
-        if step % CHECK_EVERY:
+        params, opt_state, loss = train_step(
+            params, opt_state, *batch, model=kind.model, optimizer=optimizer, length=length
+        )
+        if step % kind.check_every:
             continue
-        accuracy = sampled_accuracy(params, task.heldout[:256], tokenizer, length, 1, jax.random.key(step)).mean()
+        accuracy = check(params, problems=task.heldout[:256], samples=1, key=jax.random.key(step)).mean()
         print(f"step {step}  loss {float(loss):.3f}  sampled accuracy {accuracy:.3f}", flush=True)
-        if accuracy >= TARGET.value:
+        if accuracy >= (kind.target if TARGET.value is None else TARGET.value):
             break
-    rewards = sampled_accuracy(params, task.heldout, tokenizer, length, 16, jax.random.key(1))
+    rewards = check(params, problems=task.heldout, samples=16, key=jax.random.key(1))
     print(f"held out: pass@1 {rewards.mean():.3f}, pass@16 {rewards.any(1).mean():.3f}")
-    save_model(OUT.value, MODEL, params, tokenizer)
-    print(f"wrote {OUT.value}")
+    return params
 
 
 if __name__ == "__main__":

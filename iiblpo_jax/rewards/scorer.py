@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from iiblpo_jax.errors import InputError
-from iiblpo_jax.rewards import exact, gym, math
+from iiblpo_jax.rewards import countdown, exact, gym, math
 from iiblpo_jax.rewards.pool import Job, Pool
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ GRADERS = {"math": MATH_GRADER, "gym": GYM_GRADER}
 class Scorer:
     """Scores responses with their tasks' verifiers. A context manager; not thread-safe.
 
-    Exact matches and the easy cases of the other verifiers are decided in this process; the rest goes to a pool
+    Exact matches, chains and the easy cases of the other verifiers are decided in this process; the rest goes to a pool
     whose workers start when the first such response arrives.
 
     Args:
@@ -71,6 +71,8 @@ class Scorer:
         task = self._tasks[problem.task]
         if task.verifier == "exact":
             return exact.grade(response, problem.answer, marker=task.marker)
+        if task.verifier == "countdown":
+            return countdown.grade(response, problem.metadata["numbers"], problem.answer)
         if task.verifier == "math":
             answer = math.extract(response, problem.answer)
             return Job(MATH_GRADER, (problem.answer, answer)) if isinstance(answer, str) else answer
