@@ -17,7 +17,7 @@ import pytest
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
-SHARED = ("harness", "models", "update", "collect", "peers", "peers.protocol", "peers.host_loop")
+SHARED = ("harness", "models", "update", "collect", "ranking_set", "peers", "peers.protocol", "peers.host_loop")
 TORCH = importlib.util.find_spec("torch") is not None
 
 
@@ -255,6 +255,15 @@ def test_soak_judges_the_end_against_the_start(changes, found):
     for row in rows[-4:]:
         row |= changes
     assert verdict(rows) == found
+
+
+def test_score_ranking_writes_a_row_a_score(results):
+    rows = results("score_ranking", "--tasks=arithmetic")["results"]
+    for groups in ("labelled", "rollouts"):
+        by_score = {row["score"]: row for row in rows if row["groups"] == groups}
+        assert {"default", "I(q;r)", "length"} <= by_score.keys()
+        assert all(0 <= row["explained"] <= 1 and abs(row["corr_length"]) <= 1 for row in by_score.values())
+        assert all(("ordered" in row) == (groups == "labelled") for row in by_score.values())
 
 
 def test_collect_keeps_the_three_headline_numbers(tmp_path):

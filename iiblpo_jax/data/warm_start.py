@@ -31,11 +31,13 @@ from iiblpo_jax.forest import pad_rows, response_tokens
 from iiblpo_jax.logprobs import response_logprobs
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import Decoder, bind, params_of
+from iiblpo_jax.model.loading import load_model
 from iiblpo_jax.model.saving import save_model
 from iiblpo_jax.publication import PublicationSpec, publish
 from iiblpo_jax.rewards.scorer import Scorer
 from iiblpo_jax.rollout.engine import RolloutSpec, rollout
 
+ASSETS = "iiblpo_jax/data/assets"
 SPECIALS = ("<pad>", "<bos>", "<eos>")
 LEARNING_RATE, MAX_STEPS = 3e-3, 4000
 ROWS = 32_768
@@ -76,7 +78,9 @@ class WarmStart:
       model: the architecture.
       batch: rows a step.
       check_every: steps between two looks at the accuracy.
+      samples: responses a problem that are looked at.
       solution: (problem, random source) -> the response that is taught.
+      grown_from: shipped checkpoint whose weights come first; empty = random ones.
     """
 
     task: Callable[..., Task]
@@ -85,7 +89,9 @@ class WarmStart:
     model: ModelConfig = SMALL
     batch: int = 128
     check_every: int = 25
+    samples: int = 1
     solution: Callable[[Problem, random.Random], str] = lambda problem, rng: problem.rationale
+    grown_from: str = ""
 
 
 CHECKPOINTS = {
@@ -94,9 +100,10 @@ CHECKPOINTS = {
         task=functools.partial(arithmetic.make_arithmetic, k_min=8, k_max=14),
         alphabet=arithmetic.ALPHABET,
         target=0.25,
-        model=dataclasses.replace(SMALL, n_layers=4),
         batch=32,
-        check_every=100,
+        check_every=20,
+        samples=2,
+        grown_from="arithmetic",
     ),
     "countdown": WarmStart(
         task=countdown.make_countdown,
@@ -169,7 +176,7 @@ def main(_):
         kind, folder = CHECKPOINTS[NAME.value], pathlib.Path(directory)
         tokenizer = character_tokenizer(folder, kind.alphabet, kind.model.max_positions)
         params = _teach(kind, tokenizer)
-        out = OUT.value or f"iiblpo_jax/data/assets/{NAME.value}"
+        out = OUT.value or f"{ASSETS}/{NAME.value}"
         save_model(out, kind.model, params, tokenizer)
     print(f"wrote {out}")
 
@@ -180,6 +187,8 @@ def _teach(kind: WarmStart, tokenizer):
     solutions = [kind.solution(problem, rng) for problem in task.train]
     tokens_NC, prompt_len_N, response_len_N = rows_of(task.train, solutions, tokenizer)
     params = params_of(Decoder(kind.model, rngs=nnx.Rngs(SEED.value)))
+    if kind.grown_from:
+        params = params_of(load_model(f"{ASSETS}/{kind.grown_from}")[0])
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(optax.linear_schedule(0.0, LEARNING_RATE, 50), b2=0.95)
     )
@@ -194,7 +203,7 @@ def _teach(kind: WarmStart, tokenizer):
         )
         if step % kind.check_every:
             continue
-        accuracy = check(params, problems=task.heldout[:256], samples=1, key=jax.random.key(step)).mean()
+        accuracy = check(params, problems=task.heldout[:256], samples=kind.samples, key=jax.random.key(step)).mean()
         print(f"step {step}  loss {float(loss):.3f}  sampled accuracy {accuracy:.3f}", flush=True)
         if accuracy >= (kind.target if TARGET.value is None else TARGET.value):
             break

@@ -1,0 +1,116 @@
+"""What a learning curve compares: an arm is a name, a config file and overrides; runs are arms x seeds at a budget."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from iiblpo_jax.cli import override
+from iiblpo_jax.configuration import group_size, load_file, validate
+from iiblpo_jax.defaults import RunConfig
+from iiblpo_jax.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+# Every testbed T is configs/T.py and, for plain GRPO, configs/T_grpo.py; these are the changes that make an arm of it.
+TESTBEDS = ("arithmetic", "arithmetic_long", "countdown")
+PIECES = {
+    "iib_lpo": (),
+    "no_latent": ("latent.z=0",),
+    "no_filter": ("ib.filter=none",),
+    "random_filter": ("ib.filter=random",),
+    "no_self_reward": ("ib.reward_coef=0.0", "ib.entropy_coef=0.0"),
+    "branches_only": (
+        "latent.z=0", "ib.filter=none", "ib.estimator=none", "ib.reward_coef=0.0", "ib.entropy_coef=0.0"
+    ),
+}  # fmt: skip
+NAMED = (*PIECES, "grpo")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One contestant.
+
+    Attributes:
+      name: row of the table.
+      file: config file; a relative path is one of this repository.
+      overrides: `section.key=value`, applied in order.
+    """
+
+    name: str
+    file: str
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def family(self) -> str:
+        """The table that the arm belongs to: configs/T.py and configs/T_grpo.py are both T."""
+        return Path(self.file).stem.removesuffix("_grpo")
+
+    def config(self, seed: int, changes: Sequence[str] = ()) -> RunConfig:
+        """The checked config of one run; `changes` come last.
+
+        Raises:
+          InputError: the file, an override or the whole is wrong.
+        """
+        last = [f"train.seed={seed}", f"data.seed={seed}", *changes]
+        config = load_file(str(ROOT / self.file))
+        config = override(config, [f"--config.{change}" for change in (*self.overrides, *last)])
+        validate(config)
+        return config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+    """When a run ends.
+
+    Attributes:
+      unit: `tokens` generated (a prefix shared with a parent counts once) | `trajectories` | `seconds` of training.
+      amount: of them; the step that reaches it is the last one.
+    """
+
+    unit: str
+    amount: float
+
+    def share(self, spent: dict) -> float:
+        """Part of the budget that is used up."""
+        return spent[self.unit] / self.amount
+
+    def __str__(self):
+        return f"{self.amount:,.0f} {WORDS[self.unit]}"
+
+
+WORDS = {"tokens": "generated tokens", "trajectories": "trajectories", "seconds": "seconds of training"}
+
+
+def named_arm(name: str, testbed: str) -> Arm:
+    """An arm of a shipped testbed.
+
+    Raises:
+      InputError: no such arm.
+    """
+    if name not in NAMED:
+        raise InputError(f"no arm is called {name!r}; use one of {', '.join(NAMED)}, or --arm=NAME:FILE:KEY=VALUE")
+    suffix = "_grpo" if name == "grpo" else ""
+    return Arm(name=name, file=f"configs/{testbed}{suffix}.py", overrides=PIECES.get(name, ()))
+
+
+def parse_arm(text: str) -> Arm:
+    """`NAME:FILE:KEY=VALUE:...`; a piece without `=` belongs to the value before it (`task.name=gym:chain_sum`).
+
+    Raises:
+      InputError: no name or no file.
+    """
+    name, _, rest = text.partition(":")
+    file, *pieces = rest.split(":")
+    if not name or not file or (pieces and "=" not in pieces[0]):
+        raise InputError(f"--arm={text} is not NAME:FILE:KEY=VALUE, such as hot:configs/arithmetic.py:optim.lr=1e-3")
+    overrides = []
+    for piece in pieces:
+        if "=" in piece:
+            overrides.append(piece)
+        else:
+            overrides[-1] += f":{piece}"
+    return Arm(name=name, file=file, overrides=tuple(overrides))
+
+
+def trajectories_per_step(config: RunConfig) -> int:
+    """Sampled a step, those that a filter drops included."""
+    return config.train.prompts_per_step * group_size(config)

@@ -1,0 +1,109 @@
+"""The file of finished runs, one JSON line each, which several processes may fill at once."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from learning_arms import Arm, Budget
+
+from iiblpo_jax.errors import InputError
+from iiblpo_jax.metrics import read_jsonl
+
+
+def key_of(arm: Arm, seed: int, budget: Budget) -> dict:
+    """What a run is known by; the line of a finished run holds it."""
+    return {
+        "arm": arm.name, "file": arm.file, "overrides": list(arm.overrides), "seed": seed,
+        "budget": {budget.unit: budget.amount},
+    }  # fmt: skip
+
+
+def arm_of(line: dict) -> Arm:
+    """The arm of a line."""
+    return Arm(name=line["arm"], file=line["file"], overrides=tuple(line["overrides"]))
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Holds an exclusive lock on a file, which ends with the process at the latest; False if another one has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+class Store:
+    """`FILE.jsonl`, and beside it `FILE.jsonl.claims/` with a locked file for every run under way."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._claims = path.with_name(path.name + ".claims")
+
+    def lines(self) -> list[dict]:
+        """Runs done so far."""
+        return list(read_jsonl(self.path)) if self.path.exists() else []
+
+    def has(self, key: dict) -> bool:
+        """Whether this run is done."""
+        return any(key.items() <= line.items() for line in self.lines())
+
+    def check(self, arms: list[Arm], evaluation: dict) -> None:
+        """Refuses runs that could not stand in one table with those of the file, or with each other.
+
+        Raises:
+          InputError: an arm has the name of one with other overrides, or runs were evaluated in another way.
+        """
+        known: dict[tuple[str, str], Arm] = {}
+        for arm in [*map(arm_of, self.lines()), *arms]:
+            other = known.setdefault((arm.family, arm.name), arm)
+            if other != arm:
+                raise InputError(
+                    f"{self.path}: two arms of {arm.family} are called {arm.name}, {_words(other)} and {_words(arm)}; "
+                    "give one another name, or another --out"
+                )
+        for line in self.lines():
+            if arms and line["evaluation"] != evaluation:
+                raise InputError(
+                    f"{self.path} holds runs evaluated with {_flags(line['evaluation'])}, and this one has "
+                    f"{_flags(evaluation)}; use the same flags, or another --out"
+                )
+
+    @contextlib.contextmanager
+    def claim(self, key: dict) -> Iterator[bool]:
+        """Whether this process is to do a run now: it is neither done nor under way in another process."""
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        path = self._claims / digest
+        with locked(path, wait=False) as mine:
+            yield mine and not self.has(key)
+            if mine and self.has(key):  # only now: who opened the file before will find the run done
+                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # other claims are in it
+                    self._claims.rmdir()
+
+    def append(self, line: dict) -> None:
+        """Adds a run, whole or not at all, after whatever a killed process left."""
+        with self.path.open("ab+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0, os.SEEK_END)
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(json.dumps(line).encode() + b"\n")
+
+
+def _words(arm: Arm) -> str:
+    return ":".join((arm.file, *arm.overrides))
+
+
+def _flags(evaluation: dict) -> str:
+    return " ".join(f"--{name}={value}" for name, value in evaluation.items())

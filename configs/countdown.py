@@ -1,0 +1,24 @@
+"""IIB-LPO on countdown, `3,9,4>8:` -> `9-4=5;5+3=8;#8`: order and signs are free, so solutions differ in kind.
+
+    python -m iiblpo_jax.train --config=configs/countdown.py --workdir=runs/countdown
+
+Model: the embedded checkpoint `countdown` (3 layers, width 64), warm-started on chains of which most miss the target:
+pass@1 .09, pass@16 .70.
+Time, memory and result: not measured yet; benchmarks/learning.py --testbed=countdown measures them.
+"""
+
+from pathlib import Path
+
+from iiblpo_jax.config_files import load_file
+from iiblpo_jax.defaults import RunConfig
+
+
+def get_config() -> RunConfig:
+    c = load_file(Path(__file__).with_name("arithmetic.py"))
+    c.model.path = "package:iiblpo_jax/data/assets/countdown"
+    c.task.name = "countdown"
+    c.task.options = {"k_min": 3, "k_max": 5}
+    c.train.steps = 300
+    c.rollout.max_prompt = 13  # "9,9,9,9,9>35:"
+    c.rollout.max_tokens = 48  # "1-9=-8;-8-9=-17;-17-9=-26;-26-9=-35;#-35" and the stop token are 41
+    return c

@@ -1,0 +1,363 @@
+"""The learning-curve benchmark: which runs it does, what its tables say, and one tiny series from end to end."""
+
+import json
+import math
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from iiblpo_jax import InputError
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks"
+MODULES = ("arms", "clock", "plot", "run", "store", "table")
+HOW = {"points": 3, "problems": 4, "samples": 4, "final_problems": 8, "final_samples": 16}
+
+
+@pytest.fixture(autouse=True)
+def benchmark_modules(monkeypatch):
+    """The benchmark's own modules importable, and gone afterwards."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    yield
+    for name in MODULES:
+        sys.modules.pop(f"learning_{name}", None)
+
+
+def a_line(
+    arm="a", seed=0, *, file="configs/arithmetic.py", overrides=(), late=(0.5, 0.5), final=0.5, tokens=900
+) -> dict:
+    """A finished run of 900 tokens: points at 0, 300, 600 and 900, of which the last two are `late`."""
+    curve = (0.1, 0.3, *late)
+    points = [
+        {"tokens": 300 * i, "trajectories": 30 * i, "seconds": float(i), "steps": 3 * i, "entropy": 0.2 * i or None,
+         "eval": {"sums": {"pass@1": value}}}
+        for i, value in enumerate(curve)
+    ]  # fmt: skip
+    return {
+        "arm": arm, "file": file, "overrides": list(overrides), "seed": seed, "budget": {"tokens": 900},
+        "evaluation": HOW, "tokens": tokens, "trajectories": 90, "seconds": 3.0, "steps": 9, "points": points,
+        "before": {"sums": {"pass@1": 0.1}}, "final": {"sums": {"pass@1": final}},
+    }  # fmt: skip
+
+
+def cells(markdown: str, arm: str) -> dict[str, str]:
+    """The row of an arm in the first table that has one, by column."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if line[:1] == "|"]
+    row = next(row for row in rows if row[0] == arm)
+    head = [row for row in rows[: rows.index(row)] if row[0] == "arm"][-1]
+    return dict(zip(head, row, strict=True))
+
+
+# ---- arms ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_arm_of_the_command_line():
+    from learning_arms import parse_arm
+
+    arm = parse_arm("mine:configs/arithmetic_grpo.py:optim.lr=1e-3:task.name=gym:chain_sum:train.steps=7")
+    assert (arm.name, arm.family) == ("mine", "arithmetic")
+    assert arm.overrides == ("optim.lr=1e-3", "task.name=gym:chain_sum", "train.steps=7")
+    config = parse_arm("mine:configs/arithmetic_grpo.py:optim.lr=1e-3").config(5, ["eval.problems=3"])
+    assert (config.optim.lr, config.train.seed, config.data.seed, config["eval"].problems) == (1e-3, 5, 5, 3)
+
+
+@pytest.mark.parametrize("text", ["mine", ":configs/arithmetic.py", "mine:", "mine:configs/arithmetic.py:nonsense"])
+def test_an_arm_that_is_none_is_refused(text):
+    from learning_arms import parse_arm
+
+    with pytest.raises(InputError, match="is not NAME:FILE:KEY=VALUE"):
+        parse_arm(text)
+
+
+def test_every_named_arm_has_a_config():
+    from learning_arms import NAMED, TESTBEDS, named_arm, trajectories_per_step
+
+    for testbed in TESTBEDS:
+        for name in NAMED:
+            arm = named_arm(name, testbed)
+            assert arm.family == testbed
+            arm.config(0)
+    assert trajectories_per_step(named_arm("iib_lpo", "arithmetic").config(0)) == 32 * 2 * (1 + 3)
+    with pytest.raises(InputError, match="no arm is called 'gpro'"):
+        named_arm("gpro", "arithmetic")
+
+
+# ---- which runs are done -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path):
+    from learning_store import Store
+
+    return Store(tmp_path / "runs.jsonl")
+
+
+@pytest.fixture
+def key():
+    from learning_arms import Arm, Budget
+    from learning_store import key_of
+
+    return lambda seed=0, tokens=900: key_of(
+        Arm(name="a", file="configs/arithmetic.py"), seed, Budget(unit="tokens", amount=tokens)
+    )
+
+
+def test_a_finished_run_is_not_done_again(store, key):
+    with store.claim(key()) as mine:
+        assert mine
+        store.append(a_line())
+    assert not store.path.with_name("runs.jsonl.claims").exists()
+    for again, todo in ((key(), False), (key(seed=1), True), (key(tokens=901), True)):
+        with store.claim(again) as mine:
+            assert mine == todo
+
+
+def test_half_a_line_of_a_killed_process_is_replaced(store, key):
+    store.append(a_line(seed=1))
+    with store.path.open("a") as file:
+        file.write('{"arm": "a", "se')
+    store.append(a_line(seed=2))
+    assert [line["seed"] for line in store.lines()] == [1, 2]
+
+
+def _worker(path: str, name: str, keys: list[dict], barrier, log: str) -> None:
+    """Another invocation: it claims what it can, and says so."""
+    sys.path.insert(0, str(FOLDER))
+    from learning_store import Store
+
+    store = Store(Path(path))
+    barrier.wait()
+    for key in keys:
+        with store.claim(key) as mine:
+            if mine:
+                with open(log, "a") as file:
+                    file.write(f"{name} {key['seed']}\n")
+                store.append(key | {"by": name})
+
+
+def test_two_invocations_share_the_runs(store, key, tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    barrier, log = spawn.Barrier(2), tmp_path / "log"
+    keys = [key(seed) for seed in range(60)]
+    workers = [
+        spawn.Process(target=_worker, args=(str(store.path), name, keys, barrier, str(log))) for name in ("x", "y")
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert sorted(int(line.split()[1]) for line in log.read_text().splitlines()) == list(range(60))
+    assert sorted(line["seed"] for line in store.lines()) == list(range(60))
+
+
+def test_a_run_under_way_elsewhere_is_left_alone_and_taken_over_if_that_dies(store, key):
+    script = (
+        f"import sys, time, json; sys.path[:0] = [{str(FOLDER)!r}, {str(ROOT)!r}]\n"
+        "from pathlib import Path\n"
+        "from learning_store import Store\n"
+        f"with Store(Path({str(store.path)!r})).claim(json.loads({json.dumps(json.dumps(key()))})) as mine:\n"
+        "    print(mine, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "True\n"
+        with store.claim(key()) as mine:
+            assert not mine
+        with store.claim(key(seed=1)) as mine:
+            assert mine
+        other.kill()
+    with store.claim(key()) as mine:
+        assert mine
+
+
+def test_an_arm_with_the_name_of_another_is_refused(store):
+    from learning_arms import Arm
+
+    store.append(a_line("a", overrides=["optim.lr=0.1"]))
+    same = Arm(name="a", file="configs/arithmetic.py", overrides=("optim.lr=0.1",))
+    elsewhere = Arm(name="a", file="configs/countdown.py")
+    store.check([same, elsewhere], HOW)
+    clash = Arm(name="a", file="configs/arithmetic.py", overrides=("optim.lr=0.2",))
+    with pytest.raises(
+        InputError, match=r"called a, configs/arithmetic.py:optim.lr=0.1 and .*lr=0.2; give one"
+    ) as told:
+        store.check([clash], HOW)
+    assert "\n" not in str(told.value)
+    with pytest.raises(InputError, match="two arms of arithmetic are called b"):
+        store.check(
+            [Arm(name="b", file="configs/arithmetic.py"), Arm(name="b", file="configs/arithmetic_grpo.py")], HOW
+        )
+    with pytest.raises(InputError, match=r"evaluated with .*--points=3.* and this one has .*--points=9"):
+        store.check([same], HOW | {"points": 9})
+
+
+# ---- the clock -----------------------------------------------------------------------------------------------------
+
+
+def test_compilations_inside_others_count_once():
+    from learning_clock import Compilations
+
+    heard = Compilations()
+    for span in ((1.0, 2.0), (2.5, 3.0), (0.5, 4.0), (6.0, 7.0)):  # the third one holds the first two
+        heard.add(*span)
+    assert heard.seconds() == pytest.approx(3.5 + 1.0)
+
+
+def test_the_clock_leaves_out_evaluation_and_compilation(monkeypatch):
+    import learning_clock
+
+    now, compilations = [100.0], learning_clock.Compilations()
+    monkeypatch.setattr(learning_clock, "COMPILATIONS", compilations)
+    monkeypatch.setattr(learning_clock.time, "monotonic", lambda: now[0])
+    compilations.add(90.0, 95.0)  # before
+    clock = learning_clock.Clock()
+    now[0] = 110.0
+    compilations.add(101.0, 104.0)
+    assert clock.seconds() == pytest.approx(10 - 3)
+
+    def evaluate():  # waits 2 s for a rollout, then measures for 5 s, 1 s of which compiles
+        now[0] = 117.0
+        compilations.add(113.0, 114.0)
+        return {"time/eval_s": 5.0, "x": 1}
+
+    assert clock.aside(evaluate)["x"] == 1
+    assert clock.seconds() == pytest.approx(10 - 3 + 2)
+
+
+# ---- latents -------------------------------------------------------------------------------------------------------
+
+
+def test_arms_share_latents_if_they_train_the_same():
+    from learning_arms import named_arm
+    from learning_run import latent_digest
+
+    def digest(*changes, seed=0):
+        return latent_digest(named_arm("iib_lpo", "arithmetic").config(seed, changes))
+
+    same = ("ib.filter=none", "optim.lr=1e-2", "rollout.roots=3", "latent.condition=conditioned", "eval.samples=16")
+    assert {digest(change) for change in same} == {digest()}
+    others = ("latent.steps=7", "psa.half_life=3.0", "rollout.temperature=0.5", "branch.fraction=0.5", "model.path=x")
+    assert len({digest(), digest(seed=1), *(digest(change) for change in others)}) == 2 + len(others)
+
+
+# ---- tables --------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_by_hand():
+    from learning_table import tables
+
+    lines = [a_line("a", seed, final=value) for seed, value in enumerate((0.2, 0.4, 0.9))]
+    lines += [a_line("grpo", 0, file="configs/arithmetic_grpo.py", final=0.3, tokens=1100)]
+    text = tables(lines, against="grpo")
+    assert text.startswith("**arithmetic, sums: 900 generated tokens a run.**")
+    a = cells(text, "a")
+    assert (a["seeds"], a["steps"], a["generated tokens"]) == ("3", "9", "900")
+    assert a["pass@1"] == f"0.500 +- {math.sqrt((0.09 + 0.01 + 0.16) / 2 / 3):.3f}" == "0.500 +- 0.208"
+    assert a["entropy"] == "0.600 +- 0.000"
+    grpo = cells(text, "grpo")
+    assert (grpo["seeds"], grpo["generated tokens"], grpo["pass@1"]) == ("1", "1,100", "0.300")
+    assert cells(text, "before training")["pass@1"] == "0.100"
+    assert cells(text[text.index("Difference") :], "a") == {"arm": "a", "pairs": "1", "pass@1": "-0.100"}
+
+
+def test_budgets_and_families_have_tables_of_their_own():
+    from learning_table import tables
+
+    other = a_line("a", 1, final=0.8) | {"budget": {"seconds": 3.0}}
+    text = tables([a_line("a"), other, a_line("a", file="configs/countdown.py")], against="grpo")
+    titles = [line.split(":**")[0].split(".**")[0] for line in text.splitlines() if line.startswith("**")]
+    assert titles == [
+        "**arithmetic, sums: 900 generated tokens a run", "**arithmetic, sums: 3 seconds of training a run",
+        "**countdown, sums: 900 generated tokens a run",
+    ]  # fmt: skip
+
+
+def test_the_paired_test():
+    from learning_table import difference, paired_p
+
+    # t with 2 degrees of freedom: p = 1 - t / sqrt(2 + t^2); differences 1, 2, 3 have t = 2 sqrt(3)
+    assert paired_p([1.0, 2.0, 3.0]) == pytest.approx(1 - math.sqrt(12 / 14))
+    a, b = [0.71, 0.74, 0.69, 0.73, 0.75], [0.70, 0.70, 0.70, 0.71, 0.72]
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    assert paired_p(differences) == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    assert paired_p([0.1]) is None and paired_p([0.1, 0.1]) is None
+    assert difference([1.0, 2.0, 3.0]) == "+2.000 +- 0.577 (p 0.074)"
+    assert difference([-0.5]) == "-0.500" and difference([]) == "-"
+
+
+def test_the_last_third_of_a_curve():
+    from learning_table import plateau
+
+    # from two thirds of the budget to its end pass@1 rises from .5 to .5 + gain, which is all of the last third
+    def said(*gains):
+        return plateau([a_line(seed=i, late=(0.5, 0.5 + gain)) for i, gain in enumerate(gains)], "sums")
+
+    assert said(0.03) == "0.030"
+    assert said(0.02, 0.04) == "0.030 +- 0.010, rising"
+    assert said(-0.02, 0.04) == "0.010 +- 0.030, flat"
+    assert said(-0.2, -0.21) == "-0.205 +- 0.005, falling"
+    assert plateau([a_line() | {"points": a_line()["points"][:2]}], "sums") == "-"
+
+
+def test_the_band_of_a_curve():
+    from learning_plot import band, points_of
+
+    assert points_of(a_line(), "sums", "pass@1", "tokens") == [(0, 0.1), (300, 0.3), (600, 0.5), (900, 0.5)]
+    assert [x for x, _ in points_of(a_line(), "sums", "entropy", "trajectories")] == [30, 60, 90]
+    assert band([[(0, 1.0), (10, 2.0), (20, 9.0)], [(0, 1.0), (14, 4.0)]]) == [(0, 1.0, 0.0), (12, 3.0, 1.0)]
+
+
+# ---- from end to end -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_tiny_series(tmp_path):
+    small = (
+        "train.prompts_per_step=4:rollout.slots=8:update.microbatch=8:"
+        "task.options.train_size=16:task.options.heldout_size=8:latent.prompts=32:latent.steps=5:latent.psa_steps=2"
+    )
+    out = tmp_path / "runs.jsonl"
+
+    def invoke(*arguments: str) -> subprocess.CompletedProcess:
+        command = [
+            sys.executable, str(FOLDER / "learning.py"), f"--out={out}", "--seeds=0", "--points=2", "--problems=4",
+            "--samples=4", "--final_problems=4", "--final_samples=16", *arguments,
+        ]  # fmt: skip
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT), "IIBLPO_CACHE": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu",
+        }  # fmt: skip
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    arms = [f"--arm=grpo:configs/arithmetic_grpo.py:{small}", f"--arm=iib:configs/arithmetic.py:{small}"]
+    arms += [f"--arm=hot:configs/arithmetic.py:{small}:ib.filter=none"]
+    done = invoke("--trajectories=60", *arms, f"--plot={tmp_path / 'curves.svg'}")
+    assert done.returncode == 0, done.stderr
+    lines = {line["arm"]: line for line in map(json.loads, out.read_text().splitlines())}
+    assert lines.keys() == {"grpo", "iib", "hot"}
+    assert [lines[arm]["trajectories"] for arm in lines] == [60, 64, 64]  # 3 steps of 20, 2 of 32
+    assert [lines[arm]["steps"] for arm in lines] == [3, 2, 2]
+    assert [[p["steps"] for p in line["points"]] for line in lines.values()] == [[0, 2, 3], [0, 1, 2], [0, 1, 2]]
+    for line in lines.values():
+        assert line["before"] == lines["grpo"]["before"] and line["before"] != line["final"]
+        assert {"pass@1", "pass@16", "greedy", "unique_correct", "self_bleu"} <= line["final"]["arithmetic"].keys()
+        assert line["points"][0]["entropy"] is None and line["points"][-1]["entropy"] > 0
+        assert line["points"][-1]["tokens"] == line["tokens"] and line["seconds"] > 0
+    assert len([p for p in Path(f"{out}.latents").iterdir() if p.is_dir()]) == 1  # hot took those of iib
+    assert "<svg" in (tmp_path / "curves.svg").read_text()
+    assert "iib" in done.stdout.split("Difference to grpo")[1]
+
+    before = out.read_bytes()
+    again = invoke("--trajectories=60", *arms)
+    assert again.returncode == 0 and "[" not in again.stdout.split("**")[0] and out.read_bytes() == before
+    clash = invoke("--trajectories=60", "--arm=grpo:configs/arithmetic_grpo.py")
+    assert clash.returncode == 2 and clash.stderr.count("\n") == 1 and "two arms of arithmetic" in clash.stderr
+    both = invoke("--trajectories=60", "--tokens=5", *arms)
+    assert both.returncode == 2 and "--tokens and --trajectories are both given" in both.stderr
+    printed = invoke("--arms=")
+    assert printed.returncode == 0 and cells(printed.stdout, "hot")["seeds"] == "1"
