@@ -11,11 +11,11 @@ comes before and counts nowhere.
 A run is evaluated at the start, at `--points` even shares of the budget, and at the end once more with more samples. It
 becomes one line of `--out`. Runs that the file holds are skipped, so an interrupted series goes on where it was, and
 several processes with the same command share the work. Tiny models gain nothing from a second core, so one process a
-core is the fastest way; `taskset` also limits XLA to one thread:
+core is the fastest way:
 
     for core in 0 1; do taskset -c $core python benchmarks/learning.py ... & done; wait
 
-`--arms= ` alone prints the table of a file again.
+`--out=FILE --arms=` prints the tables of a file again and runs nothing.
 """
 
 import sys
@@ -78,6 +78,17 @@ def budget() -> Budget:
     return Budget(unit=unit, amount=amount)
 
 
+def seeds() -> list[int]:
+    """Those of the command line.
+
+    Raises:
+      InputError: one is no whole number.
+    """
+    if bad := [seed for seed in SEEDS.value if not seed.strip().isdecimal()]:
+        raise InputError(f"--seeds has {bad[0]!r}; list whole numbers, such as --seeds=0,1,2")
+    return [int(seed) for seed in SEEDS.value]
+
+
 def work(store: Store, arms: list[Arm], budget: Budget) -> None:
     """Does the runs that are neither done nor under way elsewhere, seed by seed."""
     if not arms:
@@ -89,7 +100,7 @@ def work(store: Store, arms: list[Arm], budget: Budget) -> None:
         final_samples=FINAL_SAMPLES.value,
     )  # fmt: skip
     store.check(arms, plan.facts())
-    runs = [(arm, int(seed)) for seed in SEEDS.value for arm in arms]
+    runs = [(arm, seed) for seed in seeds() for arm in arms]
     for arm, seed in runs:
         arm.config(seed)  # wrong overrides are refused before hours of the arms before
     latents = Path(LATENTS.value or f"{OUT.value}.latents")

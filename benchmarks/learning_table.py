@@ -45,7 +45,7 @@ def _group(family: str, budget: Budget, task: str, lines: list[dict], against: s
     rows = [["arm", "seeds", "steps", "generated tokens", "seconds", *names, "entropy", "pass@1 in the last third"]]
     for arm, by_seed in arms.items():
         mine = list(by_seed.values())
-        spent = [f"{statistics.fmean(line[unit] for line in mine):,.0f}" for unit in ("steps", "tokens", "seconds")]
+        spent = [_spent([line.get(unit) for line in mine]) for unit in ("steps", "tokens", "seconds")]
         cells = [mean_and_error([line["final"][task].get(name) for line in mine]) for name in names]
         entropy = mean_and_error([line["points"][-1].get("entropy") for line in mine])
         rows.append([arm, str(len(mine)), *spent, *cells, entropy, plateau(mine, task)])
@@ -95,6 +95,10 @@ def mean_and_error(values: Sequence[float | None]) -> str:
     if len(values) == 1:
         return f"{values[0]:.3f}"
     return f"{statistics.fmean(values):.3f} +- {statistics.stdev(values) / math.sqrt(len(values)):.3f}"
+
+
+def _spent(values: Sequence[float | None]) -> str:
+    return "-" if None in values else f"{statistics.fmean(values):,.0f}"
 
 
 def _mean(values: Sequence[float | None]) -> str:

@@ -330,7 +330,8 @@ def test_a_tiny_series(tmp_path):
             "--samples=4", "--final_problems=4", "--final_samples=16", *arguments,
         ]  # fmt: skip
         environment = os.environ | {
-            "PYTHONPATH": str(ROOT), "IIBLPO_CACHE": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(ROOT), "IIBLPO_CACHE": str(tmp_path / "compiled"), "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         }  # fmt: skip
         return subprocess.run(command, env=environment, capture_output=True, text=True)
 
