@@ -7,7 +7,8 @@ from iiblpo_jax.errors import InputError
 
 def test_names():
     assert set(NAMES) == {
-        "arithmetic", "sums", "gym:<name>", "gsm8k", "math", "dapo_math", "math500", "aime24", "aime25", "olympiad"
+        "arithmetic", "countdown", "sums", "gym:<name>", "gsm8k", "math", "dapo_math", "math500", "aime24", "aime25",
+        "olympiad",
     }  # fmt: skip
 
 
@@ -36,7 +37,7 @@ def test_gym():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "arithmetics"}, "unknown task 'arithmetics'; choose one of arithmetic, sums"),
+        ({"name": "arithmetics"}, "unknown task 'arithmetics'; choose one of arithmetic, countdown, sums"),
         (
             {"name": "arithmetic", "options": {"kmax": 3}},
             "no option kmax; it has heldout_size, k_max, k_min, train_size",

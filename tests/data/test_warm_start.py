@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from absl import flags
 
 from iiblpo_jax import tokenizers
 from iiblpo_jax.data import countdown, warm_start
@@ -20,7 +21,7 @@ def test_every_shipped_checkpoint_can_be_made_again_and_is_small():
 
 
 def test_the_command_line_knows_their_names():
-    flag = warm_start.FLAGS["name"]
+    flag = flags.FLAGS["name"]
     assert flag.value == "arithmetic" and set(flag.parser.enum_values) == set(warm_start.CHECKPOINTS)
 
 
