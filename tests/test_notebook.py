@@ -79,7 +79,9 @@ def check_the_scores(r):
     assert r["reward"] == [float("#" in text and text.rpartition("#")[2] == gold) for text in r["texts"]]
 
     standard = lambda x: (x - np.mean(x)) / (np.std(x) + 1e-4)  # noqa: E731
-    score = standard(np.array(r["answer"])) - standard(np.array(r["prompt"]))
+    length = np.array(r["length"])
+    cost = np.array(r["prompt"]) + 0.5 * length / length.mean()  # ib.length_cost, nats a token
+    score = standard(np.array(r["answer"])) - standard(cost)
     np.testing.assert_allclose(r["score"], score, atol=1e-3)
 
     kept, advantage = np.array(r["kept"]), np.array(r["advantage"])

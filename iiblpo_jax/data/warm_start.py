@@ -7,6 +7,7 @@ reinforcement learning needs a model that is sometimes right. One row in ten dro
 knows how likely a response is without one, which is what I(q; r) asks.
 """
 
+import argparse
 import dataclasses
 import functools
 import json
@@ -19,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
 from flax import nnx
 from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
@@ -115,10 +115,15 @@ CHECKPOINTS = {
     ),
 }
 
-NAME = flags.DEFINE_enum("name", "arithmetic", list(CHECKPOINTS), "Checkpoint to make.")
-OUT = flags.DEFINE_string("out", "", "Directory of the checkpoint; empty = where the shipped one is.")
-TARGET = flags.DEFINE_float("target", None, "Sampled accuracy on held-out problems at which to stop; default: its own.")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and order.")
+
+def arguments(line: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; `target` and `out` None stand for the checkpoint's own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", choices=list(CHECKPOINTS), default="arithmetic", help="checkpoint to make")
+    parser.add_argument("--out", help="directory of the checkpoint; default: where the shipped one is")
+    parser.add_argument("--target", type=float, help="sampled accuracy on held-out problems at which to stop")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and order")
+    return parser.parse_args(line)
 
 
 def character_tokenizer(directory: pathlib.Path, alphabet: str, max_length: int) -> tokenizers.Tokenizer:
@@ -171,28 +176,29 @@ def sampled_accuracy(params, model: ModelConfig, task: Task, problems, tokenizer
         return scorer.score([p for p in problems for _ in range(samples)], texts)[0].reshape(-1, samples)
 
 
-def main(_):
+def main():
+    asked = arguments()
     with tempfile.TemporaryDirectory() as directory:
-        kind, folder = CHECKPOINTS[NAME.value], pathlib.Path(directory)
+        kind, folder = CHECKPOINTS[asked.name], pathlib.Path(directory)
         tokenizer = character_tokenizer(folder, kind.alphabet, kind.model.max_positions)
-        params = _teach(kind, tokenizer)
-        out = OUT.value or f"{ASSETS}/{NAME.value}"
+        params = _teach(kind, tokenizer, asked.seed, kind.target if asked.target is None else asked.target)
+        out = asked.out or f"{ASSETS}/{asked.name}"
         save_model(out, kind.model, params, tokenizer)
     print(f"wrote {out}")
 
 
-def _teach(kind: WarmStart, tokenizer):
-    """Parameters that are right as often as the checkpoint should be."""
-    task, rng = kind.task(seed=SEED.value, train_size=ROWS), random.Random(SEED.value)
+def _teach(kind: WarmStart, tokenizer, seed: int, target: float):
+    """Parameters that are right as often as `target` says."""
+    task, rng = kind.task(seed=seed, train_size=ROWS), random.Random(seed)
     solutions = [kind.solution(problem, rng) for problem in task.train]
     tokens_NC, prompt_len_N, response_len_N = rows_of(task.train, solutions, tokenizer)
-    params = params_of(Decoder(kind.model, rngs=nnx.Rngs(SEED.value)))
+    params = params_of(Decoder(kind.model, rngs=nnx.Rngs(seed)))
     if kind.grown_from:
         params = params_of(load_model(f"{ASSETS}/{kind.grown_from}")[0])
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(optax.linear_schedule(0.0, LEARNING_RATE, 50), b2=0.95)
     )
-    opt_state, order = optimizer.init(params), np.random.default_rng(SEED.value)
+    opt_state, order = optimizer.init(params), np.random.default_rng(seed)
     length = int(response_len_N.max())
     check = functools.partial(sampled_accuracy, model=kind.model, task=task, tokenizer=tokenizer, length=length)
     for step in range(1, MAX_STEPS + 1):
@@ -205,7 +211,7 @@ def _teach(kind: WarmStart, tokenizer):
             continue
         accuracy = check(params, problems=task.heldout[:256], samples=kind.samples, key=jax.random.key(step)).mean()
         print(f"step {step}  loss {float(loss):.3f}  sampled accuracy {accuracy:.3f}", flush=True)
-        if accuracy >= (kind.target if TARGET.value is None else TARGET.value):
+        if accuracy >= target:
             break
     rewards = check(params, problems=task.heldout, samples=16, key=jax.random.key(1))
     print(f"held out: pass@1 {rewards.mean():.3f}, pass@16 {rewards.any(1).mean():.3f}")
@@ -213,4 +219,4 @@ def _teach(kind: WarmStart, tokenizer):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

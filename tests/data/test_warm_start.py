@@ -6,7 +6,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from absl import flags
 
 from iiblpo_jax import tokenizers
 from iiblpo_jax.data import countdown, warm_start
@@ -21,8 +20,11 @@ def test_every_shipped_checkpoint_can_be_made_again_and_is_small():
 
 
 def test_the_command_line_knows_their_names():
-    flag = flags.FLAGS["name"]
-    assert flag.value == "arithmetic" and set(flag.parser.enum_values) == set(warm_start.CHECKPOINTS)
+    assert warm_start.arguments([]).name == "arithmetic"
+    for name in warm_start.CHECKPOINTS:
+        assert warm_start.arguments(["--name", name]).name == name
+    with pytest.raises(SystemExit):
+        warm_start.arguments(["--name", "algebra"])
 
 
 @pytest.mark.parametrize(
