@@ -5,9 +5,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from learning_arms import WORDS, Budget
-from learning_store import arm_of
-from learning_table import budget_of, by_arm
+from learning_arms import WORDS
+from learning_table import by_arm, comparable
 from matplotlib.figure import Figure
 
 PANELS = {"pass@1": "pass@1", "pass@16": "pass@16", "unique_correct": "different right solutions", "entropy": "entropy"}
@@ -15,10 +14,7 @@ PANELS = {"pass@1": "pass@1", "pass@16": "pass@16", "unique_correct": "different
 
 def plot(lines: Sequence[dict], path: Path) -> None:
     """Writes the picture; its format is that of the file's suffix."""
-    groups: dict[tuple[str, Budget, str], list[dict]] = {}
-    for line in lines:
-        for task in line["final"]:
-            groups.setdefault((arm_of(line).family, budget_of(line), task), []).append(line)
+    groups = comparable(lines)
     figure = Figure(figsize=(3.6 * len(PANELS), 3.0 * len(groups)), layout="constrained")
     panels_GM = figure.subplots(len(groups), len(PANELS), squeeze=False)
     for panels_M, ((family, budget, task), mine) in zip(panels_GM, groups.items(), strict=True):

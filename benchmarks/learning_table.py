@@ -15,11 +15,16 @@ LAST = 2 / 3  # of the budget: from here on a curve should be flat
 
 def tables(lines: Sequence[dict], *, against: str) -> str:
     """A title and two tables for every family, budget and task; arms in the order of NAMED, then of the file."""
-    groups: dict[tuple, list[dict]] = {}
+    return "\n\n".join(_group(*key, mine, against) for key, mine in comparable(lines).items())
+
+
+def comparable(lines: Sequence[dict]) -> dict[tuple[str, Budget, str], list[dict]]:
+    """(family, budget, task) -> the lines that one table or row of panels shows."""
+    groups: dict[tuple[str, Budget, str], list[dict]] = {}
     for line in lines:
         for task in line["final"]:
             groups.setdefault((arm_of(line).family, budget_of(line), task), []).append(line)
-    return "\n\n".join(_group(*key, mine, against) for key, mine in groups.items())
+    return groups
 
 
 def budget_of(line: dict) -> Budget:

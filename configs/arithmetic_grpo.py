@@ -12,16 +12,8 @@ Result: held-out pass@1 from .48 to .72 after 108 steps (300,000 tokens, 3 seeds
 from pathlib import Path
 
 from iiblpo_jax.config_files import load_file
-from iiblpo_jax.defaults import RunConfig
+from iiblpo_jax.defaults import RunConfig, plain_grpo
 
 
 def get_config() -> RunConfig:
-    c = load_file(Path(__file__).with_name("arithmetic.py"))
-    c.rollout.roots = 5
-    c.branch.k = 0
-    c.latent.z = 0
-    c.ib.estimator = "none"
-    c.ib.filter = "none"
-    c.ib.reward_coef = 0.0
-    c.ib.entropy_coef = 0.0
-    return c
+    return plain_grpo(load_file(Path(__file__).with_name("arithmetic.py")), samples=5)

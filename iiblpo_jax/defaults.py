@@ -155,3 +155,15 @@ def default_config() -> RunConfig:
     log.every = 1  # steps between rows of metrics.jsonl
     log.rollouts = 1  # steps between files of rollouts/; 0 = none
     return c.lock()
+
+
+def plain_grpo(c: RunConfig, *, samples: int) -> RunConfig:
+    """`c` with `samples` independent samples a prompt and all that IIB-LPO adds switched off, in place."""
+    c.rollout.roots = samples
+    c.branch.k = 0
+    c.latent.z = 0
+    c.ib.estimator = "none"
+    c.ib.filter = "none"
+    c.ib.reward_coef = 0.0
+    c.ib.entropy_coef = 0.0
+    return c

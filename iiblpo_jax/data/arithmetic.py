@@ -6,16 +6,14 @@ Small enough for a model of 0.2 M parameters, yet every wrong carry is a wrong a
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Iterator
 
+from iiblpo_jax.data.heldout import SHARE, even_over, is_heldout, training_draws
 from iiblpo_jax.data.task import Problem, Task
 from iiblpo_jax.errors import InputError
 
 ALPHABET = "0123456789+=;#"
 NAME = "arithmetic"
-HELDOUT_SHARE = 8  # one problem in eight is held out
 
 
 def make_arithmetic(
@@ -35,12 +33,13 @@ def make_arithmetic(
         raise InputError(f"arithmetic with k_min={k_min}, k_max={k_max}; choose 2 <= k_min <= k_max")
     if min(train_size, heldout_size) < 1:
         raise InputError(f"arithmetic with train_size={train_size}, heldout_size={heldout_size}; both must be positive")
-    draws = _draws(random.Random(f"arithmetic/train/{seed}"), k_min, k_max)
+    draws = training_draws(random.Random(f"arithmetic/train/{seed}"), k_min, k_max, _terms, _held_out)
+    pools = [_heldout_of(k, heldout_size) for k in range(k_min, k_max + 1)]
     train = [sum_problem(next(draws)) for _ in range(train_size)]
     return Task(
         name=NAME,
         train=train,
-        heldout=_heldout(k_min, k_max, heldout_size),
+        heldout=[sum_problem(terms) for terms in even_over(pools, heldout_size)],
         verifier="exact",
         cue="#",
         marker="#",
@@ -64,28 +63,12 @@ def sum_problem(terms: tuple[int, ...]) -> Problem:
     )
 
 
-def is_heldout(question: str) -> bool:
-    """True for the share of questions that training never sees; a function of the text alone."""
-    return hashlib.sha256(question.encode()).digest()[0] % HELDOUT_SHARE == 0
+def _terms(rng: random.Random, k: int) -> tuple[int, ...]:
+    return tuple(rng.randrange(10) for _ in range(k))
 
 
-def _draws(rng: random.Random, k_min: int, k_max: int) -> Iterator[tuple[int, ...]]:
-    while True:
-        k = rng.randint(k_min, k_max)
-        terms = tuple(rng.randrange(10) for _ in range(k))
-        while is_heldout("+".join(map(str, terms)) + "="):  # redraw at the same k: the mix of k stays uniform
-            terms = tuple(rng.randrange(10) for _ in range(k))
-        yield terms
-
-
-def _heldout(k_min: int, k_max: int, size: int) -> list[Problem]:
-    pools = [_heldout_of(k, size) for k in range(k_min, k_max + 1)]
-    chosen = []
-    while len(chosen) < size and any(pools):  # round robin: even over k until the short sums run out
-        for pool in pools:
-            if pool and len(chosen) < size:
-                chosen.append(pool.pop())
-    return [sum_problem(terms) for terms in chosen]
+def _held_out(terms: tuple[int, ...]) -> bool:
+    return is_heldout("+".join(map(str, terms)) + "=")
 
 
 def _heldout_of(k: int, size: int) -> list[tuple[int, ...]]:
@@ -93,6 +76,6 @@ def _heldout_of(k: int, size: int) -> list[tuple[int, ...]]:
     rng = random.Random(f"arithmetic/heldout/{k}")
     # Long sums are far too many to list; a few thousand random ones hold enough held-out problems.
     count = 10**k
-    picks = rng.sample(range(count), min(count, 4 * HELDOUT_SHARE * size))
+    picks = rng.sample(range(count), min(count, 4 * SHARE * size))
     sums = [tuple(int(digit) for digit in f"{pick:0{k}d}") for pick in picks]
-    return [terms for terms in sums if is_heldout("+".join(map(str, terms)) + "=")][:size]
+    return [terms for terms in sums if _held_out(terms)][:size]

@@ -6,10 +6,10 @@ may be negative. Order and signs are free, so a problem has many solutions, and 
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
+from iiblpo_jax.data import heldout
 from iiblpo_jax.data.task import Problem, Task
 from iiblpo_jax.errors import InputError
 from iiblpo_jax.rewards.countdown import plan
@@ -17,7 +17,6 @@ from iiblpo_jax.rewards.countdown import plan
 ALPHABET = "0123456789,>:+-=;#"
 NAME = "countdown"
 TARGETS = range(36)
-HELDOUT_SHARE = 8  # one problem in eight is held out
 
 
 def make_countdown(
@@ -37,11 +36,12 @@ def make_countdown(
         raise InputError(f"countdown with k_min={k_min}, k_max={k_max}; choose 2 <= k_min <= k_max <= 9")
     if min(train_size, heldout_size) < 1:
         raise InputError(f"countdown with train_size={train_size}, heldout_size={heldout_size}; both must be positive")
-    draws = _draws(random.Random(f"countdown/train/{seed}"), k_min, k_max)
+    draws = heldout.training_draws(random.Random(f"countdown/train/{seed}"), k_min, k_max, _draw, _held_out)
+    pools = [_heldout_of(k, heldout_size) for k in range(k_min, k_max + 1)]
     return Task(
         name=NAME,
         train=[next(draws) for _ in range(train_size)],
-        heldout=_heldout(k_min, k_max, heldout_size),
+        heldout=heldout.even_over(pools, heldout_size),
         verifier="countdown",
         cue="#",
         marker="#",
@@ -71,7 +71,7 @@ def canonical(numbers: Sequence[int], target: int) -> str:
 
 def is_heldout(numbers: Sequence[int], target: int) -> bool:
     """True for the share of problems that training never sees; a function of the canonical name alone."""
-    return hashlib.sha256(canonical(numbers, target).encode()).digest()[0] % HELDOUT_SHARE == 0
+    return heldout.is_heldout(canonical(numbers, target))
 
 
 def _draw(rng: random.Random, k: int) -> Problem:
@@ -96,30 +96,11 @@ def _held_out(problem: Problem) -> bool:
     return is_heldout(problem.metadata["numbers"], int(problem.answer))
 
 
-def _draws(rng: random.Random, k_min: int, k_max: int) -> Iterator[Problem]:
-    while True:
-        k = rng.randint(k_min, k_max)
-        problem = _draw(rng, k)
-        while _held_out(problem):  # redraw at the same k: the mix of k stays uniform
-            problem = _draw(rng, k)
-        yield problem
-
-
-def _heldout(k_min: int, k_max: int, size: int) -> list[Problem]:
-    pools = [_heldout_of(k, size) for k in range(k_min, k_max + 1)]
-    chosen: list[Problem] = []
-    while len(chosen) < size and any(pools):  # round robin: even over k until the small problems run out
-        for pool in pools:
-            if pool and len(chosen) < size:
-                chosen.append(pool.pop())
-    return chosen
-
-
 def _heldout_of(k: int, size: int) -> list[Problem]:
     """Up to `size` distinct held-out problems of k numbers, in a fixed random order."""
     rng = random.Random(f"countdown/heldout/{k}")
     found = {}
-    for _ in range(4 * HELDOUT_SHARE * size):  # some are drawn again and again, others may not turn up
+    for _ in range(4 * heldout.SHARE * size):  # some are drawn again and again, others may not turn up
         problem = _draw(rng, k)
         if _held_out(problem):
             found.setdefault(canonical(problem.metadata["numbers"], int(problem.answer)), problem)

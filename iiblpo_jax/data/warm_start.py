@@ -41,6 +41,7 @@ ASSETS = "iiblpo_jax/data/assets"
 SPECIALS = ("<pad>", "<bos>", "<eos>")
 LEARNING_RATE, MAX_STEPS = 3e-3, 4000
 ROWS = 32_768
+CORRECT = 0.1  # share of countdown chains that are known to reach the target
 SMALL = ModelConfig(
     family="qwen3",
     vocab_size=len(SPECIALS) + len(arithmetic.ALPHABET),
@@ -58,13 +59,10 @@ SMALL = ModelConfig(
 
 
 def some_miss(problem: Problem, rng: random.Random) -> str:
-    """A true chain with the numbers of a countdown problem: one in `CORRECT` is known to reach the target."""
+    """A true chain with the numbers of a countdown problem: a share CORRECT of them is known to reach the target."""
     if rng.random() < CORRECT:
         return problem.rationale
     return countdown.chain(countdown.random_signs(rng, problem.metadata["numbers"]))[0]
-
-
-CORRECT = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -194,7 +192,7 @@ def _teach(kind: WarmStart, tokenizer, seed: int, target: float):
     tokens_NC, prompt_len_N, response_len_N = rows_of(task.train, solutions, tokenizer)
     params = params_of(Decoder(kind.model, rngs=nnx.Rngs(seed)))
     if kind.grown_from:
-        params = params_of(load_model(f"{ASSETS}/{kind.grown_from}")[0])
+        params = params_of(load_model(f"package:{ASSETS}/{kind.grown_from}")[0])
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(optax.linear_schedule(0.0, LEARNING_RATE, 50), b2=0.95)
     )
