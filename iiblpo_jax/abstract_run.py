@@ -20,8 +20,8 @@ from iiblpo_jax import specs
 from iiblpo_jax.bottleneck import MarkerTable
 from iiblpo_jax.configuration import injected_layers
 from iiblpo_jax.memory import StepPrograms
+from iiblpo_jax.model.codes import KINDS
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.model.cvae import CVAE
 from iiblpo_jax.model.decoder import Decoder, cast, params_of
 from iiblpo_jax.model.psa import PSA
 from iiblpo_jax.optimizer import make_optimizer
@@ -70,7 +70,8 @@ def abstract_run(config, model: ModelConfig, mesh: Mesh) -> AbstractRun:
     if specs.uses_latents(config):
         z, injected = config.latent.z, injected_layers(config, model.n_layers)
         params["psa"] = _weights(lambda: PSA(model, z, injected, rngs=nnx.Rngs(0)), mesh)
-        cvae = _everywhere(_shapes(lambda: CVAE(model.d_model, z, config.latent.hidden, rngs=nnx.Rngs(0))), mesh)
+        kind, hidden = KINDS[config.latent.kind], config.latent.hidden
+        cvae = _everywhere(_shapes(lambda: kind(model.d_model, z, hidden, rngs=nnx.Rngs(0))), mesh)
     reference = _like(jax.eval_shape(lambda p: cast(p, config.model.dtype), policy), policy)
     optimizer = make_optimizer(config.optim, total_steps=1)
     state = abstract_state(params, optimizer, mesh)
@@ -139,5 +140,5 @@ def _inputs(config, mesh: Mesh) -> dict:
 
 def _markers(config, model: ModelConfig) -> tuple[MarkerTable, ...]:
     array = lambda *shape: jax.ShapeDtypeStruct((*shape, model.vocab_size), jnp.int32)  # noqa: E731
-    table = MarkerTable(next_WV=array(MARKER_BYTES), end_WV=array(MARKER_BYTES), bytes_V=array())
+    table = MarkerTable(next_WV=array(MARKER_BYTES), end_WV=array(MARKER_BYTES), bytes_V=array(), word_V=array())
     return (table,) * max(1, len(config.task.mix))

@@ -38,11 +38,13 @@ CHOICES = {
     "attention.impl": ("blocks", "pallas"),
     "branch.points": ("shared", "distinct"),
     "branch.parent": ("root", "previous"),
-    "branch.credit": ("trajectory", "tree"),
+    "branch.credit": ("trajectory", "tree", "siblings"),
+    "latent.kind": ("gaussian", "codes"),
+    "latent.siblings": ("independent", "stratified"),
     "latent.condition": ("marginal", "conditioned"),
     "ib.estimator": ("likelihood", "entropy", "none"),
     "ib.compression": ("description", "information"),
-    "ib.filter": ("score", "random", "none"),
+    "ib.filter": ("score", "contrast", "random", "none"),
     "objective.aggregate": ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"),
     "optim.schedule": ("constant", "cosine"),
 }
@@ -53,15 +55,15 @@ AT_LEAST_ONE = (
     "eval.problems eval.samples log.every checkpoint.keep"
 ).split()
 NOT_NEGATIVE = (
-    "rollout.top_k rollout.min_tokens branch.k branch.min_entropy branch.local_credit latent.z latent.kl_weight "
-    "latent.free_bits latent.kl_warmup latent.psa_steps psa.strength ib.beta ib.reward_coef ib.entropy_coef "
-    "ib.length_cost objective.clip_low objective.clip_high optim.lr optim.psa_lr optim.weight_decay optim.warmup "
-    "update.microbatch update.importance_cap update.kl_coef eval.temperature eval.every checkpoint.every "
-    "log.rollouts"
+    "rollout.top_k rollout.min_tokens branch.k branch.min_entropy branch.local_credit latent.z latent.window "
+    "latent.kl_weight latent.free_bits latent.kl_warmup latent.psa_steps latent.prior_power psa.strength ib.beta "
+    "ib.reward_coef ib.entropy_coef ib.length_cost objective.clip_low objective.clip_high optim.lr optim.psa_lr "
+    "optim.weight_decay optim.warmup update.microbatch update.importance_cap update.kl_coef "
+    "eval.temperature eval.every checkpoint.every log.rollouts"
 ).split()
 POSITIVE = "data.verifier_timeout rollout.temperature psa.half_life latent.lr latent.psa_lr optim.clip_norm".split()
 SHARE = "rollout.top_p branch.fraction eval.top_p".split()  # in (0, 1]
-BELOW_ONE = "rollout.min_p optim.b1 optim.b2".split()  # in [0, 1)
+BELOW_ONE = "rollout.min_p latent.prior_weight optim.b1 optim.b2".split()  # in [0, 1)
 
 
 def validate(config: RunConfig) -> None:
@@ -114,8 +116,12 @@ def _check_rollout(config: RunConfig) -> None:
         raise InputError(
             f"rollout.min_tokens = {rollout.min_tokens} exceeds rollout.max_tokens = {rollout.max_tokens}; lower it"
         )
+    if config.latent.kind == "gaussian" and config.latent.prior_power == 0:
+        raise InputError("latent.prior_power = 0 gives a Gaussian no width; use a number above 0, or latent.kind=codes")
     if config.psa.layers != "all" and not (config.psa.layers.isdecimal() and int(config.psa.layers) > 0):
         raise InputError(f"psa.layers = {config.psa.layers!r}; use all, or the number of last layers, such as 4")
+    if config.latent.kind == "codes" and config.latent.z > 0 and config.latent.window == 0:
+        raise InputError("latent.kind = codes needs latent.window, the tokens that a code is about; set it, such as 4")
     if not (config.task.name or config.task.mix):
         raise InputError("task.name is empty; name a task, such as arithmetic")
     for name, weight in config.task.mix.items():
@@ -129,6 +135,11 @@ def _check_update(config: RunConfig) -> None:
         raise InputError(
             "ib.estimator = none leaves no score for ib.filter = score or ib.reward_coef; set ib.filter=none and "
             "ib.reward_coef=0, or choose likelihood or entropy"
+        )
+    if config.branch.credit == "siblings" and config.branch.parent != "root":
+        raise InputError(
+            "branch.credit = siblings compares branches of one root and branch.parent = previous grows chains; set "
+            "branch.parent=root, or branch.credit=tree"
         )
     kept = prompts * kept_per_prompt(config)
     if kept % update.minibatches:

@@ -65,14 +65,19 @@ def default_config() -> RunConfig:
     branch.parent = "root"  # root | previous: branch from the last trajectory of the chain
     branch.min_suffix = 8  # the last min(this, length / 4) tokens of a root are no candidates
     branch.min_entropy = 0.0  # nats; a root whose most hesitant candidate is surer than this gets no branches
-    branch.credit = "trajectory"  # trajectory: one advantage each | tree: along segments (objectives/tree.py)
+    branch.solved = True  # a root that has given the gold answer gets branches too
+    branch.credit = "trajectory"  # trajectory: one advantage each | tree, siblings: along segments (objectives/tree.py)
     branch.local_credit = 1.0  # weight of the comparison with siblings in tree credit
     branch.prefix_loss = True  # tokens inherited from the root count in a branch's loss too
 
     c.latent = latent = ConfigDict()
-    latent.z = 128  # Z, width of the latent; 0 = no latent: branches are plain resamples
+    latent.kind = "gaussian"  # gaussian: a conditional VAE | codes: k-means of what follows
+    latent.z = 128  # Z, width of the latent; codes: how many; 0 = no latent: branches are plain resamples
+    latent.siblings = "independent"  # z's of a tree: independent | stratified: they share out the prior
+    latent.prior_power = 1.0  # branches draw z from the prior to this power: below 1 flatter, 0 = all codes alike
     latent.condition = "marginal"  # marginal: branches scored without z, importance-weighted | conditioned: with z
     latent.hidden = 256  # width of the CVAE's hidden layers
+    latent.window = 0  # tokens from t* on that a code is about; codes only
     latent.prompts = 512  # training prompts from which features are collected
     latent.samples = 4  # own samples of the model a prompt
     latent.steps = 1000  # optimiser steps of the CVAE
@@ -82,6 +87,7 @@ def default_config() -> RunConfig:
     latent.free_bits = 0.1  # nats a dimension that the KL may cost nothing
     latent.kl_warmup = 200  # steps over which the KL weight rises linearly from 0
     latent.psa_steps = 200  # optimiser steps of the PSA projections, language model frozen
+    latent.prior_weight = 0.0  # share of PSA's training rows whose z comes from the prior: how often z may mislead
     latent.psa_lr = 1e-3  # Adam, PSA projections in the latent stage
 
     c.psa = psa = ConfigDict()
@@ -94,9 +100,11 @@ def default_config() -> RunConfig:
     ib.compression = "description"  # of likelihood: description length of r | information: I(q;r), the paper's words
     ib.beta = 1.0  # weight of the answer term against the compression term, both standardised
     ib.filter = "score"  # keep the best by score | random: the control | none: keep all
+    ib.distinct = False  # of trajectories of a prompt with the same tokens only the first one counts
     ib.keep = 0  # N trajectories kept a prompt; 0 = half of the group
     ib.keep_contrast = True  # a group with right and wrong answers keeps both kinds
     ib.reward_coef = 0.1  # * clip(score, -1, 1), added to the advantage in groups with reward spread
+    ib.surprise = False  # weigh a prompt's advantages by -log2 of the share of its trajectories that are right
     ib.entropy_coef = 0.005  # of the loss term mean(A_t H_t)
     ib.length_cost = 0.5  # nats a token, the explicit price of verbosity; 0 = none
 

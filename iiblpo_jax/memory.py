@@ -17,6 +17,7 @@ import jax
 from rich.table import Table
 
 from iiblpo_jax.errors import InputError
+from iiblpo_jax.rollout.answers import gold_of
 from iiblpo_jax.rollout.engine import rollout
 from iiblpo_jax.scoring import inform, score
 from iiblpo_jax.update_rows import UpdateRows
@@ -169,7 +170,10 @@ class StepPrograms:
         forest, _ = call(
             Program(
                 "rollout", "lower rollout.slots", rollout, (published, *self._inputs["prompt"], self.key),
-                {"spec": self._rollout_spec, "latents": latents},
+                {
+                    "spec": self._rollout_spec, "latents": latents,
+                    "gold": gold_of(self._rollout_spec.branching, self._markers, self._inputs),
+                },
             )
         )  # fmt: skip
         reads = (self._inputs["marker_P"], self._inputs["cue"], self._inputs["answer"])

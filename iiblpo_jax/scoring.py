@@ -38,7 +38,9 @@ class ScoreSpec:
       estimator: `likelihood`, `entropy` or `none`.
       compression: of `likelihood`: `description` or `information`.
       beta, length_cost: of S_IB (bottleneck.selection).
+      distinct: a trajectory that repeats another's tokens is not kept.
       rule, keep, keep_contrast: the filter; keep = N trajectories a prompt.
+      surprise: advantages are weighed by how surprising a right answer to the prompt is.
       reward_coef: weight of the self-reward.
       temperature: of reference log-probs, the rollout's.
       start_id: the empty context of the compression term.
@@ -57,9 +59,11 @@ class ScoreSpec:
     compression: str
     beta: float
     length_cost: float
+    distinct: bool
     rule: str
     keep: int
     keep_contrast: bool
+    surprise: bool
     reward_coef: float
     temperature: float
     start_id: int
@@ -166,18 +170,20 @@ def score(
     valid_PG = by_prompt(forest.length_R > 0)  # without its branches a sure root leaves rows empty
     everyone = _outcomes(forest, reward_R, step)
     score_PG = by_prompt(_scores(spec, forest, everyone, information, valid_PG))
+    counts_PG = valid_PG
+    if spec.distinct:
+        tokens_PGT = forest.tokens_RT.reshape(*valid_PG.shape, -1)
+        counts_PG &= bottleneck.first_of_its_kind(tokens_PGT, by_prompt(forest.length_R), valid_PG)
     selection = bottleneck.select(
-        score_PG,
-        by_prompt(correct_R),
-        valid_PG,
-        rule=spec.rule,
-        keep=spec.keep,
-        keep_contrast=spec.keep_contrast,
-        key=key,
-    )
+        score_PG, by_prompt(correct_R), counts_PG, rule=spec.rule, keep=spec.keep, keep_contrast=spec.keep_contrast,
+        key=key, reward_PG=by_prompt(reward_R),
+    )  # fmt: skip
     kept_R = selection.kept_PG.ravel()
     outcomes = everyone.replace(keep_R=kept_R, ib_score_R=score_PG.ravel())
     advantage = advantages(spec.objective, outcomes, reward_coef=spec.reward_coef)
+    if spec.surprise:
+        bits_R = jnp.repeat(bottleneck.surprise(by_prompt(reward_R), valid_PG), forest.group_size)
+        advantage *= bits_R.reshape(-1, *[1] * (advantage.ndim - 1))
     rows = _rows(
         spec, forest, kept_R, jnp.sort(selection.keep_PN, axis=1), reward_R, score_PG.ravel(), advantage, information
     )
@@ -264,5 +270,6 @@ def _rollout_metrics(forest: Forest) -> dict:
         "rollout/length_p95": jnp.nanpercentile(jnp.where(grown_R, forest.length_R, jnp.nan), 95),
         "rollout/truncated": masked.mean(forest.finish_R == LENGTH, grown_R),
         "rollout/entropy": masked.mean(forest.entropy_RT, forest.own_RT),
+        "rollout/branches": branch_R.sum() / (forest.parent_R < 0).sum(),  # a root
         "rollout/branch_fallback": masked.mean(forest.fallback_R, branch_R),
     }

@@ -52,6 +52,7 @@ from iiblpo_jax.optimizer import make_optimizer
 from iiblpo_jax.pending import PendingRollout, PendingUpdate, log_columns, scored_metrics, updated_metrics
 from iiblpo_jax.publication import Published, publisher
 from iiblpo_jax.replay import examine, finding_table, load_batch, save_batch
+from iiblpo_jax.rollout.answers import gold_of
 from iiblpo_jax.rollout.engine import rollout
 from iiblpo_jax.scoring import inform, score
 from iiblpo_jax.update import init_state, make_update
@@ -291,11 +292,13 @@ class Trainer:
         rollout_key, select_key, update_key = jax.random.split(key, 3)
         batch = next(self.pipeline)
         inputs, began = self._inputs(batch), time.monotonic()
+        markers = tuple(self._markers.values())
         forest, stats = rollout(
-            self._published(), *inputs["prompt"], rollout_key, spec=self._rollout_spec, latents=self._latent_params()
-        )
+            self._published(), *inputs["prompt"], rollout_key, spec=self._rollout_spec, latents=self._latent_params(),
+            gold=gold_of(self._rollout_spec.branching, markers, inputs),
+        )  # fmt: skip
         information = inform(
-            self._reference, forest, tuple(self._markers.values()), inputs["marker_P"], inputs["cue"],
+            self._reference, forest, markers, inputs["marker_P"], inputs["cue"],
             inputs["answer"], spec=self._score_spec,
         )  # fmt: skip
         return PendingRollout(

@@ -55,7 +55,11 @@ def test_the_section_update_reads_as_an_attribute():
     ("change", "message"),
     [
         ({"branch__points": "shred"}, r"branch\.points = 'shred' \(did you mean shared\?\); use one of shared, "),
+        ({"latent__kind": "code"}, r"latent\.kind = 'code' \(did you mean codes\?\); use one of gaussian, codes"),
+        ({"latent__kind": "codes"}, r"latent\.kind = codes needs latent\.window"),
+        ({"latent__prior_weight": 1.0}, r"latent\.prior_weight = 1\.0; use a number from 0 to below 1"),
         ({"ib__filter": "best"}, r"ib\.filter = 'best'; use one of score, random, none"),
+        ({"ib__compression": "descriptive"}, r"ib\.compression = 'descriptive' \(did you mean description\?\)"),
         ({"objective__aggregate": "mean"}, r"objective\.aggregate = 'mean'"),
         ({"rollout__weights": "int4"}, r"rollout\.weights = 'int4' \(did you mean int8\?\); use one of '', int8$"),
         ({"rollout__kv_dtype": "fp8"}, r"rollout\.kv_dtype = 'fp8'; use one of '', float32, bfloat16$"),

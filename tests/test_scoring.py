@@ -55,9 +55,9 @@ def plain(tiny_config):
     """Everything switched off: plain GRPO."""
     return ScoreSpec(
         model=tiny_config, objective=make_objective("grpo", max_tokens=T), estimator="none", compression="description",
-        beta=1.0, length_cost=0.0, rule="none", keep=4, keep_contrast=False, reward_coef=0.0, temperature=0.7,
-        start_id=1, reference=False, pack_tokens=64, attention="blocks", mesh=None, levels=1, latents=False,
-        half_life=4.0, strength=0.5,
+        beta=1.0, length_cost=0.0, distinct=False, rule="none", keep=4, keep_contrast=False, surprise=False,
+        reward_coef=0.0, temperature=0.7, start_id=1, reference=False, pack_tokens=64, attention="blocks", mesh=None,
+        levels=1, latents=False, half_life=4.0, strength=0.5,
     )  # fmt: skip
 
 
@@ -152,6 +152,31 @@ def test_entropy_scores_rank_filter_and_reward(plain):
     assert float(result.metrics["ib/auc_correct"]) == 1.0  # A_t H_t > 0 exactly for right answers
     assert float(result.metrics["ib/kept_correct"]) == 0.5
     assert "ib/answer" not in result.metrics
+
+
+def test_surprise_weighs_the_advantages_of_a_prompt(plain):
+    """Mean rewards 1/2 and 1/8 are 1 and 3 bits; the advantages are otherwise GRPO's."""
+    result = scored(plain, surprise=True)
+    np.testing.assert_allclose(result.advantage_R, GRPO_R * np.repeat([1, 3], 4), rtol=1e-5)
+    kept = scored(plain, surprise=True, rule="contrast", keep=2)  # the share of right answers is that of the group
+    np.testing.assert_allclose(np.unique(np.abs(kept.advantage_R)), [0, 2**-0.5, 3 * 2**-0.5], rtol=1e-5)
+
+
+def test_contrast_drops_groups_that_teach_nothing(plain):
+    result = scored(plain, reward_R=np.array([1, 1, 1, 1, 0, 1, 0, 0], np.float32), rule="contrast", keep=4)
+    assert not result.rows.mask_NT[:4].any() and result.rows.mask_NT[4:].any()
+    np.testing.assert_allclose(result.advantage_R[4:], [-0.5, 1.5, -0.5, -0.5], rtol=1e-5)
+
+
+def test_a_repeated_trajectory_counts_once(plain):
+    """Trajectory 2 with the tokens of trajectory 1: advantages are those of the three that are left."""
+    same = lambda x_R: x_R.at[2].set(x_R[1])  # noqa: E731
+    forest = FOREST.replace(tokens_RT=same(FOREST.tokens_RT), length_R=same(FOREST.length_R))
+    spec = dataclasses.replace(plain, distinct=True)
+    result = score(forest, jnp.asarray(REWARD_R), None, jax.random.key(0), jnp.int32(0), spec=spec)
+    np.testing.assert_array_equal(result.kept_R, np.arange(8) != 2)
+    np.testing.assert_allclose(result.advantage_R[:4], [3**-0.5, -2 * 3**-0.5, 0, 3**-0.5], rtol=1e-5)
+    assert not result.rows.mask_NT[2].any() and result.rows.mask_NT[3].any()
 
 
 ANSWER_R = np.array([3.0, 0.5, 1.0, 2.0, 0.1, 0.9, 0.4, 0.2], np.float32)

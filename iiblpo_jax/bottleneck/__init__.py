@@ -8,7 +8,15 @@ Trajectories of one prompt are contiguous, so R = P * G reshapes to [P, G] with 
 from iiblpo_jax.bottleneck.diagnostics import bottleneck_metrics
 from iiblpo_jax.bottleneck.estimators import Evidence, Information, entropy_score, likelihood
 from iiblpo_jax.bottleneck.marker import MarkerTable, marker_cut, marker_table
-from iiblpo_jax.bottleneck.selection import Selection, keep_count, likelihood_score, select, standardise
+from iiblpo_jax.bottleneck.selection import (
+    Selection,
+    first_of_its_kind,
+    keep_count,
+    likelihood_score,
+    select,
+    standardise,
+    surprise,
+)
 
 __all__ = [
     "Evidence",
@@ -17,6 +25,7 @@ __all__ = [
     "Selection",
     "bottleneck_metrics",
     "entropy_score",
+    "first_of_its_kind",
     "keep_count",
     "likelihood",
     "likelihood_score",
@@ -24,4 +33,5 @@ __all__ = [
     "marker_table",
     "select",
     "standardise",
+    "surprise",
 ]

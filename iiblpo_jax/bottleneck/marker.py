@@ -21,11 +21,13 @@ class MarkerTable(NamedTuple):
     next_WV: state after a token that does not complete the marker.
     end_WV: how many bytes of the token the marker's completion uses (at least 1); 0 if it does not complete there.
     bytes_V: length of each token in bytes.
+    word_V: it begins with an ASCII letter or digit. The same for every marker of a vocabulary.
     """
 
     next_WV: jax.Array
     end_WV: jax.Array
     bytes_V: jax.Array
+    word_V: jax.Array
 
 
 def _byte_automaton(marker: bytes) -> np.ndarray:
@@ -66,7 +68,8 @@ def marker_table(token_bytes: list[bytes], marker: str) -> MarkerTable:
         after = np.where(live < width, steps[np.minimum(live, width - 1), flat[offset_V[ids] + i]], width)
         end_WV[:, ids] = np.where((after == width) & (live < width), i + 1, end_WV[:, ids])
         state_WV[:, ids] = after
-    return MarkerTable(jnp.asarray(state_WV % width), jnp.asarray(end_WV), jnp.asarray(bytes_V))
+    word_V = np.array([b[:1].isalnum() for b in token_bytes])
+    return MarkerTable(*map(jnp.asarray, (state_WV % width, end_WV, bytes_V, word_V)))
 
 
 def marker_cut(table: MarkerTable, tokens_RT: jax.Array, length_R: jax.Array, finish_R: jax.Array) -> jax.Array:

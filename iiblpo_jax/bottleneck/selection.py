@@ -105,26 +105,72 @@ def _with_contrast(
     return keep_PN.at[:, -1].set(jnp.where(rescued_P, best_P, keep_PN[:, -1])), rescued_P
 
 
+def surprise(reward_PG: jax.Array, valid_PG: jax.Array) -> jax.Array:
+    """-log2 of the mean reward of each prompt's valid trajectories [P], bits.
+
+    It is I(r; a) of a right response as the group itself estimates it: log2 p(a | q, r) / p(a | q) with p(a | q, r) = 1
+    and p(a | q) the share of right answers. A mean below that of half a right answer counts as one half.
+    """
+    floor_P = 0.5 / jnp.maximum(valid_PG.sum(1), 1)
+    return -jnp.log2(jnp.clip(masked.mean(reward_PG, valid_PG, axis=1), floor_P, 1.0))
+
+
+def first_of_its_kind(tokens_PGT: jax.Array, length_PG: jax.Array, valid_PG: jax.Array) -> jax.Array:
+    """False for a trajectory whose tokens an earlier valid one of the same prompt has too, bool [P,G]."""
+    group = length_PG.shape[1]
+
+    def repeats(j):  # what repeats trajectory j
+        same_PG = jnp.all(tokens_PGT == tokens_PGT[:, j, None], axis=-1) & (length_PG == length_PG[:, j, None])
+        return same_PG & valid_PG[:, j, None] & (jnp.arange(group) > j)
+
+    return ~jax.lax.map(repeats, jnp.arange(group)).any(0)
+
+
+def contrast_priority(score_PG: jax.Array, reward_PG: jax.Array, valid_PG: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Priority [P,G] that takes the better and the worse half of a group in turns, and which groups have two [P].
+
+    Better means a reward above the group's mean. Within a half the higher score comes first, so that N trajectories
+    are as many of either kind as there are: the subset of the largest reward variance (for right and wrong answers;
+    Xu et al., arXiv 2504.13818), and of those the one that the score ranks highest.
+    """
+    better_PG = valid_PG & (reward_PG > masked.mean(reward_PG, valid_PG, axis=1, keepdims=True) + _EPSILON)
+    worse_PG = valid_PG & ~better_PG
+    ahead_PGG = (score_PG[:, None] > score_PG[:, :, None]) | (
+        (score_PG[:, None] == score_PG[:, :, None]) & jnp.tri(score_PG.shape[1], k=-1, dtype=bool)
+    )
+    same_PGG = (better_PG[:, None] & better_PG[:, :, None]) | (worse_PG[:, None] & worse_PG[:, :, None])
+    rank_PG = jnp.sum(ahead_PGG & same_PGG, axis=-1)
+    return -(rank_PG + 0.5 * worse_PG), better_PG.any(1)
+
+
 def select(
     score_PG: jax.Array,
     correct_PG: jax.Array,
     valid_PG: jax.Array,
     *,
-    rule: Literal["score", "random", "none"],
+    rule: Literal["score", "contrast", "random", "none"],
     keep: int,
     keep_contrast: bool,
     key: jax.Array,
+    reward_PG: jax.Array | None = None,
 ) -> Selection:
     """The N trajectories of each prompt that the update sees.
 
-    `score` keeps the best, `random` any N (the control: its contrast swap is random too, so nothing of the score
+    `score` keeps the best, `contrast` the best of either half in turns (`contrast_priority`) and nothing of a group
+    whose rewards are all equal, `random` any N (the control: its contrast swap is random too, so nothing of the score
     leaks into it), `none` all G. `keep_contrast`: a group with right and wrong answers keeps both, if N > 1.
     Trajectories that are not valid, or whose score is not finite, rank last and are never in the kept mask.
     """
     group = score_PG.shape[1]
     valid_PG = valid_PG & jnp.isfinite(score_PG)
+    if rule == "contrast":
+        score_PG = jnp.where(valid_PG, score_PG, 0.0)
+        priority_PG, contrast_P = contrast_priority(score_PG, reward_PG, valid_PG)
+        valid_PG = valid_PG & contrast_P[:, None]
     noise_PG = jax.random.uniform(key, score_PG.shape)
-    priority_PG = jnp.where(valid_PG, noise_PG if rule == "random" else score_PG, -jnp.inf)
+    if rule != "contrast":
+        priority_PG = noise_PG if rule == "random" else score_PG
+    priority_PG = jnp.where(valid_PG, priority_PG, -jnp.inf)
     keep_PN = _top(priority_PG, group if rule == "none" else keep)
     rescued_P = jnp.zeros(score_PG.shape[0], bool)
     if keep_contrast and keep_PN.shape[1] > 1:

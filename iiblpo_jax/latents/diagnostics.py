@@ -15,7 +15,7 @@ from iiblpo_jax import mesh as meshes
 from iiblpo_jax.latents.features import Pairs, chunks, spread, whole
 from iiblpo_jax.latents.training import injection, rest_logprobs
 from iiblpo_jax.model import cvae as cvae_lib
-from iiblpo_jax.model.cvae import bind_cvae
+from iiblpo_jax.model.codes import Codes, bind_latent
 from iiblpo_jax.model.decoder import bind, hidden_states, params_of, project
 from iiblpo_jax.model.psa import bind_psa
 
@@ -23,7 +23,11 @@ ACTIVE = 0.01  # Var_x E[z|x] of an active unit (Burda et al. 2016); a KL thresh
 IGNORED_KL = 0.01  # nats between two z's under which they are the same policy
 IGNORED_GAIN = 0.005  # share of the NLL that z must save to count as heard
 
-ROWS = (  # metric, how it reads in the table
+NEXT = 8  # tokens from t* on whose KL is summed
+
+ROWS = (  # metric, how it reads in the table; those of one kind of latent are missing in the other
+    ("latent/code_entropy", "entropy of the prior over codes, nats"),
+    ("latent/code_nll", "NLL of the true code under the prior, nats"),
     ("latent/elbo", "validation ELBO of the CVAE, nats a row"),
     ("latent/kl", "KL(posterior || prior), nats a row"),
     ("latent/active_units", "active units, Var E(z|x) > 0.01"),
@@ -32,7 +36,9 @@ ROWS = (  # metric, how it reads in the table
     ("latent/nll_plain", "NLL of the rest, plain, nats a token"),
     ("latent/nll_prior", "NLL of the rest, z ~ prior"),
     ("latent/nll_posterior", "NLL of the rest, z ~ posterior"),
+    ("latent/nll_prior_mixture", "NLL of the rest, prior summed over"),
     ("latent/kl_between", "KL between two prior z's at t*, nats"),
+    ("latent/kl_next8", "the same over 8 tokens of the rest"),
     ("latent/gain_norm", "norm of the PSA gain projections"),
 )
 
@@ -61,7 +67,8 @@ def diagnose(
       mesh: devices that hold the model, among which rows are split; None = one.
 
     Returns:
-      `ROWS`' metrics. NLLs are means over the tokens of the rest; kl_between is the mean over rows of KL between the
+      `ROWS`' metrics. NLLs are means over the tokens of the rest; nll_prior_mixture is that of sum_z p(z) p(rest | z),
+      which a latent at peace with its prior leaves at nll_plain; kl_between is the mean over rows of KL between the
       next-token distributions at the cut under two draws from the prior.
     """
     frozen = (params, params_of(cvae), params_of(psa))
@@ -72,11 +79,15 @@ def diagnose(
         part = _listen(config, frozen, *mine, **static)
         parts.append(jax.tree.map(lambda x, keep=keep: np.asarray(x)[:keep], part))
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    nll = {name: float(rows[name].sum() / rows["tokens"].sum()) for name in ("plain", "prior", "posterior")}
+    nll = {
+        name: float(rows[name].sum() / rows["tokens"].sum())
+        for name in ("plain", "prior", "posterior", "prior_mixture")
+    }
     return {
-        **cvae_metrics(cvae, pairs.context_ND, pairs.target_ND, keys_N),
+        **(code_metrics if isinstance(cvae, Codes) else cvae_metrics)(cvae, pairs.context_ND, pairs.target_ND, keys_N),
         **{f"latent/nll_{name}": value for name, value in nll.items()},
-        "latent/kl_between": float(rows["kl_between"].mean()),
+        "latent/kl_between": float(rows["kl_next"][:, 0].mean()),
+        "latent/kl_next8": float(rows["kl_next"].sum(-1).mean()),
         "latent/gain_norm": gain_norm(frozen[2]),
     }
 
@@ -89,7 +100,7 @@ def _listen(config, frozen, pairs, keys_N, *, mesh, **static):
 
 def _of_rows(config, frozen, pairs, keys_N, *, temperature, half_life, strength):
     params, cvae_params, psa_params = frozen
-    model, cvae, psa = bind(config, params), bind_cvae(cvae_params), bind_psa(psa_params, config)
+    model, cvae, psa = bind(config, params), bind_latent(cvae_params), bind_psa(psa_params, config)
     keys_3N = jnp.stack([jax.vmap(jax.random.fold_in, (0, None))(keys_N, i) for i in range(3)])
     z1_NZ, z2_NZ = (cvae.sample_prior(pairs.context_ND, keys_N) for keys_N in keys_3N[:2])
     posterior_NZ = cvae.sample_posterior(pairs.context_ND, pairs.target_ND, keys_3N[2])
@@ -99,19 +110,26 @@ def _of_rows(config, frozen, pairs, keys_N, *, temperature, half_life, strength)
     def nll_N(z_NZ):
         return -masked.sum(rest_logprobs(model, pairs, z_NZ, psa, temperature=temperature, **how), mask_NT, -1)
 
-    def next_token_logp_NV(z_NZ):
+    def next_hidden_NID(z_NZ):
         h_NCD = hidden_states(model, pairs.rows.tokens_NC, latent=injection(pairs, z_NZ, **how), psa=psa)
-        at_N = pairs.rows.prompt_len_N + pairs.cut_N - 1
-        h_ND = jnp.take_along_axis(h_NCD, at_N[:, None, None], axis=1)[:, 0]
-        return jax.nn.log_softmax(project(model, h_ND) / temperature)
+        at_NI = (pairs.rows.prompt_len_N + pairs.cut_N - 1)[:, None] + jnp.arange(NEXT)
+        return jnp.take_along_axis(h_NCD, at_NI[..., None], axis=1, mode="clip")
 
-    first_NV, second_NV = next_token_logp_NV(z1_NZ), next_token_logp_NV(z2_NZ)
+    def kl_N(hidden):  # one position at a time: logits of a whole vocabulary
+        first_NV, second_NV = (jax.nn.log_softmax(project(model, h_ND) / temperature) for h_ND in hidden)
+        return jnp.sum(jnp.exp(first_NV) * (first_NV - second_NV), -1)
+
+    kl_IN = jax.lax.map(kl_N, tuple(next_hidden_NID(z).swapaxes(0, 1) for z in (z1_NZ, z2_NZ)))
+    within_NI = pairs.cut_N[:, None] + jnp.arange(NEXT) < pairs.rows.length_N[:, None]
+    z_NIZ, logp_NI = cvae.support(pairs.context_ND, keys_3N[0])
+    each_IN = -jax.lax.map(nll_N, z_NIZ.swapaxes(0, 1))
     return {
         "plain": nll_N(None),
         "prior": nll_N(z1_NZ),
         "posterior": nll_N(posterior_NZ),
         "tokens": mask_NT.sum(-1),
-        "kl_between": jnp.sum(jnp.exp(first_NV) * (first_NV - second_NV), -1),
+        "prior_mixture": -jax.nn.logsumexp(each_IN.T + logp_NI, axis=-1),
+        "kl_next": jnp.where(within_NI, kl_IN.T, 0.0),
     }
 
 
@@ -127,6 +145,16 @@ def cvae_metrics(cvae, context_ND, target_ND, keys_N) -> dict[str, float]:
         "latent/active_units": float(jnp.sum(jnp.var(posterior_NZ, 0) > ACTIVE)),
         "latent/prior_norm": float(jnp.mean(jnp.linalg.norm(prior_NZ - cvae.offset[...], axis=-1))),
         "latent/prior_norm_raw": float(jnp.mean(jnp.linalg.norm(prior_NZ, axis=-1))),
+    }
+
+
+def code_metrics(codes, context_ND, target_ND, keys_N) -> dict[str, float]:
+    """Entropy of the prior over codes and its NLL of the true code over N rows: equal where the prior is calibrated."""
+    logp_NZ = jax.nn.log_softmax(codes.prior_logits(context_ND))
+    code_N = codes.code(target_ND)
+    return {
+        "latent/code_entropy": float(-jnp.mean(jnp.sum(jnp.exp(logp_NZ) * logp_NZ, -1))),
+        "latent/code_nll": float(-jnp.mean(jnp.take_along_axis(logp_NZ, code_N[:, None], 1))),
     }
 
 
@@ -160,7 +188,8 @@ def show(metrics: dict[str, float], console: Console | None = None) -> None:
     table.add_column("meaning")
     table.add_column("value", justify="right")
     for name, meaning in ROWS:
-        table.add_row(name, meaning, f"{metrics[name]:.4g}")
+        if name in metrics:
+            table.add_row(name, meaning, f"{metrics[name]:.4g}")
     console.print(table)
     sentence = verdict(metrics)
     console.print(sentence, soft_wrap=True, style="bold green" if sentence.startswith("z is heard") else "bold red")

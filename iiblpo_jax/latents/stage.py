@@ -1,4 +1,4 @@
-"""The latent stage from a config: collect, cut, fit the CVAE, fit PSA, measure, store; or load what is there."""
+"""The latent stage from a config: collect, cut, fit the CVAE or codes, fit PSA, measure, store; or load it."""
 
 import time
 from collections.abc import Sequence
@@ -16,7 +16,8 @@ from iiblpo_jax.latents import diagnostics
 from iiblpo_jax.latents.continuations import Question, gather, policy_sampler
 from iiblpo_jax.latents.features import extract, rows_of, split_by_prompt
 from iiblpo_jax.latents.storage import has_latents, load_latents, save_latents
-from iiblpo_jax.latents.training import train_cvae, train_psa
+from iiblpo_jax.latents.training import train_codes, train_cvae, train_psa
+from iiblpo_jax.model.codes import Codes
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.cvae import CVAE
 from iiblpo_jax.model.psa import PSA
@@ -37,7 +38,7 @@ def ensure_latents(
     stop_ids: Sequence[int],
     console: Console | None = None,
     mesh: Mesh | None = None,
-) -> tuple[CVAE, PSA]:
+) -> tuple[CVAE | Codes, PSA]:
     """Loads the latents of a workdir; trains and stores them first if there are none.
 
     Args:
@@ -50,7 +51,7 @@ def ensure_latents(
       mesh: devices that hold the weights; None = one.
 
     Raises:
-      InputError: stored latents belong to another model or another latent.z or psa.layers; latent.z is 0.
+      InputError: stored latents belong to another model or another latent.kind, z or psa.layers; latent.z is 0.
     """
     if config.latent.z == 0:
         raise InputError("latent.z = 0: there is no latent to train; set latent.z, such as 16")
@@ -59,7 +60,8 @@ def ensure_latents(
         train_latents(
             config, directory, model_config, params, questions(), stop_ids=stop_ids, console=console, mesh=mesh
         )
-    return load_latents(directory, model_config, params, z=config.latent.z, n_injected=n_injected)
+    knobs = config.latent
+    return load_latents(directory, model_config, params, kind=knobs.kind, z=knobs.z, n_injected=n_injected)
 
 
 def train_latents(
@@ -77,30 +79,37 @@ def train_latents(
     console, began, knobs = console or Console(), time.monotonic(), config.latent
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.train.seed), SEED), 5)
 
-    # --- continuations, cuts, features
+    # --- continuations, cuts, features; codes tell the policy's own choices apart, at the points where it hesitates
+    codes = knobs.kind == "codes"
+    if codes:
+        questions = [question._replace(gold=None) for question in questions]
     own = policy_sampler(config, model_config, params, stop_ids, keys[0], mesh=mesh)
     rows = rows_of(gather(questions, own))
     temperature = config.rollout.temperature
     pairs = extract(
-        model_config, params, rows, keys[1], temperature=temperature, branching=specs.branching(config), mesh=mesh
-    )
+        model_config, params, rows, keys[1], temperature=temperature, branching=specs.branching(config),
+        window=knobs.window if codes else 0, anywhere=0.0 if codes else 0.5, mesh=mesh,
+    )  # fmt: skip
     train, held_out = (pairs[index] for index in split_by_prompt(rows, fraction=HELD_OUT))
     console.print(
         f"latent stage: {len(questions)} prompts, {len(train.cut_N)} continuations to train on, "
         f"{len(held_out.cut_N)} held out"
     )
 
-    # --- the CVAE, then PSA with the CVAE and the language model frozen
-    cvae, _ = train_cvae(
-        train.context_ND, train.target_ND, keys[2], latent=knobs.z, hidden=knobs.hidden, steps=knobs.steps,
-        batch=knobs.batch, lr=knobs.lr, kl_weight=knobs.kl_weight, free_bits=knobs.free_bits,
-        kl_warmup=knobs.kl_warmup, mesh=mesh,
-    )  # fmt: skip
+    # --- the CVAE or the codes, then PSA with these and the language model frozen
+    sizes = {"latent": knobs.z, "hidden": knobs.hidden, "steps": knobs.steps, "batch": knobs.batch, "lr": knobs.lr}
+    if codes:
+        cvae, _ = train_codes(train.context_ND, train.target_ND, keys[2], mesh=mesh, **sizes)
+    else:
+        cvae, _ = train_cvae(
+            train.context_ND, train.target_ND, keys[2], kl_weight=knobs.kl_weight, free_bits=knobs.free_bits,
+            kl_warmup=knobs.kl_warmup, mesh=mesh, **sizes,
+        )  # fmt: skip
     how = {"temperature": temperature, "half_life": config.psa.half_life, "strength": config.psa.strength}
     psa, _ = train_psa(
         model_config, params, cvae, train, keys[3], n_injected=injected_layers(config, model_config.n_layers),
         steps=knobs.psa_steps, batch=min(knobs.batch, max(PSA_ROWS, PSA_POSITIONS // rows.tokens_NC.shape[1])),
-        lr=knobs.psa_lr, mesh=mesh, **how,
+        lr=knobs.psa_lr, prior_weight=knobs.prior_weight, mesh=mesh, **how,
     )  # fmt: skip
 
     # --- does the model listen?

@@ -1,4 +1,4 @@
-"""`latent/` of a workdir: latent.safetensors (CVAE and PSA) and latent.json (what they were made for)."""
+"""`latent/` of a workdir: latent.safetensors (CVAE or codes, and PSA) and latent.json (what they were made for)."""
 
 import dataclasses
 import hashlib
@@ -18,13 +18,15 @@ from safetensors.numpy import save_file
 from iiblpo_jax import json_input
 from iiblpo_jax.errors import InputError
 from iiblpo_jax.mesh import to_host
+from iiblpo_jax.model.codes import KINDS, Codes, bind_latent
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.model.cvae import CVAE, bind_cvae
+from iiblpo_jax.model.cvae import CVAE
 from iiblpo_jax.model.decoder import params_of
 from iiblpo_jax.model.psa import PSA, bind_psa
 from iiblpo_jax.model.safetensors_file import SafetensorsFile
 
 WEIGHTS, CARD, METRICS = "latent.safetensors", "latent.json", "metrics.json"
+FORMAT = 2  # 1 had no kind: all latents were gaussian
 MAX_CARD, MAX_SIZE = 1 << 20, 1 << 20  # bytes of latent.json; of each of its sizes
 PROBES = 64  # elements of each weight that enter the fingerprint
 
@@ -43,7 +45,7 @@ def fingerprint(config: ModelConfig, params: dict) -> str:
 
 
 def save_latents(
-    directory: Path, config: ModelConfig, params: dict, cvae: CVAE, psa: PSA, *, settings: dict, metrics: dict
+    directory: Path, config: ModelConfig, params: dict, cvae: CVAE | Codes, psa: PSA, *, settings: dict, metrics: dict
 ) -> None:
     """Writes a whole latent directory at once: a killed process leaves the old one or none, never half of one.
 
@@ -59,7 +61,7 @@ def save_latents(
     directory = Path(directory)
     tree = {"cvae": params_of(cvae), "psa": params_of(psa)}
     weights = {name: to_host(x) for name, x in traverse_util.flatten_dict(tree, sep="/").items()}
-    card = {"format": 1, **_shape(cvae, psa), "model": fingerprint(config, params), "settings": settings}
+    card = {"format": FORMAT, **_shape(cvae, psa), "model": fingerprint(config, params), "settings": settings}
     if jax.process_index() == 0:
         _write_directory(directory, weights, {CARD: card, METRICS: metrics})
     multihost_utils.sync_global_devices("latents stored")
@@ -82,26 +84,33 @@ def _write_directory(directory: Path, weights: dict, documents: dict) -> None:
 
 
 def load_latents(
-    directory: Path, config: ModelConfig, params: dict, *, z: int | None = None, n_injected: int | None = None
-) -> tuple[CVAE, PSA]:
+    directory: Path,
+    config: ModelConfig,
+    params: dict,
+    *,
+    kind: str | None = None,
+    z: int | None = None,
+    n_injected: int | None = None,
+) -> tuple[CVAE | Codes, PSA]:
     """Latents of this model from a directory.
 
     Args:
       directory: `latent/` of a workdir.
       config, params: the model they must have been made for.
-      z, n_injected: the latent width and the number of injected layers they must have; None accepts any.
+      kind, z, n_injected: latent.kind, the latent width and the number of injected layers they must have; None
+        accepts any.
 
     Raises:
-      InputError: nothing there, a damaged file, latents of another model, or another z or psa.layers.
+      InputError: nothing there, a damaged file, latents of another model, or another latent.kind, z or psa.layers.
     """
     directory = Path(directory)
     card = _card(directory)
     mend = f"delete {directory} or use another --workdir"
     if card["model"] != fingerprint(config, params):
         raise InputError(f"{directory}: latents of another model; {mend}")
-    for name, wanted in (("z", z), ("layers", n_injected)):
+    for name, wanted in (("kind", kind), ("z", z), ("layers", n_injected)):
         if wanted is not None and card[name] != wanted:
-            knob = {"z": "latent.z", "layers": "psa.layers"}[name]
+            knob = {"kind": "latent.kind", "z": "latent.z", "layers": "psa.layers"}[name]
             raise InputError(f"{directory}: made with {knob} {card[name]}, the config says {wanted}; {mend}")
     try:
         file = SafetensorsFile(directory / WEIGHTS)
@@ -113,14 +122,14 @@ def load_latents(
         reason = str(error).rpartition(";")[0] or str(error)
         raise InputError(f"{directory / WEIGHTS}: cannot be read ({reason}); {mend}") from error
     tree = traverse_util.unflatten_dict(weights, sep="/")
-    return bind_cvae(tree["cvae"]), bind_psa(tree["psa"], config)
+    return bind_latent(tree["cvae"]), bind_psa(tree["psa"], config)
 
 
 def _shapes(config: ModelConfig, card: dict) -> dict[str, tuple[int, ...]]:
     """Shape of every stored weight of latents with the card's sizes."""
 
     def trees():
-        cvae = CVAE(card["width"], card["z"], card["hidden"], rngs=nnx.Rngs(0))
+        cvae = KINDS[card["kind"]](card["width"], card["z"], card["hidden"], rngs=nnx.Rngs(0))
         return {"cvae": params_of(cvae), "psa": params_of(PSA(config, card["z"], card["layers"], rngs=nnx.Rngs(0)))}
 
     flat = traverse_util.flatten_dict(jax.eval_shape(trees), sep="/")
@@ -140,7 +149,10 @@ def _card(directory: Path) -> dict:
     except FileNotFoundError:
         raise InputError(f"{directory}: no latents here; run `python -m iiblpo_jax.latent` with this workdir") from None
     sizes = ("width", "z", "hidden", "layers")
-    if not isinstance(card, dict) or "model" not in card or not all(_is_size(card.get(name)) for name in sizes):
+    if isinstance(card, dict) and card.get("format") == 1:
+        card["kind"] = "gaussian"
+    known = isinstance(card, dict) and "model" in card and card.get("kind") in tuple(KINDS)
+    if not known or not all(_is_size(card.get(name)) for name in sizes):
         raise InputError(
             f"{directory / CARD}: not a card of latents; delete {directory} and run the latent stage again"
         )
@@ -151,5 +163,6 @@ def _is_size(value) -> bool:
     return type(value) is int and 1 <= value <= MAX_SIZE
 
 
-def _shape(cvae: CVAE, psa: PSA) -> dict:
-    return {"width": cvae.width, "z": cvae.latent, "hidden": cvae.hidden, "layers": psa.gain.shape[0]}
+def _shape(cvae: CVAE | Codes, psa: PSA) -> dict:
+    kind = next(name for name, kind in KINDS.items() if isinstance(cvae, kind))
+    return {"kind": kind, "width": cvae.width, "z": cvae.latent, "hidden": cvae.hidden, "layers": psa.gain.shape[0]}

@@ -21,7 +21,8 @@ from iiblpo_jax import mesh as meshes
 from iiblpo_jax.latents.features import Pairs, spread, whole
 from iiblpo_jax.logprobs import response_logprobs
 from iiblpo_jax.model import cvae as cvae_lib
-from iiblpo_jax.model.cvae import CVAE, bind_cvae
+from iiblpo_jax.model.codes import Codes, bind_latent, fit_code_offset, fit_codes
+from iiblpo_jax.model.cvae import CVAE
 from iiblpo_jax.model.decoder import bind, params_of
 from iiblpo_jax.model.psa import PSA, bind_psa, latent_inputs
 
@@ -80,10 +81,48 @@ def train_cvae(
     return cvae, losses
 
 
+def train_codes(
+    context_ND,
+    target_ND,
+    key,
+    *,
+    latent: int,
+    hidden: int,
+    steps: int,
+    batch: int,
+    lr: float,
+    mesh: Mesh | None = None,
+) -> tuple[Codes, jax.Array]:
+    """Finds `latent` codes in N training pairs, then fits their prior by cross-entropy; arguments as in `train_cvae`.
+
+    Returns:
+      The codes with their statistics, and the cross-entropy of every chunk of steps, nats a row.
+    """
+    codes = Codes(context_ND.shape[1], latent, hidden, rngs=nnx.Rngs(jax.random.fold_in(key, 0)))
+    fit_codes(codes, context_ND, target_ND, jax.random.fold_in(key, 2))
+    code_N = codes.code(target_ND)
+    graph, weights, statistics = nnx.split(codes, nnx.Param, ...)
+    n = context_ND.shape[0]
+    batch = min(batch, n)
+
+    def loss(weights, frozen, step):
+        key, statistics, context_ND, code_N = frozen
+        index_B, _ = draw(key, step, batch, n)
+        context_BD, code_B = spread((context_ND[index_B], code_N[index_B]))
+        logits_BC = nnx.merge(graph, weights, statistics).prior_logits(context_BD)
+        return optax.softmax_cross_entropy_with_integer_labels(logits_BC, code_B).mean()
+
+    frozen = (jax.random.fold_in(key, 1), statistics, context_ND, code_N)
+    weights, losses = minimise(loss, weights, frozen, lr=lr, steps=steps, label="codes", mesh=mesh)
+    codes = nnx.merge(graph, weights, statistics)
+    fit_code_offset(codes, context_ND)
+    return codes, losses
+
+
 def train_psa(
     config,
     params: dict,
-    cvae: CVAE,
+    cvae: CVAE | Codes,
     pairs: Pairs,
     key,
     *,
@@ -94,11 +133,16 @@ def train_psa(
     temperature: float,
     half_life: float,
     strength: float,
+    prior_weight: float = 0.0,
     mesh: Mesh | None = None,
 ) -> tuple[PSA, jax.Array]:
-    """Fits PSA projections to log pi(rest | prefix, z), z ~ posterior, with model and CVAE frozen (Adam).
+    """Fits PSA projections to log pi(rest | prefix, z), with model and CVAE frozen (Adam).
 
-    This is the likelihood term of the ELBO with the language model as decoder.
+    z ~ posterior is the likelihood term of the ELBO with the language model as decoder. It rewards trust in z without
+    bound, and a z from the prior then costs much more than the plain policy. With v = `prior_weight`, the share of rows
+    whose z is drawn from the prior in ignorance of the rest, the optimum is known in closed form:
+
+        p(rest | prefix, z) = pi(rest | prefix) * (v + (1 - v) * q(z | prefix, rest) / p(z | prefix))
 
     Args:
       config, params: the frozen model; no gradient reaches it.
@@ -109,6 +153,7 @@ def train_psa(
       steps, batch, lr: optimisation; lr decays to 0 along a cosine.
       temperature: sampling temperature; divides the logits.
       half_life, strength: decay and size of z, as in the rollout.
+      prior_weight: v; 0 trusts z as much as the likelihood asks for.
       mesh: devices that hold the model; None = one.
 
     Returns:
@@ -125,7 +170,7 @@ def train_psa(
         row_B = jnp.arange(rows)
         index_B, keys_B = (x[jnp.minimum(row_B, batch - 1)] for x in draw(key, step, batch, n))
         mine, keys_B = spread((pairs[index_B], keys_B))
-        z_BZ = bind_cvae(cvae_params).sample_posterior(mine.context_ND, mine.target_ND, keys_B)
+        z_BZ = draw_mixed(bind_latent(cvae_params), mine, keys_B, prior_weight)
         logp_BT = rest_logprobs(
             bind(config, params), mine, z_BZ, bind_psa(psa_params, config),
             temperature=temperature, half_life=half_life, strength=strength,
@@ -135,6 +180,16 @@ def train_psa(
     frozen = (jax.random.fold_in(key, 1), params, params_of(cvae), pairs)
     psa_params, losses = minimise(loss, psa_params, frozen, lr=lr, steps=steps, label="PSA", mesh=mesh)
     return bind_psa(psa_params, config), losses
+
+
+def draw_mixed(cvae: CVAE | Codes, pairs: Pairs, keys_N, prior_weight: float):
+    """z [N,Z] from the posterior, or with probability `prior_weight` from the prior."""
+    z_NZ = cvae.sample_posterior(pairs.context_ND, pairs.target_ND, keys_N)
+    if prior_weight == 0:
+        return z_NZ
+    prior_NZ = cvae.sample_prior(pairs.context_ND, jax.vmap(jax.random.fold_in, (0, None))(keys_N, 1))
+    uniform_N = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 2)))(keys_N)
+    return jnp.where((uniform_N < prior_weight)[:, None], prior_NZ, z_NZ)
 
 
 def injection(pairs: Pairs, z_NZ, *, half_life: float, strength: float):

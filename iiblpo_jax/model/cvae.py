@@ -17,6 +17,8 @@ from flax import nnx, struct
 
 LOGVAR_MIN, LOGVAR_MAX = -8.0, 4.0  # standard deviations of 0.018 to 7.4: wide enough to matter, safe inside exp()
 
+DRAWS = 8  # z's that stand for the whole prior where it has to be summed over
+
 
 class Statistic(nnx.Variable):
     """A stored number that no optimiser touches: standardisation and the offset of the prior."""
@@ -58,9 +60,9 @@ class CVAE(nnx.Module):
         self.prior_mlp = MLP(width, hidden, 2 * latent, rngs=rngs)
         self.posterior_mlp = MLP(2 * width, hidden, 2 * latent, rngs=rngs)
         self.decoder_mlp = MLP(width + latent, hidden, width, rngs=rngs)
-        self.context_mean, self.context_std = _statistic(0.0, width), _statistic(1.0, width)
-        self.target_mean, self.target_std = _statistic(0.0, width), _statistic(1.0, width)
-        self.offset = _statistic(0.0, latent)
+        self.context_mean, self.context_std = statistic(0.0, width), statistic(1.0, width)
+        self.target_mean, self.target_std = statistic(0.0, width), statistic(1.0, width)
+        self.offset = statistic(0.0, latent)
 
     def prior(self, context):
         """p(z | c): (mean [..., Z], log variance [..., Z])."""
@@ -79,9 +81,27 @@ class CVAE(nnx.Module):
         """(target - mean) / std, [..., D]."""
         return (target - self.target_mean[...]) / self.target_std[...]
 
-    def sample_prior(self, context_BD, keys_B):
-        """The z [B,Z] to inject: z ~ p(z | c) - offset. Row b depends on context_BD[b] and keys_B[b] alone."""
-        return sample(*self.prior(context_BD), keys_B) - self.offset[...]
+    def sample_prior(self, context_BD, keys_B, power: float = 1.0):
+        """The z [B,Z] to inject: z ~ p(z | c)^power - offset. Row b depends on context_BD[b] and keys_B[b] alone.
+
+        A Gaussian's power above 0, normalised, is the Gaussian with 1 / power of the variance.
+        """
+        mean_BZ, logvar_BZ = self.prior(context_BD)
+        return sample(mean_BZ, logvar_BZ - math.log(power), keys_B) - self.offset[...]
+
+    def from_uniform(self, context_BD, uniform_BZ, power: float = 1.0):
+        """The z [B,Z] that numbers in [0, 1) stand for: the inverse of the distribution function of p(z | c)^power,
+        dimension by dimension."""
+        mean_BZ, logvar_BZ = self.prior(context_BD)
+        logvar_BZ -= math.log(power)
+        normal_BZ = jax.scipy.special.ndtri(jnp.clip(uniform_BZ, 1e-6, 1 - 1e-6))
+        return mean_BZ + jnp.exp(0.5 * logvar_BZ) * normal_BZ - self.offset[...]
+
+    def support(self, context_BD, keys_B):
+        """DRAWS z's [B,I,Z] from the prior and the logarithms of their weights [B,I], all 1 / DRAWS."""
+        keys_IB = jnp.stack([jax.vmap(jax.random.fold_in, (0, None))(keys_B, i) for i in range(DRAWS)])
+        z_IBZ = jax.vmap(self.sample_prior, (None, 0))(context_BD, keys_IB)
+        return z_IBZ.swapaxes(0, 1), jnp.full((context_BD.shape[0], DRAWS), -math.log(DRAWS))
 
     def sample_posterior(self, context_BD, target_BD, keys_B):
         """The z [B,Z] to inject while PSA trains: z ~ q(z | c, target) - offset."""
@@ -91,7 +111,8 @@ class CVAE(nnx.Module):
         return (context.astype(jnp.float32) - self.context_mean[...]) / self.context_std[...]
 
 
-def _statistic(value, size):
+def statistic(value: float, size: int) -> Statistic:
+    """`size` equal numbers to begin with."""
     return Statistic(jnp.full(size, value), axes=(None,))
 
 

@@ -11,6 +11,15 @@ or of the whole prompt where there is none before it (the nodes of TreeRL, arXiv
     A_r(t) = [(V_r(t) - mean_g) + local * (V_r(t) - V_parent)] / (std_g + 1e-6)
 
 local = 0 compares with the prompt's group alone, a larger one also with the siblings that share the prefix.
+
+`siblings` instead takes a branch point for a prompt of its own. Roots are credited among the roots of their prompt, as
+without branches; a branch's own tokens are credited within its tree, what it inherits is its root's business:
+
+    A_r(t) = (R_r - mean_roots) / (std_roots + 1e-6)                         of roots
+    A_r(t) = local * (R_r - mean_tree) / (std_tree + 1e-6), t >= t*, else 0  of branches
+
+Which roots have branches may then depend on their outcomes (branch.solved): roots are not compared with branches, and
+branches only with what began at the same point.
 """
 
 import dataclasses
@@ -19,21 +28,26 @@ import jax
 import jax.numpy as jnp
 
 from iiblpo_jax import masked
-from iiblpo_jax.objectives.advantage import STD_EPSILON
+from iiblpo_jax.objectives.advantage import STD_EPSILON, standardised
 from iiblpo_jax.objectives.interface import Objective, Outcomes
 
 
-def with_tree_credit(objective: Objective, *, tree_size: int, chain: bool, local: float) -> Objective:
+def with_tree_credit(
+    objective: Objective, *, tree_size: int, chain: bool, local: float, siblings: bool = False
+) -> Objective:
     """The method with advantages [R,T] along trees in place of one number a trajectory.
 
     Args:
       objective: whose policy loss, aggregate and reward shaping stay.
       tree_size: trajectories of a tree, 1 + K; they are contiguous and the root comes first.
       chain: every branch grows on the one before it, not on the root.
-      local: weight of the comparison with the parent segment.
+      local: weight of the comparison with the parent segment, or with the tree.
+      siblings: see the module; chains have none.
     """
 
     def advantage(outcomes: Outcomes) -> jax.Array:
+        if siblings:
+            return sibling_advantage(outcomes, tree_size=tree_size, local=local)
         return tree_advantage(outcomes, tree_size=tree_size, chain=chain, local=local)
 
     return dataclasses.replace(objective, advantage=advantage)
@@ -52,6 +66,17 @@ def tree_advantage(o: Outcomes, *, tree_size: int, chain: bool, local: float) ->
     )  # fmt: skip
     gain_RT = value_RT - mean_R1 + local * (value_RT - parent_RT)
     return jnp.where(spread_R1, gain_RT / (std_R1 + STD_EPSILON), 0.0)
+
+
+def sibling_advantage(o: Outcomes, *, tree_size: int, local: float) -> jax.Array:
+    """A_r(t) [R,T] of `siblings`, std with ddof 1; 0 where the kept rewards of roots or of a tree are all equal."""
+    row_R = jnp.arange(o.reward_R.shape[0])
+    root_R = row_R % tree_size == 0
+    kept_R = jnp.ones_like(root_R) if o.keep_R is None else o.keep_R != 0
+    among_roots_R = standardised(o.replace(keep_R=(kept_R & root_R).astype(jnp.float32)))
+    in_tree_R = standardised(o.replace(group_R=row_R // tree_size, keep_R=kept_R.astype(jnp.float32)))
+    own_RT = jnp.arange(o.mask_RT.shape[1]) >= o.branch_at_R[:, None]
+    return jnp.where(root_R[:, None], among_roots_R[:, None], local * jnp.where(own_RT, in_tree_R[:, None], 0.0))
 
 
 def forks(branch_at_NJ: jax.Array, *, chain: bool) -> jax.Array:

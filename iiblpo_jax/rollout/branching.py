@@ -19,6 +19,7 @@ class Branching:
       points: `shared` (one t* for all K) or `distinct`.
       parent: `root`, or `previous` (each branch grows on the one before).
       min_entropy: nats; a root whose most hesitant candidate is surer than this has no branches.
+      solved: a root that has given the gold answer has branches too.
     """
 
     k: int = 0
@@ -27,6 +28,17 @@ class Branching:
     points: str = "shared"
     parent: str = "root"
     min_entropy: float = 0.0
+    solved: bool = True
+
+    @property
+    def asks_answer(self) -> bool:
+        """Whether a root's answer decides about its branches."""
+        return self.k > 0 and not self.solved
+
+    @property
+    def may_skip(self) -> bool:
+        """Whether a root can be left without branches."""
+        return self.k > 0 and (self.min_entropy > 0 or not self.solved)
 
     @property
     def tree_size(self) -> int:
@@ -60,10 +72,20 @@ def candidate_mask(entropy_BT: jax.Array, length_B: jax.Array, stopped_B: jax.Ar
     return above_BT | (equal_BT & (jnp.cumsum(equal_BT, axis=-1) <= places_B1))
 
 
-def branches_due(entropy_BT: jax.Array, length_B: jax.Array, stopped_B: jax.Array, spec: Branching) -> jax.Array:
-    """Branches [B] that a finished root gets: K, or none where it hesitates nowhere for `min_entropy` nats."""
+def branches_due(
+    entropy_BT: jax.Array, length_B: jax.Array, stopped_B: jax.Array, right_B: jax.Array, spec: Branching
+) -> jax.Array:
+    """Branches [B] that a finished root gets: all K, or none.
+
+    None where it hesitates nowhere for `min_entropy` nats, or where it is right and `solved` leaves such roots out.
+
+    Args:
+      entropy_BT, length_B, stopped_B: of the roots, as for `candidate_mask`.
+      right_B: their answers are the gold ones; read only where `solved` is off.
+    """
     candidates_BT = candidate_mask(entropy_BT, length_B, stopped_B, spec)
-    return jnp.where(jnp.where(candidates_BT, entropy_BT, 0.0).max(-1) >= spec.min_entropy, spec.k, 0)
+    hesitates_B = jnp.where(candidates_BT, entropy_BT, 0.0).max(-1) >= spec.min_entropy
+    return jnp.where(hesitates_B & (spec.solved | ~right_B), spec.k, 0)
 
 
 def choose_points(candidates_BT: jax.Array, keys_B: jax.Array, spec: Branching) -> jax.Array:

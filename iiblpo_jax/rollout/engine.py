@@ -26,10 +26,11 @@ from jax.sharding import Mesh, PartitionSpec
 
 from iiblpo_jax import mesh as meshes
 from iiblpo_jax.forest import LENGTH, STOP, Forest
+from iiblpo_jax.model.codes import bind_latent, stratified
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.model.cvae import bind_cvae
 from iiblpo_jax.model.psa import bind_psa, gamma
 from iiblpo_jax.publication import Published, logits
+from iiblpo_jax.rollout.answers import Gold, is_right, listen, nothing_heard
 from iiblpo_jax.rollout.branching import Branching, branch_points, branches_due
 from iiblpo_jax.rollout.cache import Cache, copy_slots, empty_cache, fill_prompts
 from iiblpo_jax.rollout.decoding import Injection, decode_step, injections
@@ -57,6 +58,8 @@ class RolloutSpec:
       stop_ids: token ids that end a response.
       kv_dtype: of the key/value caches; `` = the publication's.
       half_life, strength: decay and strength of z (psa.gamma).
+      stratified: siblings share out the prior between them (codes.stratified); each alone is still drawn from it.
+      prior_power: latents are drawn from the prior's power: 1 = as it is, towards 0 flatter.
       mesh: devices to split it over; None = one.
     """
 
@@ -72,6 +75,8 @@ class RolloutSpec:
     kv_dtype: str = ""
     half_life: float = 256.0
     strength: float = 1.0
+    stratified: bool = False
+    prior_power: float = 1.0
     mesh: Mesh | None = None
 
 
@@ -122,6 +127,7 @@ def rollout(
     *,
     spec: RolloutSpec,
     latents: dict | None = None,
+    gold: Gold | None = None,
 ) -> tuple[Forest, RolloutStats]:
     """Samples M*(1+K) trajectories for every prompt.
 
@@ -130,25 +136,30 @@ def rollout(
       prompt_PS, prompt_len_P: right-padded prompts.
       key: PRNG key of this rollout.
       spec: static.
-      latents: {"psa": params, "cvae": params} to steer branches, or None for plain resampling.
+      latents: {"psa": params, "cvae": params of a CVAE or of Codes} to steer branches, or None for plain resampling.
+      gold: answers of the prompts; wanted where solved roots have no branches (Branching.solved).
     """
     with meshes.using(spec.mesh):
         axes = meshes.rollout_axes(spec.mesh, prompt_PS.shape[0])
         engine = functools.partial(_rollout, spec=spec, axes=axes)
+        shared, markers = (published, latents, key), gold and gold.markers
+        of_prompts = (prompt_PS, prompt_len_P, gold and (gold.marker_P, gold.answer_PA, gold.answer_len_P))
         if not axes:
-            return engine(published, latents, key, prompt_PS, prompt_len_P)
+            return engine(shared, markers, of_prompts)
         whole, split = PartitionSpec(), PartitionSpec(axes)
         return jax.shard_map(
-            engine, in_specs=(whole, whole, whole, split, split), out_specs=(split, whole), axis_names=set(axes),
-            check_vma=False,
-        )(published, latents, key, prompt_PS, prompt_len_P)  # fmt: skip
+            engine, in_specs=(whole, whole, split), out_specs=(split, whole), axis_names=set(axes), check_vma=False
+        )(shared, markers, of_prompts)
 
 
-def _rollout(published, latents, key, prompt_PS, prompt_len_P, *, spec: RolloutSpec, axes: tuple[str, ...]):
+def _rollout(shared, markers, of_prompts, *, spec: RolloutSpec, axes: tuple[str, ...]):
     """The rollout of this device's prompts, one part of a mesh split along `axes`."""
     parts, part = (jax.lax.axis_size(axes), jax.lax.axis_index(axes)) if axes else (1, 0)
     spec = dataclasses.replace(spec, slots=max(1, spec.slots // parts), refill_at=max(1, spec.refill_at // parts))
-    engine = _Engine(spec, published, prompt_PS, prompt_len_P, latents, key, part)
+    published, latents, key = shared
+    prompt_PS, prompt_len_P, answers = of_prompts
+    gold = None if answers is None or not spec.branching.asks_answer else Gold(markers, *answers)
+    engine = _Engine(spec, published, prompt_PS, prompt_len_P, latents, key, part, gold)
     prompts = prefill(published, prompt_PS, spec.model, engine.kv_dtype)
     refill = functools.partial(engine.refill, prompts=prompts)
     state = jax.lax.while_loop(engine.unfinished, lambda s: engine.decode(refill(s)), engine.initial())
@@ -162,14 +173,16 @@ class _Engine:
     """The loop bodies of one rollout, closed over its traced weights and prompts; one of several: number `part`."""
 
     def __init__(
-        self, spec: RolloutSpec, published: Published, prompt_PS, prompt_len_P, latents: dict | None, key, part
-    ):
+        self, spec: RolloutSpec, published: Published, prompt_PS, prompt_len_P, latents: dict | None, key, part,
+        gold: Gold | None,
+    ):  # fmt: skip
         self.spec, self.branching, self.published = spec, spec.branching, published
         self.prompt_PS, self.prompt_len_P = prompt_PS, prompt_len_P
+        self.gold = gold
         self.kv_dtype = spec.kv_dtype or published.dtype
         self.psa = self.cvae = None
         if latents is not None and spec.branching.k > 0 and spec.strength > 0:
-            self.psa, self.cvae = bind_psa(latents["psa"], spec.model), bind_cvae(latents["cvae"])
+            self.psa, self.cvae = bind_psa(latents["psa"], spec.model), bind_latent(latents["cvae"])
         self.trees = prompt_PS.shape[0] * spec.roots
         self.rows = self.trees * self.branching.tree_size  # R
         self.first_row = part * self.rows  # in the whole Forest
@@ -190,7 +203,8 @@ class _Engine:
             spec.model, b, capacity, self.kv_dtype, unrolled=layout.unrolled, kv_copies=layout.kv_copies
         )
         injected = None if self.psa is None else self._injections(jnp.zeros((b, z_width)))
-        return State(slots=idle_slots(b), cache=cache, injected=injected, grown=grown, next_tree=zero, steps=zero)
+        slots = idle_slots(b).replace(heard_B=nothing_heard(b) if self.gold else None)
+        return State(slots=slots, cache=cache, injected=injected, grown=grown, next_tree=zero, steps=zero)
 
     def forest(self, grown: Grown) -> Forest:
         tokens_RT, logp_RT, raw_logp_RT, entropy_RT = jnp.moveaxis(grown.record_RTX, 2, 0)
@@ -235,7 +249,7 @@ class _Engine:
             length_R=grown.length_R.at[row_B].set(slots.index_B, mode="drop"),
             finish_R=grown.finish_R.at[row_B].set(jnp.where(slots.stopped_B, STOP, LENGTH), mode="drop"),
         )
-        if self.branching.k > 0 and self.branching.min_entropy > 0:
+        if self.branching.may_skip:
             slots = slots.replace(last_B=self._branches_due(slots, grown))
         return s.replace(slots=slots, grown=grown)
 
@@ -243,8 +257,13 @@ class _Engine:
         """last_B, with the branches that roots at which idle slots stand are sure enough to do without taken off."""
         root_B = ~slots.live_B & (slots.trajectory_B >= 0) & (slots.trajectory_B % self.branching.tree_size == 0)
         entropy_BT = grown.record_RTX[jnp.maximum(slots.trajectory_B, 0), :, 3]
-        due_B = branches_due(entropy_BT, slots.index_B, slots.stopped_B, self.branching)
+        right_B = is_right(slots.heard_B, self.gold, self._prompt(slots)) if self.gold else jnp.zeros_like(root_B)
+        due_B = branches_due(entropy_BT, slots.index_B, slots.stopped_B, right_B, self.branching)
         return jnp.where(root_B, jnp.minimum(slots.last_B, due_B), slots.last_B)
+
+    def _prompt(self, slots: Slots):
+        """The prompt that each slot works on; 0 before its first."""
+        return jnp.maximum(slots.trajectory_B, 0) // (self.spec.roots * self.branching.tree_size)
 
     def _rows(self, where_B, trajectory_B):
         """Rows to write: the trajectories where where_B, elsewhere a row that does not exist."""
@@ -266,6 +285,8 @@ class _Engine:
             z_on_B=slots.z_on_B & ~take_B,
             live_B=slots.live_B | take_B,
         )
+        if self.gold:
+            slots = slots.replace(heard_B=jax.tree.map(choose, nothing_heard(self.spec.slots), slots.heard_B))
         cache = fill_prompts(s.cache, take_B, prompt_B, prompts)
         return s.replace(slots=slots, cache=cache, next_tree=s.next_tree + take_B.sum())
 
@@ -306,7 +327,7 @@ class _Engine:
             fallback_R=grown.fallback_R.at[row_B].set(fallback_B, mode="drop"),
         )
         before_B = record_BTX[jnp.arange(self.spec.slots), jnp.maximum(at_B - 1, 0), 0].astype(jnp.int32)
-        prompt_B = trajectory_B // (self.spec.roots * branching.tree_size)
+        prompt_B = self._prompt(slots)
         token_B = jnp.where(at_B > 0, before_B, self._prompt_end(prompt_B))
         choose = lambda new_B, old_B: jnp.where(start_B, new_B, old_B)  # noqa: E731
         slots = slots.replace(
@@ -356,6 +377,11 @@ class _Engine:
         """The next token to feed: the one just drawn, or the same again after a probe."""
         stop_B = jnp.isin(token_B, jnp.array(self.spec.stop_ids, jnp.int32))
         ends_B = emits_B & (stop_B | (slots.index_B + 1 >= self.spec.max_tokens))
+        if self.gold:
+            heard = listen(slots.heard_B, self.gold, self._prompt(slots), token_B)
+            root_B = emits_B & (slots.trajectory_B % self.branching.tree_size == 0)
+            keep = lambda new, old: jnp.where(root_B, new, old)  # noqa: E731
+            slots = slots.replace(heard_B=jax.tree.map(keep, heard, slots.heard_B))
         return slots.replace(
             token_B=jnp.where(emits_B, token_B, slots.token_B),
             index_B=slots.index_B + emits_B,
@@ -370,7 +396,7 @@ class _Engine:
         probe_B, trajectory_B = s.slots.probe_B, s.slots.trajectory_B
 
         def draw(injected: Injection, z_RZ):
-            z_BZ = self.cvae.sample_prior(hidden_BD, self._keys(self.latent_key, trajectory_B))
+            z_BZ = self._prior_draw(hidden_BD, trajectory_B)
             pick = lambda new, old: jnp.where(probe_B.reshape(1, -1, *[1] * (old.ndim - 2)), new, old)  # noqa: E731
             injected = jax.tree.map(pick, self._injections(z_BZ), injected)
             return injected, z_RZ.at[self._rows(probe_B, trajectory_B)].set(z_BZ, mode="drop")
@@ -378,6 +404,15 @@ class _Engine:
         keep = lambda injected, z_RZ: (injected, z_RZ)  # noqa: E731
         injected, z_RZ = jax.lax.cond(probe_B.any(), draw, keep, s.injected, s.grown.z_RZ)
         return s.replace(injected=injected, grown=s.grown.replace(z_RZ=z_RZ))
+
+    def _prior_draw(self, hidden_BD, trajectory_B):
+        """z [B,Z] from the prior, independent or stratified among the branches of a tree."""
+        if not self.spec.stratified:
+            return self.cvae.sample_prior(hidden_BD, self._keys(self.latent_key, trajectory_B), self.spec.prior_power)
+        nth_B = trajectory_B % self.branching.tree_size
+        keys_B = self._keys(self.latent_key, trajectory_B - nth_B)
+        uniform_BZ = stratified(keys_B, jnp.maximum(nth_B - 1, 0), self.branching.k, self.cvae.latent)
+        return self.cvae.from_uniform(hidden_BD, uniform_BZ, self.spec.prior_power)
 
     def _injections(self, z_BZ) -> Injection:
         layers = self.psa.gain.shape[0] if self.published.unrolled else self.spec.model.n_layers

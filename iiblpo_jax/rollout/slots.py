@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from iiblpo_jax.rollout.answers import Heard
 from iiblpo_jax.rollout.branching import Branching
 
 
@@ -21,6 +22,7 @@ class Slots:
     z_on_B: z acts on this trajectory.
     stopped_B: it ended with a stop token.
     last_B: number of the last branch of its tree that is still this slot's; K until one is stolen.
+    heard_B: how much of its root's answer has been read (answers.Heard); None where nobody asks.
     """
 
     trajectory_B: jax.Array
@@ -33,6 +35,7 @@ class Slots:
     z_on_B: jax.Array
     stopped_B: jax.Array
     last_B: jax.Array
+    heard_B: Heard | None = None
 
     @property
     def position_B(self) -> jax.Array:

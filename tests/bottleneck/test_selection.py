@@ -1,12 +1,22 @@
 """Ranking, filter and self-reward: hand-worked groups and a plain Python filter."""
 
+import itertools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iiblpo_jax.bottleneck import keep_count, likelihood_score, select, standardise
+from iiblpo_jax.bottleneck import (
+    first_of_its_kind,
+    keep_count,
+    likelihood_score,
+    select,
+    standardise,
+    surprise,
+)
 from iiblpo_jax.errors import InputError
 
 G = 6
@@ -133,3 +143,57 @@ def test_keep_count():
     for bad in (-1, 9):
         with pytest.raises(InputError, match=r"ib\.keep"):
             keep_count(bad, 8)
+
+
+def run_contrast(score, reward, valid, *, keep):
+    arrays = np.array([score], np.float32), np.array([reward], np.float32), np.array([valid], bool)
+    score_PG, reward_PG, valid_PG = arrays
+    return jitted_select(
+        score_PG, reward_PG > 0.99, valid_PG, rule="contrast", keep=keep, keep_contrast=False, key=jax.random.key(0),
+        reward_PG=reward_PG,
+    )  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(score=scores, correct=flags, valid=flags, keep=st.integers(1, G))
+def test_contrast_takes_both_kinds_in_turns(score, correct, valid, keep):
+    """As a person would: two ranked piles, one from each in turns, right ones first; the rest from what is left."""
+    selection = run_contrast(score, correct, valid, keep=keep)
+    ranked = sorted((i for i in range(G) if valid[i]), key=lambda i: (-score[i], i))
+    piles = [[i for i in ranked if correct[i] == kind] for kind in (1, 0)]
+    expected = []
+    if all(piles):
+        turns = [pile[i] for i in range(G) for pile in piles if i < len(pile)]
+        expected = turns[:keep]
+    assert set(np.flatnonzero(selection.kept_PG[0])) == set(expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(score=scores, correct=flags, keep=st.integers(2, G))
+def test_no_subset_of_that_size_has_a_larger_reward_variance(score, correct, keep):
+    kept = np.asarray(run_contrast(score, correct, [True] * G, keep=keep).kept_PG[0])
+    if 0 < sum(correct) < G:
+        variances = [np.var(np.array(correct)[list(subset)]) for subset in itertools.combinations(range(G), keep)]
+        assert np.var(np.array(correct)[kept]) == pytest.approx(max(variances))
+
+
+def test_contrast_of_graded_rewards_is_about_the_mean():
+    # Mean .5: trajectories 1 and 3 are above, 0, 2, 4 and 5 are not.
+    selection = run_contrast([0, 1, 2, 3, 4, 5], [0.5, 0.9, 0.4, 0.8, 0.3, 0.1], [1] * G, keep=3)
+    assert np.flatnonzero(selection.kept_PG[0]).tolist() == [1, 3, 5]
+    assert not run_contrast([0, 1, 2, 3, 4, 5], [0.3] * G, [1] * G, keep=3).kept_PG.any()
+
+
+def test_only_the_first_of_equal_trajectories_is_news():
+    """Equal tokens up to the length; a prefix of another is another; what is not valid hides nobody."""
+    tokens = np.array([[[1, 2, 0], [1, 2, 0], [1, 2, 3], [1, 2, 0], [4, 0, 0]], [[5, 0, 0]] * 5])
+    length = np.array([[2, 2, 3, 3, 1], [1] * 5])
+    valid = np.array([[1, 1, 1, 1, 1], [0, 1, 1, 0, 1]], bool)
+    found = first_of_its_kind(*map(jnp.asarray, (tokens, length, valid)))
+    assert found.tolist() == [[True, False, True, True, True], [True, True, False, False, False]]
+
+
+def test_surprise_in_bits():
+    reward = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0]], np.float32)
+    valid = np.array([[1, 1, 1, 1]] * 4 + [[1, 1, 0, 0]], bool)
+    np.testing.assert_allclose(surprise(reward, valid), [2, 1, 0, 3, 0], atol=1e-6)

@@ -81,6 +81,37 @@ def test_cuts_are_half_at_candidates_and_half_anywhere(tiny_config, tiny_params)
     assert share[0] == 0
 
 
+def test_a_surprise_is_the_gradient_of_the_log_probabilities(tiny_config, tiny_params, continuations):
+    """Differentiated by the hidden states of the next three tokens; weights 1, 2^(-2/3), 2^(-4/3)."""
+    pairs = extract(
+        tiny_config, tiny_params, rows_of(continuations), jax.random.key(3), temperature=TEMPERATURE,
+        branching=BRANCHING, window=3, anywhere=0.0,
+    )  # fmt: skip
+    model, head_VD = bind(tiny_config, tiny_params), tiny_params["embed"]
+    for n, c in enumerate(c for c in continuations if len(c.response) > 1):
+        cut = int(pairs.cut_N[n])
+        h_CD = hidden_states(model, jnp.array([c.prompt + c.response]))[0]
+        expected = 0.0
+        for i, token in enumerate(c.response[cut : cut + 3]):
+            logp = lambda h_D, token=token: jax.nn.log_softmax(head_VD @ h_D / TEMPERATURE)[token]  # noqa: E731
+            gradient_D = jax.grad(logp)(h_CD[len(c.prompt) + cut + i - 1])
+            expected += 2 ** (-2 * i / 3) * TEMPERATURE * np.asarray(gradient_D)
+        np.testing.assert_allclose(pairs.target_ND[n], expected, atol=2e-3 * np.abs(expected).max() + 1e-4)
+
+
+def test_nothing_of_a_surprise_can_be_predicted(tiny_config, tiny_params):
+    """Its mean over what the model itself would say next is zero."""
+    prefix, v = [1, 2, 3, 4], tiny_config.vocab_size
+    rows = rows_of([Continuation(0, prefix[:3], [prefix[3], token], True) for token in range(v)])
+    pairs = extract(
+        tiny_config, tiny_params, rows, jax.random.key(0), temperature=TEMPERATURE, branching=BRANCHING, window=1
+    )
+    assert set(np.asarray(pairs.cut_N)) == {1}
+    p_V = jax.nn.softmax(logits(bind(tiny_config, tiny_params), jnp.array([prefix]))[0, -1] / TEMPERATURE)
+    np.testing.assert_allclose(p_V @ pairs.target_ND, 0.0, atol=1e-4)
+    assert float(jnp.abs(pairs.target_ND).max()) > 0.1
+
+
 def test_chunks_do_not_change_the_result(tiny_config, tiny_params, continuations, pairs, monkeypatch):
     monkeypatch.setattr(features, "TOKENS_PER_CHUNK", 4 * 22)  # 4 rows of 6, then 2 and two repeats
     rows, key = rows_of(continuations), jax.random.key(3)
@@ -94,5 +125,5 @@ def test_no_prompt_is_on_both_sides_of_the_split():
     rows = rows_of([Continuation(i % 8, [1], [2, 3], True) for i in range(24)])
     train, held_out = split_by_prompt(rows, fraction=0.25)
     ids = np.asarray(rows.prompt_id_N)
-    assert set(ids[held_out]) == {6, 7} and set(ids[train]) == set(range(6))
+    assert set(ids[held_out]) == {0, 4} and set(ids[train]) == {1, 2, 3, 5, 6, 7}
     assert sorted([*train, *held_out]) == list(range(24))

@@ -13,6 +13,7 @@ from iiblpo_jax.defaults import default_config
 from iiblpo_jax.errors import InputError
 from iiblpo_jax.latents import diagnostics, ensure_latents
 from iiblpo_jax.latents.continuations import Question
+from iiblpo_jax.model.codes import Codes
 from iiblpo_jax.model.decoder import params_of
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -51,7 +52,8 @@ def test_it_trains_stores_and_tells(run, config):
     assert psa.gain.shape == (2, Z, 16) and np.abs(psa.gain[...]).max() > 0  # zero-init, so it has been trained
     assert cvae.latent == Z and np.abs(cvae.context_mean[...]).max() > 0
     metrics = json.loads((directory / "metrics.json").read_text())
-    assert set(metrics) == {name for name, _ in diagnostics.ROWS} and np.isfinite(list(metrics.values())).all()
+    assert set(metrics) <= {name for name, _ in diagnostics.ROWS} and np.isfinite(list(metrics.values())).all()
+    assert "latent/kl_next8" in metrics and "latent/elbo" in metrics
     # 8 prompts, 2 own + 2 gold each, one prompt held out: 28 + 4, less own samples of a single token.
     train, held_out = map(int, re.search(r"(\d+) continuations to train on, (\d+) held out", text).groups())
     assert 16 <= train <= 28 and 2 <= held_out <= 4
@@ -81,3 +83,24 @@ def test_a_config_that_does_not_match_is_refused(run, config, tiny_config, tiny_
     params = {**tiny_params, "embed": tiny_params["embed"] + 1}
     with pytest.raises(InputError, match="another model"):
         ensure_latents(config, directory, tiny_config, params, never, stop_ids=(1,))
+
+
+def test_codes_go_through_the_same_stage(config, tiny_config, tiny_params, tmp_path):
+    """Own samples alone, cut where branches would be; what is stored is found again as codes, and by its own name."""
+    config = config.copy_and_resolve_references()
+    config.latent.update({"kind": "codes", "window": 2, "prior_weight": 0.5, "siblings": "stratified"})
+    questions = lambda: [Question([3, 4 + i], [5, 6, 7 + i, 8, 1]) for i in range(8)]  # noqa: E731
+    arguments = config, tmp_path / "latent", tiny_config, tiny_params
+    out = io.StringIO()
+    codes, psa = ensure_latents(*arguments, questions, stop_ids=(1,), console=Console(file=out, width=120))
+    assert isinstance(codes, Codes) and codes.latent == Z and np.abs(psa.value[...]).max() > 0
+    metrics = json.loads((tmp_path / "latent" / "metrics.json").read_text())
+    assert 0 <= metrics["latent/code_entropy"] <= np.log(Z) and "latent/elbo" not in metrics
+    train, held_out = map(int, re.search(r"(\d+) continuations to train on, (\d+) held out", out.getvalue()).groups())
+    assert train + held_out <= 16  # 8 prompts, 2 own samples each, no gold
+    jax.tree.map(
+        np.testing.assert_array_equal, params_of(codes), params_of(ensure_latents(*arguments, never, stop_ids=(1,))[0])
+    )
+    config.latent.kind = "gaussian"
+    with pytest.raises(InputError, match=r"made with latent\.kind codes, the config says gaussian"):
+        ensure_latents(*arguments, never, stop_ids=(1,))

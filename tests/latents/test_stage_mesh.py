@@ -48,7 +48,8 @@ FOUR = """
         flops.clear()
         pairs = extract(config, params, rows, jax.random.key(1), temperature=0.8, branching=Branching(k=1), mesh=mesh)
         [(padded, _)] = features.chunks((rows, jax.random.split(jax.random.key(1), 30)), 20, mesh)
-        lowered = features._extract.lower(config, params, *padded, temperature=0.8, branching=Branching(k=1), mesh=mesh)
+        static = {"temperature": 0.8, "branching": Branching(k=1), "window": 0, "anywhere": 0.5, "mesh": mesh}
+        lowered = features._extract.lower(config, params, *padded, **static)
         flops["extract"] = lowered.compile().cost_analysis()["flops"]
         jax.jit = functools.partial(spy, name="cvae")
         cvae, first = training.train_cvae(
@@ -59,7 +60,13 @@ FOUR = """
         psa, second = training.train_psa(
             config, params, cvae, pairs, jax.random.key(3), n_injected=2, steps=30, batch=14, lr=1e-3, mesh=mesh, **HOW)
         jax.jit = jit
+        told = extract(config, params, rows, jax.random.key(1), temperature=0.8, branching=Branching(k=1), window=3,
+                       anywhere=0.0, mesh=mesh)
+        codes, _ = training.train_codes(
+            told.context_ND, told.target_ND, jax.random.key(2), latent=4, hidden=32, steps=60, batch=16, lr=1e-3,
+            mesh=mesh)
         found = {"pairs": pairs, "cvae": params_of(cvae), "psa": params_of(psa), "losses": (first, second)}
+        found |= {"told": told, "codes": params_of(codes)}
         metrics = diagnostics.diagnose(config, params, cvae, psa, pairs, jax.random.key(4), mesh=mesh, **HOW)
         return jax.device_get(found), metrics, dict(flops)
 

@@ -12,6 +12,7 @@ from flax import nnx
 from iiblpo_jax.errors import InputError
 from iiblpo_jax.latents import storage
 from iiblpo_jax.latents.storage import fingerprint, has_latents, load_latents, save_latents
+from iiblpo_jax.model.codes import Codes
 from iiblpo_jax.model.cvae import CVAE
 from iiblpo_jax.model.decoder import params_of
 from iiblpo_jax.model.psa import PSA
@@ -43,6 +44,27 @@ def test_round_trip_is_bit_exact(stored, tiny_config, tiny_params, latents):
     assert json.loads((stored / "metrics.json").read_text()) == {"latent/kl": 1.5}
     card = json.loads((stored / "latent.json").read_text())
     assert (card["width"], card["z"], card["hidden"], card["layers"]) == (16, Z, 8, 2)
+
+
+def test_codes_come_back_as_codes_and_no_other_kind(tmp_path, tiny_config, tiny_params):
+    codes, psa = Codes(16, Z, 8, rngs=nnx.Rngs(0)), PSA(tiny_config, Z, 2, rngs=nnx.Rngs(1))
+    codes.centres[...] = jnp.arange(Z * 16.0).reshape(Z, 16)
+    save_latents(tmp_path / "latent", tiny_config, tiny_params, codes, psa, settings={}, metrics={})
+    again, _ = load_latents(tmp_path / "latent", tiny_config, tiny_params, kind="codes")
+    assert isinstance(again, Codes)
+    jax.tree.map(np.testing.assert_array_equal, params_of(codes), params_of(again))
+    with pytest.raises(InputError, match=r"made with latent\.kind codes, the config says gaussian; delete"):
+        load_latents(tmp_path / "latent", tiny_config, tiny_params, kind="gaussian")
+
+
+def test_a_card_without_a_kind_is_gaussian(stored, tiny_config, tiny_params):
+    card = json.loads((stored / storage.CARD).read_text())
+    del card["kind"]
+    (stored / storage.CARD).write_text(json.dumps(card | {"format": 1}))
+    assert isinstance(load_latents(stored, tiny_config, tiny_params, kind="gaussian")[0], CVAE)
+    (stored / storage.CARD).write_text(json.dumps(card | {"format": 2, "kind": "other"}))
+    with pytest.raises(InputError, match="not a card of latents"):
+        load_latents(stored, tiny_config, tiny_params)
 
 
 def test_only_the_first_process_writes(tmp_path, tiny_config, tiny_params, latents, monkeypatch):

@@ -7,11 +7,14 @@ import pytest
 from flax import nnx
 
 from iiblpo_jax import masked
+from iiblpo_jax.data.arithmetic import make_arithmetic
 from iiblpo_jax.latents.features import Continuation, Pairs, rows_of
-from iiblpo_jax.latents.training import draw, minimise, rest_logprobs, train_cvae, train_psa, warmup
+from iiblpo_jax.latents.training import draw, minimise, rest_logprobs, train_codes, train_cvae, train_psa, warmup
 from iiblpo_jax.logprobs import response_logprobs
+from iiblpo_jax.model.codes import Codes
 from iiblpo_jax.model.cvae import CVAE, elbo_terms
-from iiblpo_jax.model.decoder import bind
+from iiblpo_jax.model.decoder import bind, logits, params_of
+from iiblpo_jax.model.loading import load_model
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -59,6 +62,25 @@ def test_cvae_learns_what_the_context_does_not_tell():
     assert np.log(2) < terms.kl < 2.5  # a sign is log 2 nats; z cannot carry it for less
     assert losses[-1] < losses[0]
     np.testing.assert_allclose(cvae.offset[...], np.asarray(cvae.prior(jnp.array(context))[0]).mean(0), atol=1e-5)
+
+
+def test_the_prior_over_codes_learns_their_probabilities():
+    """Three clusters whose odds the context decides: 8 to 1 to 1, or 1 to 1 to 8."""
+    rng = np.random.default_rng(0)
+    n, odds = 4000, np.array([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]])
+    side = rng.integers(0, 2, n)
+    code = (rng.random(n)[:, None] > odds[side].cumsum(1)).sum(1)
+    target = np.eye(3, 4)[code] * 5 + 0.05 * rng.normal(size=(n, 4))
+    codes, losses = train_codes(
+        jnp.array(np.eye(2, 4)[side], jnp.float32), jnp.array(target, jnp.float32), jax.random.key(0), latent=3,
+        hidden=16, steps=400, batch=256, lr=3e-3,
+    )  # fmt: skip
+    p = np.asarray(jax.nn.softmax(codes.prior_logits(jnp.eye(2, 4))))
+    found = np.asarray(codes.code(jnp.array(np.eye(3, 4) * 5, jnp.float32)))  # which code each cluster became
+    assert sorted(found) == [0, 1, 2]
+    np.testing.assert_allclose(p[:, found], odds, atol=0.04)
+    assert losses[-1] == pytest.approx(-(odds * np.log(odds)).sum(1).mean(), abs=0.05)
+    np.testing.assert_allclose(codes.offset[...], p.mean(0), atol=0.02)
 
 
 # --- PSA --------------------------------------------------------------------------------------------------------------
@@ -136,3 +158,70 @@ def test_tokens_before_the_cut_do_not_see_z(tiny_config, tiny_params, oracle, tr
     np.testing.assert_array_equal(with_z[:, :2], plain[:, :2])  # the cut is 2: bit for bit
     assert np.abs(with_z[:, 2:] - plain[:, 2:]).max() > 0.5
     np.testing.assert_allclose(rest_logprobs(model, pairs, None, None, **HOW), plain, atol=1e-6)
+
+
+@pytest.mark.parametrize("weight", [0.5, 0.8])
+def test_z_is_trusted_as_far_as_the_prior_weight_says(tiny_config, tiny_params, weight):
+    """One prefix, one token x to follow, two codes: p(x | c) = p(x) (v + (1 - v) [c = c(x)] / p_c).
+
+    Hence the right code saves sum_c p_c log(v + (1 - v) / p_c) nats, and a code of the prior costs their lautum
+    information; weighed with the prior, the codes give back the plain model.
+    """
+    rng, prefix, v = np.random.default_rng(0), [1, 2, 3, 4], tiny_config.vocab_size
+    p_V = np.asarray(jax.nn.softmax(logits(bind(tiny_config, tiny_params), jnp.array([prefix]))[0, -1]))
+    code_V = (np.arange(v) == p_V.argmax()).astype(int)  # the likeliest token, about half of the time, or another
+    tokens = rng.choice(v, 4096, p=p_V / p_V.sum())
+    rows = rows_of([Continuation(i, prefix[:3], [prefix[3], token], True) for i, token in enumerate(tokens)])
+    n, d = len(tokens), tiny_config.d_model
+    pairs = Pairs(
+        rows=rows, cut_N=jnp.ones(n, jnp.int32), context_ND=jnp.zeros((n, d)), target_ND=jnp.eye(2, d)[code_V[tokens]]
+    )
+    p_c = np.bincount(code_V[tokens], minlength=2) / n
+    codes = Codes(d, 2, 4, rngs=nnx.Rngs(0))
+    codes.centres[...], codes.offset[...] = jnp.eye(2, d), jnp.array(p_c)
+    codes.prior_mlp.w_out[...], codes.prior_mlp.b_out[...] = jnp.zeros((2, 4)), jnp.log(jnp.array(p_c))
+    psa, _ = train_psa(
+        tiny_config, tiny_params, codes, pairs, jax.random.key(0), n_injected=2, steps=600, batch=256, lr=3e-2,
+        prior_weight=weight, **HOW,
+    )  # fmt: skip
+
+    def logp(z_NZ):
+        return np.asarray(rest_logprobs(bind(tiny_config, tiny_params), pairs, z_NZ, psa, **HOW))[:, 1]
+
+    plain, own = logp(None), code_V[tokens]
+    each = np.stack([logp(codes.vector(jnp.full(n, c))) for c in range(2)], 1)
+    log_trust = np.log(weight + (1 - weight) * np.eye(2) / p_c)
+    saved = (each[np.arange(n), own] - plain).mean()
+    cost = (plain - each @ p_c).mean()
+    assert saved == pytest.approx((p_c * np.diag(log_trust)).sum(), abs=0.02) and saved > 0.1
+    assert cost == pytest.approx(-p_c @ log_trust @ p_c, abs=0.02)
+    mixture = np.log(np.exp(each) @ p_c)
+    assert abs((mixture - plain).mean()) < 0.005
+
+
+@pytest.mark.slow
+def test_a_trained_model_can_be_told_its_next_token():
+    """Prefixes of worked sums, then a token drawn from all, whatever a sure model says; z is its one-hot code."""
+    model, tokenizer = load_model("package:iiblpo_jax/data/assets/arithmetic")
+    rng, v, continuations = np.random.default_rng(0), model.config.vocab_size, []
+    for i, problem in enumerate(make_arithmetic(seed=0, train_size=1024).train):
+        prompt, rationale = tokenizer.encode(problem.question), tokenizer.encode(problem.rationale)
+        continuations.append(Continuation(i, prompt, [*rationale[: rng.integers(1, len(rationale))], 0], False))
+    rows = rows_of(continuations)
+    last_N = rows.prompt_len_N + rows.length_N - 1  # the 0 to be replaced
+    drawn_N = jnp.array(rng.integers(0, v, len(last_N)))
+    rows = rows.replace(tokens_NC=rows.tokens_NC.at[jnp.arange(len(last_N)), last_N].set(drawn_N))
+    d = model.config.d_model
+    pairs = Pairs(
+        rows=rows, cut_N=rows.length_N - 1, context_ND=jnp.zeros((len(last_N), d)), target_ND=jnp.eye(v, d)[drawn_N]
+    )
+    codes = Codes(d, v, 4, rngs=nnx.Rngs(0))
+    codes.centres[...] = jnp.eye(v, d)
+    train, held_out = pairs[jnp.arange(256, 1024)], pairs[jnp.arange(256)]
+    params = params_of(model)
+    psa, _ = train_psa(
+        model.config, params, codes, train, jax.random.key(0), n_injected=3, steps=400, batch=64, lr=1e-1, **HOW
+    )
+    plain = nll(model.config, params, held_out, None, psa)
+    told = nll(model.config, params, held_out, codes.vector(drawn_N[:256]), psa)
+    assert plain > 5.0 and told < 0.1

@@ -7,7 +7,7 @@ import pytest
 
 from iiblpo_jax.objectives import Outcomes, advantages, make_objective, with_tree_credit
 from iiblpo_jax.objectives.advantage import standardised
-from iiblpo_jax.objectives.tree import forks, tree_advantage
+from iiblpo_jax.objectives.tree import forks, sibling_advantage, tree_advantage
 
 T = 6
 
@@ -116,3 +116,26 @@ def test_a_method_keeps_its_losses_and_the_self_reward_is_added():
     found = jax.jit(lambda o: advantages(method, o, reward_coef=0.1))(o)
     plain = tree_advantage(o, tree_size=3, chain=False, local=1.0)
     np.testing.assert_allclose(found - plain, 0.1 * jnp.array([0.5, 1, -1, 0, 0, 0])[:, None].repeat(T, 1), atol=1e-6)
+
+
+def test_siblings_take_a_branch_point_for_a_prompt_by_hand():
+    """Two trees of a root and two branches; the second root has none, so its branches are not kept."""
+    o = outcomes([1, 1, 0, 0, 0, 0], [0, 2, 3, 0, 0, 0], [6, 5, 6, 4, 0, 0], group=6)
+    o = o.replace(keep_R=jnp.array([1.0, 1, 1, 1, 0, 0]))
+    # Roots 1 and 0: +-1 / sqrt 2. The tree 1, 1, 0: mean 2/3, standard deviation 1 / sqrt 3.
+    root, right, wrong = 2**-0.5, (1 / 3) * 3**0.5, (-2 / 3) * 3**0.5
+    expected = np.zeros((6, T))
+    expected[0], expected[3] = root, -root
+    expected[1, 2:], expected[2, 3:] = right, wrong
+    found = sibling_advantage(o, tree_size=3, local=1.0)
+    np.testing.assert_allclose(np.where(o.mask_RT, found, 0), np.where(o.mask_RT, expected, 0), atol=1e-5)
+    half = sibling_advantage(o, tree_size=3, local=0.5)
+    np.testing.assert_allclose(half[1:3], 0.5 * found[1:3], atol=1e-6)
+    np.testing.assert_allclose(half[::3], found[::3], atol=1e-6)
+
+
+def test_siblings_without_branches_are_the_method_itself():
+    o = outcomes([1, 0, 0, 1, 1, 1], [0] * 6, [6] * 6, group=3)
+    method = make_objective("grpo", max_tokens=T)
+    siblings = with_tree_credit(method, tree_size=1, chain=False, local=1.0, siblings=True)
+    np.testing.assert_allclose(advantages(siblings, o), advantages(method, o)[:, None].repeat(T, 1), atol=1e-6)

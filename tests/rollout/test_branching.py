@@ -75,5 +75,14 @@ def test_a_sure_root_gets_no_branches():
     """Candidates of 12 tokens are the two highest entropies of tokens 1..8; token 0 and the tail do not count."""
     entropy_BT = jnp.full((3, 12), 0.1).at[0, 4].set(0.5).at[1, 0].set(2.0).at[2, 11].set(2.0)
     spec = Branching(k=3, min_suffix=8, min_entropy=0.5)
-    due_B = branches_due(entropy_BT, jnp.full(3, 12), jnp.ones(3, bool), spec)
+    due_B = branches_due(entropy_BT, jnp.full(3, 12), jnp.ones(3, bool), jnp.ones(3, bool), spec)
     np.testing.assert_array_equal(due_B, [3, 0, 0])
+    assert spec.may_skip and not spec.asks_answer
+
+
+def test_a_solved_root_needs_no_branches():
+    right_B, steady = jnp.array([True, False]), (jnp.ones((2, 12)), jnp.full(2, 12), jnp.ones(2, bool))
+    unsolved = Branching(k=3, solved=False)
+    np.testing.assert_array_equal(branches_due(*steady, right_B, unsolved), [0, 3])
+    np.testing.assert_array_equal(branches_due(*steady, right_B, Branching(k=3)), [3, 3])
+    assert unsolved.asks_answer and unsolved.may_skip and not Branching(k=3).may_skip

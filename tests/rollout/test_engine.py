@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from iiblpo_jax.forest import STOP
+from iiblpo_jax.model.codes import Codes, stratified
 from iiblpo_jax.model.cvae import CVAE, bind_cvae
 from iiblpo_jax.model.decoder import Decoder, bind, hidden_states, params_of, project
 from iiblpo_jax.model.psa import bind_psa, latent_inputs
@@ -37,7 +38,7 @@ def sample(tiny_config, tiny_params, latents):
     """Runs the engine; keyword arguments override the spec."""
     usual = publish(tiny_params, spec=PublicationSpec(model=tiny_config))
 
-    def run(*, with_z=True, key=KEY, published=usual, **changes):
+    def run(*, with_z=True, key=KEY, published=usual, latents=latents, **changes):
         base = RolloutSpec(
             model=tiny_config, roots=2, branching=TREES, slots=3, max_tokens=16, stop_ids=(0, 1), half_life=HALF_LIFE
         )
@@ -121,6 +122,33 @@ def test_z_is_drawn_from_the_prior_of_the_last_prefix_token_without_z(forest, la
     context_ND = hidden_RCD[drawn, at]
     keys = jax.vmap(lambda r: jax.random.fold_in(jax.random.split(KEY, 3)[2], r))(drawn)
     np.testing.assert_allclose(forest.z_RZ[drawn], cvae.sample_prior(context_ND, keys), atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def codes(tiny_config, latents):
+    """Codes with a prior that leans on the context; as wide as the PSA of the other latents."""
+    codes = Codes(tiny_config.d_model, 4, 8, rngs=nnx.Rngs(4))
+    return codes, {**latents, "cvae": params_of(codes)}
+
+
+@pytest.mark.parametrize("parent", ["root", "previous"])
+def test_stratified_z_of_a_tree_come_from_one_key_whatever_the_slots(sample, codes, tiny_config, tiny_params, parent):
+    """Every branch's z follows from its tree's key, its number among its siblings and its own probe."""
+    codes, latents = codes
+    branching = dataclasses.replace(TREES, parent=parent)
+    forest, _ = sample(branching=branching, stratified=True, latents=latents)
+    for slots, refill_at in ((1, 1), (16, 7)):
+        other, _ = sample(branching=branching, stratified=True, latents=latents, slots=slots, refill_at=refill_at)
+        np.testing.assert_array_equal(forest.tokens_RT, other.tokens_RT)
+        np.testing.assert_allclose(forest.z_RZ, other.z_RZ, atol=1e-5)
+    drawn = np.flatnonzero((forest.parent_R >= 0) & ~forest.fallback_R)
+    at = forest.prompt_len_P[forest.group_R][drawn] + forest.branch_at_R[drawn] - 1
+    tree = drawn - drawn % 4
+    keys = jax.vmap(lambda r: jax.random.fold_in(jax.random.split(KEY, 3)[2], r))(tree)
+    if parent == "root":
+        context_ND = hidden_states(bind(tiny_config, tiny_params), forest.sequences_RC)[drawn, at]
+        expected = codes.from_uniform(context_ND, stratified(keys, drawn % 4 - 1, 3, 4))
+        np.testing.assert_allclose(forest.z_RZ[drawn], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("with_z", [True, False])
