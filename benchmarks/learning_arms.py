@@ -14,15 +14,22 @@ ROOT = Path(__file__).parents[1]
 TESTBEDS = ("arithmetic", "arithmetic_long", "countdown")
 PIECES = {
     "iib_lpo": (),
+    "no_surprise": ("ib.surprise=0.0",),
+    "no_branches": ("branch.k=0", "rollout.roots=8", "train.prompts_per_step=20"),
     "no_latent": ("latent.z=0",),
-    "no_filter": ("ib.filter=none",),
-    "random_filter": ("ib.filter=random",),
     "no_self_reward": ("ib.reward_coef=0.0", "ib.entropy_coef=0.0"),
+    "no_filter": ("ib.filter=none",),
+    "half": ("ib.keep=4",),
+    "random_half": ("ib.filter=random", "ib.keep=4"),
+    "score_half": ("ib.filter=score", "ib.keep=4"),
     "branches_only": (
-        "latent.z=0", "ib.filter=none", "ib.estimator=none", "ib.reward_coef=0.0", "ib.entropy_coef=0.0"
+        "latent.z=0", "ib.filter=none", "ib.estimator=none", "ib.reward_coef=0.0", "ib.entropy_coef=0.0",
+        "ib.surprise=0.0",
     ),
 }  # fmt: skip
-NAMED = (*PIECES, "grpo")
+# GRPO, and GRPO as DAPO has it: clip-higher, and groups of equal rewards dropped (their tokens count).
+BASELINES = {"grpo": (), "dapo": ("objective.name=dapo", "ib.filter=contrast")}
+NAMED = (*PIECES, *BASELINES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,8 +95,8 @@ def named_arm(name: str, testbed: str) -> Arm:
     """
     if name not in NAMED:
         raise InputError(f"no arm is called {name!r}; use one of {', '.join(NAMED)}, or --arm=NAME:FILE:KEY=VALUE")
-    suffix = "_grpo" if name == "grpo" else ""
-    return Arm(name=name, file=f"configs/{testbed}{suffix}.py", overrides=PIECES.get(name, ()))
+    suffix = "_grpo" if name in BASELINES else ""
+    return Arm(name=name, file=f"configs/{testbed}{suffix}.py", overrides=(PIECES | BASELINES)[name])
 
 
 def parse_arm(text: str) -> Arm:

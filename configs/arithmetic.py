@@ -19,15 +19,12 @@ def get_config() -> RunConfig:
     c.train.steps = 300
     c.train.prompts_per_step = 32
 
-    c.rollout.roots = 2
     c.rollout.slots = 32
     c.rollout.refill_at = 2
     c.rollout.temperature = 1.0
     c.rollout.top_p = 1.0
     c.rollout.max_prompt = 8  # "9+9+9+9="
     c.rollout.max_tokens = 32  # "9+9=18;18+9=27;27+9=36;#36" and the stop token are 27
-
-    c.branch.k = 3
 
     c.latent.z = 16
     c.latent.prompts = 1024

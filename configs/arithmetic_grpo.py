@@ -16,4 +16,4 @@ from iiblpo_jax.defaults import RunConfig, plain_grpo
 
 
 def get_config() -> RunConfig:
-    return plain_grpo(load_file(Path(__file__).with_name("arithmetic.py")), samples=5)
+    return plain_grpo(load_file(Path(__file__).with_name("arithmetic.py")), samples=6)

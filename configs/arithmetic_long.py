@@ -17,6 +17,7 @@ def get_config() -> RunConfig:
     c = load_file(Path(__file__).with_name("arithmetic.py"))
     c.model.path = "package:iiblpo_jax/data/assets/arithmetic_long"
     c.task.options = {"k_min": 8, "k_max": 14}
+    c.latent.z = 0  # off: docs/findings.md
     c.rollout.max_prompt = 28  # fourteen digits, thirteen plus signs, "="
     c.rollout.max_tokens = 120  # fourteen nines and the stop token are 113
     return c

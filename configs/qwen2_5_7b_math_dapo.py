@@ -10,11 +10,11 @@ Time, memory: not measured. Published results (pass@1): AIME25 13.6, AIME24 18.6
 not reproduced here.
 """
 
-from iiblpo_jax.defaults import RunConfig, default_config
+from iiblpo_jax.defaults import RunConfig, default_config, paper
 
 
 def get_config() -> RunConfig:
-    c = default_config()
+    c = paper(default_config())
 
     c.model.path = "/data/Qwen2.5-7B"
     c.model.dtype = "bfloat16"
@@ -25,7 +25,6 @@ def get_config() -> RunConfig:
     c.train.steps = 1254  # 2 * 20,069 / 32
     c.train.prompts_per_step = 32
 
-    c.rollout.roots = 2
     c.rollout.slots = 128
     c.rollout.refill_at = 16
     c.rollout.temperature = 0.9
@@ -34,8 +33,6 @@ def get_config() -> RunConfig:
     c.rollout.max_tokens = 4096
     c.rollout.dtype = "bfloat16"
 
-    c.branch.k = 3
-    c.latent.z = 128
     c.latent.prompts = 2048
 
     c.optim.lr = 1e-6

@@ -57,8 +57,8 @@ AT_LEAST_ONE = (
 NOT_NEGATIVE = (
     "rollout.top_k rollout.min_tokens branch.k branch.min_entropy branch.local_credit latent.z latent.window "
     "latent.kl_weight latent.free_bits latent.kl_warmup latent.psa_steps latent.prior_power psa.strength ib.beta "
-    "ib.reward_coef ib.entropy_coef ib.length_cost objective.clip_low objective.clip_high optim.lr optim.psa_lr "
-    "optim.weight_decay optim.warmup update.microbatch update.importance_cap update.kl_coef "
+    "ib.reward_coef ib.surprise ib.entropy_coef ib.length_cost objective.clip_low objective.clip_high optim.lr "
+    "optim.psa_lr optim.weight_decay optim.warmup update.microbatch update.importance_cap update.kl_coef "
     "eval.temperature eval.every checkpoint.every log.rollouts"
 ).split()
 POSITIVE = "data.verifier_timeout rollout.temperature psa.half_life latent.lr latent.psa_lr optim.clip_norm".split()
@@ -189,14 +189,16 @@ def rollout_is_exact(config) -> bool:
 
 
 def kept_per_prompt(config: RunConfig) -> int:
-    """Trajectories of one prompt that are trained on, N: all of them without a filter.
+    """Trajectories of one prompt that are trained on, N: all of them without a filter, at most all with `contrast`.
 
     Raises:
       InputError: ib.keep exceeds the group.
     """
     from iiblpo_jax.bottleneck.selection import keep_count  # here, because it imports jax
 
-    return group_size(config) if config.ib.filter == "none" else keep_count(config.ib.keep, group_size(config))
+    group = group_size(config)
+    whole = config.ib.filter == "none" or (config.ib.filter == "contrast" and config.ib.keep == 0)
+    return group if whole else keep_count(config.ib.keep, group)
 
 
 def injected_layers(config: RunConfig, n_layers: int) -> int:

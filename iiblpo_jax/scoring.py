@@ -40,7 +40,7 @@ class ScoreSpec:
       beta, length_cost: of S_IB (bottleneck.selection).
       distinct: a trajectory that repeats another's tokens is not kept.
       rule, keep, keep_contrast: the filter; keep = N trajectories a prompt.
-      surprise: advantages are weighed by how surprising a right answer to the prompt is.
+      surprise: power of how surprising a right answer to the prompt is, by which its advantages are weighed; 0 = off.
       reward_coef: weight of the self-reward.
       temperature: of reference log-probs, the rollout's.
       start_id: the empty context of the compression term.
@@ -63,7 +63,7 @@ class ScoreSpec:
     rule: str
     keep: int
     keep_contrast: bool
-    surprise: bool
+    surprise: float
     reward_coef: float
     temperature: float
     start_id: int
@@ -183,7 +183,7 @@ def score(
     advantage = advantages(spec.objective, outcomes, reward_coef=spec.reward_coef)
     if spec.surprise:
         bits_R = jnp.repeat(bottleneck.surprise(by_prompt(reward_R), valid_PG), forest.group_size)
-        advantage *= bits_R.reshape(-1, *[1] * (advantage.ndim - 1))
+        advantage *= (bits_R**spec.surprise).reshape(-1, *[1] * (advantage.ndim - 1))
     rows = _rows(
         spec, forest, kept_R, jnp.sort(selection.keep_PN, axis=1), reward_R, score_PG.ravel(), advantage, information
     )

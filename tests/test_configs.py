@@ -38,7 +38,7 @@ def test_the_baseline_is_plain_grpo_and_otherwise_the_default():
     ours = configuration.flatten(configuration.load_file(NAMES["arithmetic"]))
     plain = configuration.flatten(configuration.load_file(NAMES["arithmetic_grpo"]))
     off = {"branch.k": 0, "latent.z": 0, "ib.estimator": "none", "ib.filter": "none"}
-    off |= {"ib.reward_coef": 0.0, "ib.entropy_coef": 0.0}
+    off |= {"ib.reward_coef": 0.0, "ib.entropy_coef": 0.0, "ib.surprise": 0.0}
     differing = {key for key in ours if ours[key] != plain[key]}
     assert differing == {*off, "rollout.roots"}
     assert {key: plain[key] for key in off} == off
@@ -48,6 +48,8 @@ def test_the_baseline_is_plain_grpo_and_otherwise_the_default():
 def test_the_published_runs_have_the_released_settings(name):
     config = configuration.load_file(NAMES[name])
     assert (config.train.prompts_per_step, config.rollout.roots, config.branch.k) == (32, 2, 3)
+    assert (config.latent.kind, config.latent.z, config.ib.filter) == ("gaussian", 128, "score")
+    assert (config.ib.compression, config.ib.length_cost, config.ib.surprise) == ("information", 0.0, 0.0)
     assert configuration.kept_per_prompt(config) * 32 / config.update.minibatches == 32
     assert (config.optim.lr, config.optim.b1, config.optim.b2, config.optim.weight_decay) == (1e-6, 0.9, 0.999, 0.01)
     assert (config.rollout.temperature, config.rollout.top_p) == (0.9, 0.9)

@@ -58,7 +58,7 @@ def test_the_section_update_reads_as_an_attribute():
         ({"latent__kind": "code"}, r"latent\.kind = 'code' \(did you mean codes\?\); use one of gaussian, codes"),
         ({"latent__kind": "codes"}, r"latent\.kind = codes needs latent\.window"),
         ({"latent__prior_weight": 1.0}, r"latent\.prior_weight = 1\.0; use a number from 0 to below 1"),
-        ({"ib__filter": "best"}, r"ib\.filter = 'best'; use one of score, random, none"),
+        ({"ib__filter": "best"}, r"ib\.filter = 'best'; use one of score, contrast, random, none"),
         ({"ib__compression": "descriptive"}, r"ib\.compression = 'descriptive' \(did you mean description\?\)"),
         ({"objective__aggregate": "mean"}, r"objective\.aggregate = 'mean'"),
         ({"rollout__weights": "int4"}, r"rollout\.weights = 'int4' \(did you mean int8\?\); use one of '', int8$"),
@@ -72,15 +72,17 @@ def test_the_section_update_reads_as_an_attribute():
         ({"rollout__min_tokens": 5000}, r"rollout\.min_tokens = 5000 exceeds rollout\.max_tokens = 4096"),
         ({"ib__keep": 9}, r"ib\.keep.*9.* 8 trajectories"),
         ({"ib__estimator": "none"}, r"ib\.estimator = none leaves no score"),
-        # 32 prompts x 4 kept = 128 trajectories
-        ({"update__minibatches": 3}, r"minibatches = 3 does not divide the 128 .*; use one of 1, 2, 4, .*, 64, 128$"),
+        # 32 prompts x 8 kept = 256 trajectories
+        ({"update__minibatches": 3}, r"minibatches = 3 does not divide the 256 .*; use one of 1, 2, 4, .*, 128, 256$"),
         ({"update__minibatches": 64}, r"minibatches = 64 does not divide train\.prompts_per_step = 32,.*packed=False$"),
         (
             {"update__packed": False, "update__microbatch": 5},
-            r"microbatch = 5 does not divide the 32 .* of 1, 2, 4, 8, 16, 32, or 0",
+            r"microbatch = 5 does not divide the 64 .* of 1, 2, 4, 8, 16, 32, 64, or 0",
         ),
         ({"eval__k": (1, 8)}, r"eval\.k contains 8; .* 1 to eval\.samples = 4"),
         ({"eval__temperature": 0.0}, r"eval\.temperature = 0 makes all eval\.samples = 4 samples equal"),
+        ({"latent__prior_power": 0.0}, r"prior_power = 0 gives a Gaussian no width; .* or latent\.kind=codes"),
+        ({"branch__credit": "siblings", "branch__parent": "previous"}, r"siblings compares branches of one root"),
         ({"psa__layers": "some"}, r"psa\.layers = 'some'; use all"),
         ({"mesh__fsdp": 0}, r"mesh\.fsdp = 0; use 1 or more, or -1"),
         ({"mesh__fsdp": -1}, r"mesh\.data and mesh\.fsdp are both -1"),
@@ -99,10 +101,11 @@ def test_groups_and_what_is_kept_of_them():
         config = changed(**values)
         return configuration.group_size(config), configuration.kept_per_prompt(config)
 
-    assert numbers() == (8, 4)  # 2 roots, 3 branches each; half of them
+    assert numbers() == (8, 8)  # 4 roots, a branch each; whatever has contrast
     assert numbers(ib__filter="none") == (8, 8)
+    assert numbers(ib__filter="score") == numbers(ib__filter="random") == (8, 4)  # half of them
     assert numbers(ib__keep=5) == (8, 5)
-    assert numbers(rollout__roots=3, branch__k=0) == (3, 1)
+    assert numbers(rollout__roots=3, branch__k=0, ib__filter="score") == (3, 1)
 
 
 def test_injected_layers():

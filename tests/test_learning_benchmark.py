@@ -82,7 +82,7 @@ def test_every_named_arm_has_a_config():
             arm = named_arm(name, testbed)
             assert arm.family == testbed
             arm.config(0)
-    assert trajectories_per_step(named_arm("iib_lpo", "arithmetic").config(0)) == 32 * 2 * (1 + 3)
+    assert trajectories_per_step(named_arm("iib_lpo", "arithmetic").config(0)) == 32 * 4 * (1 + 1)
     with pytest.raises(InputError, match="no arm is called 'gpro'"):
         named_arm("gpro", "arithmetic")
 

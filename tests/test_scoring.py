@@ -55,7 +55,7 @@ def plain(tiny_config):
     """Everything switched off: plain GRPO."""
     return ScoreSpec(
         model=tiny_config, objective=make_objective("grpo", max_tokens=T), estimator="none", compression="description",
-        beta=1.0, length_cost=0.0, distinct=False, rule="none", keep=4, keep_contrast=False, surprise=False,
+        beta=1.0, length_cost=0.0, distinct=False, rule="none", keep=4, keep_contrast=False, surprise=0.0,
         reward_coef=0.0, temperature=0.7, start_id=1, reference=False, pack_tokens=64, attention="blocks", mesh=None,
         levels=1, latents=False, half_life=4.0, strength=0.5,
     )  # fmt: skip
@@ -156,9 +156,9 @@ def test_entropy_scores_rank_filter_and_reward(plain):
 
 def test_surprise_weighs_the_advantages_of_a_prompt(plain):
     """Mean rewards 1/2 and 1/8 are 1 and 3 bits; the advantages are otherwise GRPO's."""
-    result = scored(plain, surprise=True)
+    result = scored(plain, surprise=1.0)
     np.testing.assert_allclose(result.advantage_R, GRPO_R * np.repeat([1, 3], 4), rtol=1e-5)
-    kept = scored(plain, surprise=True, rule="contrast", keep=2)  # the share of right answers is that of the group
+    kept = scored(plain, surprise=1.0, rule="contrast", keep=2)  # the share of right answers is that of the group
     np.testing.assert_allclose(np.unique(np.abs(kept.advantage_R)), [0, 2**-0.5, 3 * 2**-0.5], rtol=1e-5)
 
 

@@ -38,7 +38,14 @@ KEYS = (
 ).split()
 OFF = {
     "branch": {"k": 0},
-    "ib": {"estimator": "none", "filter": "none", "reward_coef": 0.0, "entropy_coef": 0.0, "keep_contrast": False},
+    "ib": {
+        "estimator": "none",
+        "filter": "none",
+        "reward_coef": 0.0,
+        "entropy_coef": 0.0,
+        "keep_contrast": False,
+        "surprise": 0.0,
+    },
 }
 
 
@@ -151,7 +158,8 @@ def test_metrics_have_the_documented_names(straight):
     names = set(straight[0][0][0])
     documented = {
         "reward": "mean pass@1 pass@group frac_zero_std frac_mixed",
-        "rollout": "tokens length_mean length_p95 truncated entropy slot_utilisation branch_fallback tokens_per_s",
+        "rollout": "tokens length_mean length_p95 truncated entropy slot_utilisation branches branch_fallback "
+        "tokens_per_s",
         "ib": "answer prompt score kept_score kept_correct auc_correct corr_length contrast_rescued",
         "update": "loss grad_norm ratio_mean clip_low clip_high kl_ref entropy tokens_per_s",
         "mismatch": "logp_mean logp_max",

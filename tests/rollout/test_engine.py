@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from iiblpo_jax.bottleneck import marker_table
 from iiblpo_jax.forest import STOP
 from iiblpo_jax.model.codes import Codes, stratified
 from iiblpo_jax.model.cvae import CVAE, bind_cvae
@@ -15,6 +16,7 @@ from iiblpo_jax.model.decoder import Decoder, bind, hidden_states, params_of, pr
 from iiblpo_jax.model.psa import bind_psa, latent_inputs
 from iiblpo_jax.publication import PublicationSpec, publish
 from iiblpo_jax.rollout import cache
+from iiblpo_jax.rollout.answers import Gold
 from iiblpo_jax.rollout.branching import Branching, candidate_mask
 from iiblpo_jax.rollout.engine import RolloutSpec, rollout
 from iiblpo_jax.rollout.sampling import Sampling
@@ -38,12 +40,13 @@ def sample(tiny_config, tiny_params, latents):
     """Runs the engine; keyword arguments override the spec."""
     usual = publish(tiny_params, spec=PublicationSpec(model=tiny_config))
 
-    def run(*, with_z=True, key=KEY, published=usual, latents=latents, **changes):
+    def run(*, with_z=True, key=KEY, published=usual, latents=latents, gold=None, **changes):
         base = RolloutSpec(
             model=tiny_config, roots=2, branching=TREES, slots=3, max_tokens=16, stop_ids=(0, 1), half_life=HALF_LIFE
         )
         spec = dataclasses.replace(base, **changes)
-        return rollout(published, PROMPT_PS, PROMPT_LEN_P, key, spec=spec, latents=latents if with_z else None)
+        latents = latents if with_z else None
+        return rollout(published, PROMPT_PS, PROMPT_LEN_P, key, spec=spec, latents=latents, gold=gold)
 
     return run
 
@@ -205,6 +208,33 @@ def test_biases_an_untied_head_and_a_window_decode_as_they_train(sample, tiny_co
     logp_RTV = jnp.take_along_axis(logp_RCV, index[..., None], 1)
     logp_RT = jnp.take_along_axis(logp_RTV, forest.tokens_RT[..., None], 2)[..., 0]
     np.testing.assert_allclose(forest.raw_logp_RT[forest.mask_RT], logp_RT[forest.mask_RT], atol=1e-4)
+
+
+@pytest.mark.parametrize("slots, refill_at", [(1, 1), (3, 2), (16, 7)])
+def test_solved_roots_have_no_branches_and_the_others_all(sample, slots, refill_at):
+    """The gold answer of a prompt is what its first root says behind its first token, the prompt's marker."""
+    everything, _ = sample()
+    tokens, length = np.asarray(everything.tokens_RT[::4]), np.asarray(everything.length_R[::4])  # of the six roots
+    pieces = [bytes([33 + i if i < 15 else 43 + i]) for i in range(23)]  # no letters or digits
+    gold = Gold(
+        markers=tuple(marker_table(pieces, pieces[tokens[2 * p, 0]].decode()) for p in range(3)),
+        marker_P=jnp.arange(3), answer_PA=jnp.asarray(tokens[::2, 1:2]), answer_len_P=jnp.ones(3, int),
+    )  # fmt: skip
+
+    def says_it(root):
+        marker, answer = tokens[root - root % 2, :2]
+        said = tokens[root, : length[root]].tolist()
+        return marker in said[:-1] and said[said.index(marker) + 1] == answer
+
+    solved = np.array([says_it(root) for root in range(6)])
+    assert solved[::2].all() and not solved.all()
+    forest, _ = sample(
+        branching=dataclasses.replace(TREES, solved=False), gold=gold, slots=slots, refill_at=refill_at
+    )  # fmt: skip
+    grown = np.asarray(forest.length_R).reshape(6, 4) > 0
+    np.testing.assert_array_equal(grown, np.where(solved[:, None], np.arange(4) == 0, True))
+    kept = grown.ravel()
+    np.testing.assert_array_equal(forest.tokens_RT[kept], everything.tokens_RT[kept])
 
 
 def test_idle_slots_steal_pending_branches(sample):
