@@ -106,7 +106,7 @@ def default_config() -> RunConfig:
     ib.keep = 0  # N trajectories kept a prompt; 0 = half of the group, with contrast all that is left
     ib.keep_contrast = True  # with score and random: a group with right and wrong answers keeps both kinds
     ib.reward_coef = 0.1  # * clip(score, -1, 1), added to the advantage in groups with reward spread
-    ib.surprise = 1.0  # advantages are weighed by (-log2 of the prompt's share of right answers) ** this; 0 = off
+    ib.surprise = 0.5  # advantages are weighed by (-log2 of the prompt's share of right answers) ** this; 0 = off
     ib.entropy_coef = 0.005  # of the loss term mean(A_t H_t)
     ib.length_cost = 0.5  # nats a token, the explicit price of verbosity; 0 = none
 
