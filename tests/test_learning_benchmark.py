@@ -341,7 +341,7 @@ def test_a_tiny_series(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = {line["arm"]: line for line in map(json.loads, out.read_text().splitlines())}
     assert lines.keys() == {"grpo", "iib", "hot"}
-    assert [lines[arm]["trajectories"] for arm in lines] == [60, 64, 64]  # 3 steps of 20, 2 of 32
+    assert [lines[arm]["trajectories"] for arm in lines] == [72, 64, 64]  # 3 steps of 24, 2 of 32
     assert [lines[arm]["steps"] for arm in lines] == [3, 2, 2]
     assert [[p["steps"] for p in line["points"]] for line in lines.values()] == [[0, 2, 3], [0, 1, 2], [0, 1, 2]]
     for line in lines.values():

@@ -122,6 +122,7 @@ def test_metrics_by_hand(plain):
         "rollout/length_p95": 5.0,
         "rollout/truncated": 2 / 8,
         "rollout/entropy": ENTROPY[OWN].mean(),
+        "rollout/branches": 1.0,
         "rollout/branch_fallback": 1 / 4,
     }
     assert metrics == pytest.approx(expected, rel=1e-6)

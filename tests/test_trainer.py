@@ -54,7 +54,16 @@ def make_config(**sections):
     config = default_config()
     config.task.options = {"k_min": 2, "k_max": 3, "train_size": 64, "heldout_size": 16}
     sizes = {
-        "rollout": {"slots": 8, "refill_at": 3, "max_prompt": 8, "max_tokens": 20, "top_p": 1.0, "temperature": 1.6},
+        "rollout": {
+            "roots": 2,
+            "slots": 8,
+            "refill_at": 3,
+            "max_prompt": 8,
+            "max_tokens": 20,
+            "top_p": 1.0,
+            "temperature": 1.6,
+        },
+        "ib": {"filter": "score"},
         "branch": {"k": 1},
         "latent": {"z": 4, "hidden": 8},
         "psa": {"half_life": 8.0},
