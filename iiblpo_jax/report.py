@@ -22,12 +22,13 @@ from iiblpo_jax.report_page import chart_card, comparison_table, config_table, p
 CHARTS = {
     "Reward": {
         "Reward of the rollouts": ("reward/mean", "reward/pass@1", "reward/pass@group"),
-        "Groups": ("reward/frac_mixed", "reward/frac_zero_std"),
+        "Groups, and what is trained on": ("reward/frac_mixed", "reward/frac_zero_std", "reward/frac_kept"),
     },
     "Rollout": {
         "Entropy, nats a token": ("rollout/entropy", "update/entropy"),
         "Response length, tokens": ("rollout/length_mean", "rollout/length_p95"),
         "Truncated": ("rollout/truncated", "rollout/branch_fallback"),
+        "Branches a root": ("rollout/branches",),
         "Slots in use": ("rollout/slot_utilisation",),
     },
     "Information bottleneck": {

@@ -259,6 +259,7 @@ def _reward_metrics(reward_PG, correct_PG, valid_PG, selection: Selection) -> di
         "reward/pass@group": correct_PG.any(1).mean(),
         "reward/frac_zero_std": 1.0 - spread_P.mean(),
         "reward/frac_mixed": mixed_P.mean(),
+        "reward/frac_kept": masked.mean(selection.kept_PG, valid_PG),
     }
 
 

@@ -117,7 +117,7 @@ STEPS = """
         config = default_config()
         config.task.options = {"k_min": 2, "k_max": 3, "train_size": 64, "heldout_size": 16}
         sizes = {
-            "rollout": {"slots": 8, "refill_at": 3, "max_prompt": 8, "max_tokens": 20, "top_p": 1.0,
+            "rollout": {"roots": 2, "slots": 8, "refill_at": 3, "max_prompt": 8, "max_tokens": 20, "top_p": 1.0,
                         "temperature": 1.6, "unroll": False},
             "branch": {"k": 1}, "latent": {"z": 4, "hidden": 8, "condition": "conditioned"}, "psa": {"half_life": 8.0},
             "train": {"steps": 4, "prompts_per_step": 8}, "optim": {"lr": 1e-4, "psa_lr": 1e-4},

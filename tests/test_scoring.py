@@ -118,6 +118,7 @@ def test_metrics_by_hand(plain):
         "reward/pass@group": 1 / 2,
         "reward/frac_zero_std": 0.0,
         "reward/frac_mixed": 1 / 2,
+        "reward/frac_kept": 1.0,
         "rollout/length_mean": 31 / 8,
         "rollout/length_p95": 5.0,
         "rollout/truncated": 2 / 8,
@@ -167,6 +168,7 @@ def test_contrast_drops_groups_that_teach_nothing(plain):
     result = scored(plain, reward_R=np.array([1, 1, 1, 1, 0, 1, 0, 0], np.float32), rule="contrast", keep=4)
     assert not result.rows.mask_NT[:4].any() and result.rows.mask_NT[4:].any()
     np.testing.assert_allclose(result.advantage_R[4:], [-0.5, 1.5, -0.5, -0.5], rtol=1e-5)
+    assert float(result.metrics["reward/frac_kept"]) == 0.5
 
 
 def test_a_repeated_trajectory_counts_once(plain):
