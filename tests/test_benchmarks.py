@@ -289,3 +289,28 @@ def test_collect_keeps_the_three_headline_numbers(tmp_path):
     assert merged["summary"]["rollout_tokens_per_s"] == {"m bfloat16 equal ours": 10.0}
     assert merged["summary"]["update_mfu"] == {"0% padded": 0.4}
     assert merged["summary"]["decode_bandwidth_fraction"] == {"bfloat16 decode, B = 1": 0.7}
+
+
+# ---- latents ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_latents_is_that_of_its_file(tmp_path):
+    """Two settings by hand: 6 and 4 plans against 4, two points less and one more right answers."""
+
+    def arm(plans, accuracy):
+        plain = {"plans": 4.0, "accuracy": 0.5, "ceiling": 1.25}
+        found = {"plans": plans, "plan_ratio": plans / 4, "accuracy": accuracy, "accuracy_change": accuracy - 0.5}
+        return found | {"plain": plain}
+
+    def line(setting, plans, accuracy):
+        trees = {f"{siblings}_{k}": arm(plans, accuracy) for siblings in ("independent", "stratified") for k in (3, 8)}
+        gains = {"kl_next8": 0.06, "posterior_gain": 0.055, "prior_loss": 0.017, "mixture_loss": 0.002}
+        return {"task": "t", "setting": setting} | gains | trees
+
+    out = tmp_path / "latents.jsonl"
+    out.write_text("".join(json.dumps(x) + "\n" for x in (line("loud", 6.0, 0.48), line("quiet", 4.0, 0.51))))
+    command = [sys.executable, str(FOLDER / "latents.py"), f"--out={out}", "--tasks="]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in printed]
+    assert cells[0] == ["t", "loud", "0.060", "-5.5%", "+1.7%", "+0.2%", *["1.50 (-2.0 pt)"] * 4, "1.25", "1.25"]
+    assert cells[1] == ["t", "quiet", "0.060", "-5.5%", "+1.7%", "+0.2%", *["1.00 (+1.0 pt)"] * 4, "1.25", "1.25"]
