@@ -291,7 +291,7 @@ def test_collect_keeps_the_three_headline_numbers(tmp_path):
     assert merged["summary"]["decode_bandwidth_fraction"] == {"bfloat16 decode, B = 1": 0.7}
 
 
-# ---- latents ----------------------------------------------------------------------------------------------------------
+# ---- latents ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_table_of_latents_is_that_of_its_file(tmp_path):
