@@ -12,7 +12,7 @@ from flax import struct
 from iiblpo_jax import masked
 from iiblpo_jax.errors import InputError
 
-_EPSILON = 1e-4  # nats: differences below it are float32 noise and must not be blown up to unit size
+_EPSILON = 1e-4  # nats, or reward: differences below it are float32 noise and must not be blown up to unit size
 _STEP = 1e-3  # of a score: what two devices compute differently must not decide which of two equal trajectories stays
 
 
