@@ -16,12 +16,12 @@ PIECES = {
     "iib_lpo": (),
     "no_surprise": ("ib.surprise=0.0",),
     "no_branches": ("branch.k=0", "rollout.roots=8", "train.prompts_per_step=20"),
-    "no_latent": ("latent.z=0",),
-    "no_self_reward": ("ib.reward_coef=0.0", "ib.entropy_coef=0.0"),
+    "no_latent": ("latent.z=0",),  # which only arithmetic has
+    "self_reward": ("ib.estimator=likelihood", "ib.reward_coef=0.1", "ib.entropy_coef=0.005"),
     "no_filter": ("ib.filter=none",),
-    "half": ("ib.keep=4",),
+    "half": ("ib.estimator=likelihood", "ib.keep=4"),
     "random_half": ("ib.filter=random", "ib.keep=4"),
-    "score_half": ("ib.filter=score", "ib.keep=4"),
+    "score_half": ("ib.estimator=likelihood", "ib.filter=score", "ib.keep=4"),
     "branches_only": (
         "latent.z=0", "ib.filter=none", "ib.estimator=none", "ib.reward_coef=0.0", "ib.entropy_coef=0.0",
         "ib.surprise=0.0",

@@ -131,10 +131,11 @@ def _check_rollout(config: RunConfig) -> None:
 
 def _check_update(config: RunConfig) -> None:
     ib, update, prompts = config.ib, config.update, config.train.prompts_per_step
-    if ib.estimator == "none" and (ib.filter == "score" or ib.reward_coef > 0):
+    ranks = ib.filter == "score" or (ib.filter == "contrast" and ib.keep > 0)
+    if ib.estimator == "none" and (ranks or ib.reward_coef > 0):
         raise InputError(
-            "ib.estimator = none leaves no score for ib.filter = score or ib.reward_coef; set ib.filter=none and "
-            "ib.reward_coef=0, or choose likelihood or entropy"
+            "ib.estimator = none leaves no score for ib.filter = score, for contrast with ib.keep, or for ib.reward_coef; "
+            "set ib.filter=none and ib.reward_coef=0, or choose likelihood or entropy"
         )
     if config.branch.credit == "siblings" and config.branch.parent != "root":
         raise InputError(

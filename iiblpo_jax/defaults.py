@@ -105,9 +105,9 @@ def default_config() -> RunConfig:
     ib.distinct = False  # of trajectories of a prompt with the same tokens only the first one counts
     ib.keep = 0  # N trajectories kept a prompt; 0 = half of the group, with contrast all that is left
     ib.keep_contrast = True  # with score and random: a group with right and wrong answers keeps both kinds
-    ib.reward_coef = 0.1  # * clip(score, -1, 1), added to the advantage in groups with reward spread
+    ib.reward_coef = 0.0  # * clip(score, -1, 1), added to the advantage in groups with reward spread
     ib.surprise = 0.5  # advantages are weighed by (-log2 of the prompt's share of right answers) ** this; 0 = off
-    ib.entropy_coef = 0.005  # of the loss term mean(A_t H_t)
+    ib.entropy_coef = 0.0  # of the loss term mean(A_t H_t)
     ib.length_cost = 0.5  # nats a token, the explicit price of verbosity; 0 = none
 
     c.objective = objective = ConfigDict()
@@ -189,4 +189,5 @@ def paper(c: RunConfig) -> RunConfig:
     c.branch.update({"k": 3, "points": "shared", "parent": "root", "solved": True, "credit": "trajectory"})
     c.latent.update({"kind": "gaussian", "z": 128, "siblings": "independent", "prior_power": 1.0})
     c.ib.update({"compression": "information", "length_cost": 0.0, "filter": "score", "keep": 0, "surprise": 0.0})
+    c.ib.update({"reward_coef": 0.1, "entropy_coef": 0.005})
     return c

@@ -71,7 +71,9 @@ def test_the_section_update_reads_as_an_attribute():
         ({"rollout__refill_at": 65}, r"rollout\.refill_at = 65 exceeds rollout\.slots = 64.*; use at most 64"),
         ({"rollout__min_tokens": 5000}, r"rollout\.min_tokens = 5000 exceeds rollout\.max_tokens = 4096"),
         ({"ib__keep": 9}, r"ib\.keep.*9.* 8 trajectories"),
-        ({"ib__estimator": "none"}, r"ib\.estimator = none leaves no score"),
+        ({"ib__estimator": "none", "ib__filter": "score"}, r"ib\.estimator = none leaves no score"),
+        ({"ib__estimator": "none", "ib__keep": 4}, r"ib\.estimator = none leaves no score .* contrast with ib\.keep"),
+        ({"ib__estimator": "none", "ib__reward_coef": 0.1}, r"ib\.estimator = none leaves no score"),
         # 32 prompts x 8 kept = 256 trajectories
         ({"update__minibatches": 3}, r"minibatches = 3 does not divide the 256 .*; use one of 1, 2, 4, .*, 128, 256$"),
         ({"update__minibatches": 64}, r"minibatches = 64 does not divide train\.prompts_per_step = 32,.*packed=False$"),
