@@ -134,8 +134,8 @@ def _check_update(config: RunConfig) -> None:
     ranks = ib.filter == "score" or (ib.filter == "contrast" and ib.keep > 0)
     if ib.estimator == "none" and (ranks or ib.reward_coef > 0):
         raise InputError(
-            "ib.estimator = none leaves no score for ib.filter = score, for contrast with ib.keep, or for ib.reward_coef; "
-            "set ib.filter=none and ib.reward_coef=0, or choose likelihood or entropy"
+            "ib.estimator = none leaves no score for ib.filter = score, for contrast with ib.keep, or for "
+            "ib.reward_coef; set ib.filter=none and ib.reward_coef=0, or choose likelihood or entropy"
         )
     if config.branch.credit == "siblings" and config.branch.parent != "root":
         raise InputError(
