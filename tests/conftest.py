@@ -15,6 +15,14 @@ from iiblpo_jax.model.decoder import Decoder, params_of
 from iiblpo_jax.model.psa import PSA
 
 
+LONGEST = ("test_mesh_runs.py", "test_killed.py", "test_processes.py", "test_trainer.py", "test_benchmarks.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: a file is one process's, and the last one would leave the other processes idle."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
     """Drops compiled programs with their module: those of all modules exhaust the memory maps of a process."""
