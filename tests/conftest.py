@@ -14,7 +14,6 @@ from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import Decoder, params_of
 from iiblpo_jax.model.psa import PSA
 
-
 LONGEST = ("test_mesh_runs.py", "test_killed.py", "test_processes.py", "test_trainer.py", "test_benchmarks.py")
 
 
