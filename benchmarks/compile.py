@@ -26,7 +26,7 @@ from iiblpo_jax.objectives import make_objective
 from iiblpo_jax.optimizer import make_optimizer
 from iiblpo_jax.publication import PublicationSpec
 from iiblpo_jax.rollout.branching import Branching
-from iiblpo_jax.rollout.engine import RolloutSpec
+from iiblpo_jax.rollout.spec import RolloutSpec
 from iiblpo_jax.update import UpdateSettings, init_state, make_update
 
 NARROW = dataclasses.replace(

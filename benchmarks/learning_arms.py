@@ -11,7 +11,7 @@ from iiblpo_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 # Every testbed T is configs/T.py and, for plain GRPO, configs/T_grpo.py; these are the changes that make an arm of it.
-TESTBEDS = ("arithmetic", "arithmetic_long", "countdown")
+TESTBEDS = ("arithmetic", "arithmetic_long", "countdown", "smollm2_sums")
 PIECES = {
     "iib_lpo": (),
     "no_surprise": ("ib.surprise=0.0",),

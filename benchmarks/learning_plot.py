@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from learning_arms import WORDS
-from learning_table import by_arm, comparable
+from learning_table import by_arm, comparable, points_of
 from matplotlib.figure import Figure
 
 PANELS = {"pass@1": "pass@1", "pass@16": "pass@16", "unique_correct": "different right solutions", "entropy": "entropy"}
@@ -33,12 +33,6 @@ def plot(lines: Sequence[dict], path: Path) -> None:
         panels_M[0].legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
-
-
-def points_of(line: dict, task: str, name: str, unit: str) -> list[tuple[float, float]]:
-    """(spent, value) of a metric at the points of a run; entropy, a mean of the steps before, has none at the start."""
-    values = [(p[unit], p.get(name, p["eval"][task].get(name))) for p in line["points"]]
-    return [(x, y) for x, y in values if y is not None]
 
 
 def band(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float, float]]:

@@ -4,17 +4,19 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from learning_arms import NAMED, Budget
+import numpy as np
+from learning_arms import NAMED, WORDS, Budget
 from learning_store import arm_of
 from scipy import stats
 
 FINAL = ("pass@1", "pass@4", "pass@16", "pass@64", "greedy", "unique_correct", "distinct_4", "self_bleu", "tokens")
 COMPARED = ("pass@1", "pass@4", "pass@16", "pass@64", "greedy", "unique_correct", "distinct_4", "self_bleu")
+CURVE = ("pass@1", "pass@16")  # read off at other budgets
 LAST = 2 / 3  # of the budget: from here on a curve should be flat
 
 
 def tables(lines: Sequence[dict], *, against: str) -> str:
-    """A title and two tables for every family, budget and task; arms in the order of NAMED, then of the file."""
+    """A title and three tables for every family, budget and task; arms in the order of NAMED, then of the file."""
     return "\n\n".join(_group(*key, mine, against) for key, mine in comparable(lines).items())
 
 
@@ -31,6 +33,12 @@ def budget_of(line: dict) -> Budget:
     """The budget of a line."""
     [(unit, amount)] = line["budget"].items()
     return Budget(unit=unit, amount=amount)
+
+
+def points_of(line: dict, task: str, name: str, unit: str) -> list[tuple[float, float]]:
+    """(spent, value) of a metric at the points of a run; entropy, a mean of the steps before, has none at the start."""
+    values = [(p[unit], p.get(name, p["eval"][task].get(name))) for p in line["points"]]
+    return [(x, y) for x, y in values if y is not None]
 
 
 def by_arm(lines: Sequence[dict]) -> dict[str, dict[int, dict]]:
@@ -60,7 +68,35 @@ def _group(family: str, budget: Budget, task: str, lines: list[dict], against: s
     if against in arms and len(arms) > 1:
         how = f"Difference to {against}, paired by seed: mean +- standard error, p of the two-sided paired t-test."
         parts += [how, _differences(arms, task, against)]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *_read_off(arms, task, budget, lines)])
+
+
+def _read_off(arms: dict, task: str, budget: Budget, lines: list[dict]) -> list[str]:
+    """A title and the table of what all arms had reached at the least that any run spent of what is not the budget."""
+    others = {unit: min(line["points"][-1].get(unit, 0) for line in lines) for unit in WORDS if unit != budget.unit}
+    others = {unit: amount for unit, amount in others.items() if amount > 0}
+    names = [name for name in CURVE if all(name in point["eval"][task] for line in lines for point in line["points"])]
+    if len(arms) < 2 or not others or not names:
+        return []
+    how = lines[0]["evaluation"]
+    title = (
+        f"At equal {' and equal '.join(WORDS[unit] for unit in others)}, read off the curves ({how['problems']} "
+        f"held-out problems, {how['samples']} samples each) as far as the shortest run went."
+    )
+    rows = [["arm", *(f"{name} at {amount:,.0f} {unit}" for unit, amount in others.items() for name in names)]]
+    for arm, by_seed in arms.items():
+        cells = [
+            mean_and_error([value_at(line, task, name, unit, amount) for line in by_seed.values()])
+            for unit, amount in others.items() for name in names
+        ]  # fmt: skip
+        rows.append([arm, *cells])
+    return [title, _markdown(rows)]
+
+
+def value_at(line: dict, task: str, name: str, unit: str, amount: float) -> float:
+    """A metric of a run when it had spent `amount`, on a straight line between its points."""
+    x, y = zip(*points_of(line, task, name, unit), strict=True)
+    return float(np.interp(amount, x, y))
 
 
 def _differences(arms: dict, task: str, against: str) -> str:

@@ -22,7 +22,8 @@ from iiblpo_jax.model.decoder import Decoder, params_of
 from iiblpo_jax.model.loading import load_config, load_params
 from iiblpo_jax.model.safetensors_file import write_safetensors
 from iiblpo_jax.publication import PublicationSpec, publish
-from iiblpo_jax.rollout.engine import RolloutSpec, rollout
+from iiblpo_jax.rollout.engine import rollout
+from iiblpo_jax.rollout.spec import RolloutSpec
 
 STOP = 0
 LOUD = 1000.0  # size of an embedding's entries: far above what the layers add to the residual stream

@@ -34,7 +34,7 @@ from iiblpo_jax.cli import enable_compilation_cache
 from iiblpo_jax.forest import Forest, pad_rows
 from iiblpo_jax.publication import PublicationSpec
 from iiblpo_jax.rollout.branching import Branching
-from iiblpo_jax.rollout.engine import RolloutSpec
+from iiblpo_jax.rollout.spec import RolloutSpec
 
 PEERS = Path(__file__).parent / "peers"
 BUCKET = 64  # prefixes of re-prefilled branches are padded to a multiple of this

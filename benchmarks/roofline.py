@@ -28,8 +28,8 @@ import update
 
 from iiblpo_jax.cli import enable_compilation_cache
 from iiblpo_jax.publication import PublicationSpec, publish
-from iiblpo_jax.rollout.engine import RolloutSpec
 from iiblpo_jax.rollout.prefill import prefill
+from iiblpo_jax.rollout.spec import RolloutSpec
 
 COLUMNS = ("what", "dtype", "seconds", "rate", "unit", "fraction", "sheet")
 

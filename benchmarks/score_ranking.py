@@ -29,7 +29,8 @@ from iiblpo_jax.model.decoder import bind, params_of
 from iiblpo_jax.model.loading import load_model
 from iiblpo_jax.publication import PublicationSpec, publish
 from iiblpo_jax.rewards.scorer import Scorer
-from iiblpo_jax.rollout.engine import RolloutSpec, rollout
+from iiblpo_jax.rollout.engine import rollout
+from iiblpo_jax.rollout.spec import RolloutSpec
 from iiblpo_jax.scoring import CORRECT
 
 IB = default_config().ib

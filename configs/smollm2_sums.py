@@ -30,14 +30,8 @@ def get_config() -> RunConfig:
 
     c.branch.k = 1
 
-    c.latent.z = 16
-    c.latent.prompts = 32
-    c.latent.samples = 2
-    c.latent.steps = 200
-    c.latent.batch = 64
-    c.latent.lr = 1e-3
-    c.latent.kl_warmup = 50
-    c.latent.psa_steps = 10
+    c.latent.z = 0  # off, like the self-reward: docs/findings.md
+    c.ib.estimator = "none"  # nothing that is left reads a score
 
     c.optim.lr = 1e-5
     c.optim.weight_decay = 0.0

@@ -21,8 +21,9 @@ from iiblpo_jax.publication import Published
 from iiblpo_jax.rewards import gym, math
 from iiblpo_jax.rewards.exact import INTEGER
 from iiblpo_jax.rewards.scorer import Scorer
-from iiblpo_jax.rollout.engine import RolloutSpec, rollout
+from iiblpo_jax.rollout.engine import rollout
 from iiblpo_jax.rollout.sampling import Sampling
+from iiblpo_jax.rollout.spec import RolloutSpec
 from iiblpo_jax.scoring import CORRECT
 from iiblpo_jax.tokenizers import Tokenizer
 

@@ -14,8 +14,8 @@ from iiblpo_jax.model.path_attention import implementation
 from iiblpo_jax.objectives import Objective, make_objective, with_auxiliary, with_tree_credit
 from iiblpo_jax.publication import PublicationSpec
 from iiblpo_jax.rollout.branching import Branching
-from iiblpo_jax.rollout.engine import RolloutSpec
 from iiblpo_jax.rollout.sampling import Sampling
+from iiblpo_jax.rollout.spec import RolloutSpec
 from iiblpo_jax.scoring import ScoreSpec
 from iiblpo_jax.tokenizers import Tokenizer
 from iiblpo_jax.update_rows import UpdateSettings, pack_tokens

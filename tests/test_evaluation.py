@@ -14,8 +14,9 @@ from iiblpo_jax.evaluation import Answers, Evaluator, answer_of, evaluation_task
 from iiblpo_jax.forest import STOP
 from iiblpo_jax.model.decoder import params_of
 from iiblpo_jax.publication import PublicationSpec, publish
-from iiblpo_jax.rollout.engine import RolloutSpec, rollout
+from iiblpo_jax.rollout.engine import rollout
 from iiblpo_jax.rollout.sampling import Sampling
+from iiblpo_jax.rollout.spec import RolloutSpec
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

@@ -305,8 +305,24 @@ def test_the_last_third_of_a_curve():
     assert plateau([a_line() | {"points": a_line()["points"][:2]}], "sums") == "-"
 
 
+def test_curves_are_read_off_at_what_the_shortest_run_spent():
+    from learning_table import tables, value_at
+
+    slow = a_line("slow", late=(0.5, 0.9))
+    for point in slow["points"]:
+        point["seconds"] *= 2  # 0, 2, 4, 6 against 0, 1, 2, 3
+    assert value_at(slow, "sums", "pass@1", "seconds", 5.0) == pytest.approx(0.7)
+    text = tables([slow, a_line("fast", late=(0.5, 0.8))], against="fast")
+    text = text[text.index("At equal trajectories and equal seconds of training") :]
+    assert cells(text, "slow") == {
+        "arm": "slow", "pass@1 at 90 trajectories": "0.900", "pass@1 at 3 seconds": "0.400",
+    }  # fmt: skip
+    assert cells(text, "fast")["pass@1 at 3 seconds"] == "0.800"
+
+
 def test_the_band_of_a_curve():
-    from learning_plot import band, points_of
+    from learning_plot import band
+    from learning_table import points_of
 
     assert points_of(a_line(), "sums", "pass@1", "tokens") == [(0, 0.1), (300, 0.3), (600, 0.5), (900, 0.5)]
     assert [x for x, _ in points_of(a_line(), "sums", "entropy", "trajectories")] == [30, 60, 90]

@@ -24,7 +24,8 @@ ROLLOUTS = """
     from iiblpo_jax.rollout.branching import Branching
     from iiblpo_jax.rollout.cache import empty_cache
     from iiblpo_jax.rollout.decoding import decode_step, injections
-    from iiblpo_jax.rollout.engine import RolloutSpec, rollout
+    from iiblpo_jax.rollout.engine import rollout
+    from iiblpo_jax.rollout.spec import RolloutSpec
 
     jax.config.update("jax_disable_most_optimizations", True)
     config = ModelConfig(family="qwen3", vocab_size=24, d_model=16, d_ff=32, n_layers=2, n_heads=4, n_kv_heads=2,

@@ -30,11 +30,6 @@ class Selection:
     rescued_P: jax.Array
 
     @property
-    def rows_PN(self) -> jax.Array:
-        """Indices into the flat trajectory axis R."""
-        return self.keep_PN + jnp.arange(self.kept_PG.shape[0])[:, None] * self.kept_PG.shape[1]
-
-    @property
     def valid_PN(self) -> jax.Array:
         """False where a group had fewer than N valid trajectories and an invalid one fills the place."""
         return jnp.take_along_axis(self.kept_PG, self.keep_PN, axis=1)

@@ -35,7 +35,8 @@ from iiblpo_jax.model.loading import load_model
 from iiblpo_jax.model.saving import save_model
 from iiblpo_jax.publication import PublicationSpec, publish
 from iiblpo_jax.rewards.scorer import Scorer
-from iiblpo_jax.rollout.engine import RolloutSpec, rollout
+from iiblpo_jax.rollout.engine import rollout
+from iiblpo_jax.rollout.spec import RolloutSpec
 
 ASSETS = "iiblpo_jax/data/assets"
 SPECIALS = ("<pad>", "<bos>", "<eos>")

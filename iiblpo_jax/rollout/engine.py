@@ -22,62 +22,21 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from iiblpo_jax import mesh as meshes
 from iiblpo_jax.forest import LENGTH, STOP, Forest
 from iiblpo_jax.model.codes import bind_latent, stratified
-from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.psa import bind_psa, gamma
 from iiblpo_jax.publication import Published, logits
 from iiblpo_jax.rollout.answers import Gold, is_right, listen, nothing_heard
-from iiblpo_jax.rollout.branching import Branching, branch_points, branches_due
+from iiblpo_jax.rollout.branching import branch_points, branches_due
 from iiblpo_jax.rollout.cache import Cache, copy_slots, empty_cache, fill_prompts
 from iiblpo_jax.rollout.decoding import Injection, decode_step, injections
 from iiblpo_jax.rollout.prefill import prefill
-from iiblpo_jax.rollout.sampling import Sampling, sample_on_mesh
+from iiblpo_jax.rollout.sampling import sample_on_mesh
 from iiblpo_jax.rollout.slots import Slots, idle_slots, owes, refillable, steal_from, take_trees
-
-NO_BRANCHES = Branching()
-AS_IT_IS = Sampling()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RolloutSpec:
-    """Everything static about a rollout; hashable, one compilation for each.
-
-    Attributes:
-      model: architecture.
-      roots: M trees a prompt.
-      branching: how branches grow.
-      slots: B sequences decoded at once, on all devices together.
-      refill_at: idle slots with work waiting that end the inner loop, on all devices together.
-      max_tokens: T.
-      min_tokens: response length before a stop token may be drawn.
-      sampling: how tokens are drawn.
-      stop_ids: token ids that end a response.
-      kv_dtype: of the key/value caches; `` = the publication's.
-      half_life, strength: decay and strength of z (psa.gamma).
-      stratified: siblings share out the prior between them (codes.stratified); each alone is still drawn from it.
-      prior_power: latents are drawn from the prior's power: 1 = as it is, towards 0 flatter.
-      mesh: devices to split it over; None = one.
-    """
-
-    model: ModelConfig
-    roots: int
-    branching: Branching = NO_BRANCHES
-    slots: int
-    refill_at: int = 1
-    max_tokens: int
-    min_tokens: int = 0
-    sampling: Sampling = AS_IT_IS
-    stop_ids: tuple[int, ...]
-    kv_dtype: str = ""
-    half_life: float = 256.0
-    strength: float = 1.0
-    stratified: bool = False
-    prior_power: float = 1.0
-    mesh: Mesh | None = None
+from iiblpo_jax.rollout.spec import RolloutSpec
 
 
 @struct.dataclass
@@ -158,7 +117,7 @@ def _rollout(shared, markers, of_prompts, *, spec: RolloutSpec, axes: tuple[str,
     spec = dataclasses.replace(spec, slots=max(1, spec.slots // parts), refill_at=max(1, spec.refill_at // parts))
     published, latents, key = shared
     prompt_PS, prompt_len_P, answers = of_prompts
-    gold = None if answers is None or not spec.branching.asks_answer else Gold(markers, *answers)
+    gold = None if answers is None else Gold(markers, *answers)
     engine = _Engine(spec, published, prompt_PS, prompt_len_P, latents, key, part, gold)
     prompts = prefill(published, prompt_PS, spec.model, engine.kv_dtype)
     refill = functools.partial(engine.refill, prompts=prompts)

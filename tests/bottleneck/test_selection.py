@@ -129,14 +129,6 @@ def test_a_score_that_is_not_finite_is_never_kept():
     assert selection.keep_PN.tolist() == [[2, 3, 4]]
 
 
-def test_rows_index_the_flat_trajectories():
-    score = np.arange(8, dtype=np.float32).reshape(2, 4)
-    valid = np.ones((2, 4), bool)
-    key = jax.random.key(0)
-    selection = select(score, valid, valid, rule="score", keep=2, keep_contrast=False, key=key)
-    assert selection.rows_PN.tolist() == [[3, 2], [7, 6]]
-
-
 def test_keep_count():
     assert [keep_count(k, 8) for k in (0, 1, 8)] == [4, 1, 8]
     assert keep_count(0, 1) == 1

@@ -18,8 +18,9 @@ from iiblpo_jax.publication import PublicationSpec, publish
 from iiblpo_jax.rollout import cache
 from iiblpo_jax.rollout.answers import Gold
 from iiblpo_jax.rollout.branching import Branching, candidate_mask
-from iiblpo_jax.rollout.engine import RolloutSpec, rollout
+from iiblpo_jax.rollout.engine import rollout
 from iiblpo_jax.rollout.sampling import Sampling
+from iiblpo_jax.rollout.spec import RolloutSpec
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 PROMPT_PS = jax.random.randint(jax.random.key(5), (3, 6), 2, 23)
