@@ -12,11 +12,19 @@ from iiblpo_jax.errors import InputError
 ROOT = Path(__file__).parents[1]
 # Every testbed T is configs/T.py and, for plain GRPO, configs/T_grpo.py; these are the changes that make an arm of it.
 TESTBEDS = ("arithmetic", "arithmetic_long", "countdown", "smollm2_sums")
+CODES = (
+    "latent.kind=codes", "latent.z=8", "latent.window=4", "latent.psa_lr=1e-2", "latent.psa_steps=600",
+    "latent.prompts=3072", "latent.samples=4", "psa.half_life=4.0",
+)  # fmt: skip
 PIECES = {
     "iib_lpo": (),
     "no_surprise": ("ib.surprise=0.0",),
     "no_branches": ("branch.k=0", "rollout.roots=8", "train.prompts_per_step=20"),
     "no_latent": ("latent.z=0",),  # which only arithmetic has
+    "quiet_codes": (*CODES, "latent.prior_weight=0.8", "latent.prior_power=0.0"),  # docs/findings.md has both
+    "loud_codes": (*CODES, "latent.prior_power=0.3"),
+    "tree_credit": ("branch.credit=tree",),
+    "unsolved": ("branch.k=3", "branch.solved=False", "branch.credit=siblings"),
     "self_reward": ("ib.estimator=likelihood", "ib.reward_coef=0.1", "ib.entropy_coef=0.005"),
     "no_filter": ("ib.filter=none",),
     "half": ("ib.estimator=likelihood", "ib.keep=4"),

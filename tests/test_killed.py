@@ -1,4 +1,4 @@
-"""A run killed with SIGKILL ten times, in all the places where that could hurt, ends like one that was left alone.
+"""A run stopped once and killed ten times, in all the places where that could hurt, ends like one that was left alone.
 
 One driver process imports everything once and forks a child for every launch, before any device is touched: that saves
 the imports, which are most of a launch. The children share a compilation cache.
@@ -7,6 +7,7 @@ the imports, which are most of a launch. The children share a compilation cache.
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -66,6 +67,19 @@ def tear(number, count):
     metrics.MetricWriter.write = write
 
 
+def stop(number):
+    '''The polite one: SIGTERM as soon as that many rows are written.'''
+    original, calls = metrics.MetricWriter.write, []
+
+    def write(self, *args):
+        original(self, *args)
+        calls.append(1)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    metrics.MetricWriter.write = write
+
+
 PLACES = {
     "rollout dispatched": (trainer.Trainer, "_start"),
     "rollout awaited": (pending.PendingRollout, "wait"),
@@ -85,6 +99,8 @@ def launch(workdir, kill):
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if kill and kill[0] == "torn line":
         tear(*kill[1:])
+    elif kill and kill[0] == "SIGTERM":
+        stop(*kill[1:])
     elif kill:
         before(*PLACES[kill[0]], *kill[1:])
     cli.enable_compilation_cache()
@@ -95,7 +111,8 @@ def launch(workdir, kill):
 
 train.flags.FLAGS([""])
 for workdir, kill in json.loads(sys.argv[2]):
-    print("exit", launch(workdir, kill), flush=True)
+    code = launch(workdir, kill)
+    print("exit", code, "report" if (Path(workdir) / "report.html").exists() else "no report", flush=True)
 """
 
 CONFIG = f"""
@@ -111,11 +128,15 @@ def get_config():
 
 
 def kills(seed: int = 0) -> list[tuple]:
-    """(place, number of the call, seconds after its start): ten launches, the moments within most of them drawn."""
+    """(place, number of the call, seconds after its start): ten launches, the moments within most of them drawn.
+
+    Between the first two, one is told to stop.
+    """
     random_ = random.Random(seed)
     soon = lambda: random_.uniform(0.001, 0.05)  # noqa: E731
     return [
         ("evaluation", 1, soon()),  # before anything is written
+        ("SIGTERM", 4),
         ("rollout awaited", 4, soon()),
         ("save", 2, 0),
         ("Orbax", 1, soon()),
@@ -138,7 +159,7 @@ def read(workdir):
     return rows, {path.name: path.read_text() for path in (workdir / "rollouts").iterdir()}
 
 
-def test_ten_kills_change_nothing(tmp_path):
+def test_a_stop_and_ten_kills_change_nothing(tmp_path):
     (tmp_path / "driver.py").write_text(DRIVER)
     (tmp_path / "config.py").write_text(CONFIG)
     straight, broken = tmp_path / "straight", tmp_path / "broken"
@@ -149,8 +170,11 @@ def test_ten_kills_change_nothing(tmp_path):
     }  # fmt: skip
     command = [sys.executable, str(tmp_path / "driver.py"), str(tmp_path / "config.py"), json.dumps(launches)]
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
-    codes = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("exit ")]
-    assert codes == [0, *[-signal.SIGKILL] * 10, 0], done.stdout
+    ends = [line.removeprefix("exit ") for line in done.stdout.splitlines() if line.startswith("exit ")]
+    killed = f"{-signal.SIGKILL} no report"
+    assert ends == ["0 report", killed, "0 no report", *[killed] * 9, "0 report"], done.stdout
+    saved = int(re.search(r"SIGTERM: saved after step (\d+)", done.stdout)[1])
+    assert saved >= 3 and f"resuming after step {saved}\n" in done.stdout  # the rows before are of steps 0 to 3
 
     assert "is damaged" not in done.stdout, "a killed save leaves no checkpoint, not half of one"
     assert 3 <= done.stdout.count("resuming after step") <= 10

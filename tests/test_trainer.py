@@ -1,14 +1,9 @@
-"""Whole steps of a run on the embedded model: resuming, both conditions, plain GRPO, the log, and the process."""
+"""Whole steps of a run on the embedded model: resuming, both conditions, plain GRPO, the log."""
 
 import io
 import json
-import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 import weakref
 from pathlib import Path
 
@@ -256,7 +251,7 @@ def test_the_microbatch_split_changes_nothing(plain, tmp_path):
 
 def test_a_refused_resume_leaves_the_workdir_as_it_was(straight, workdir):
     """Other data than the checkpoint's: its position would mean nothing."""
-    from iiblpo_jax import train  # not above: CONFIG runs this file in a process whose main module it is
+    from iiblpo_jax import train  # not above: other tests run this file for its make_config
 
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(InputError, match="other training data"):
@@ -331,72 +326,3 @@ def test_updates_that_are_not_finite_change_nothing_and_stop_the_run(plain, monk
     out = io.StringIO()
     trainer.replay(folder / "bad_step_000006.npz", Console(file=out, width=120))
     assert "loss nan" in out.getvalue() and "16 rows not finite" in out.getvalue()
-
-
-# -- the process ------------------------------------------------------------------------------------------------------
-
-CONFIG = f"""
-import runpy
-
-def get_config():
-    module = runpy.run_path({str(Path(__file__))!r})
-    return module["make_config"](
-        **module["OFF"], rollout={{"roots": 4}}, train={{"steps": 20}}, log={{"rollouts": 5}},
-        checkpoint={{"every": 3}},
-    )
-"""
-
-
-def rows_of(workdir):
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [without_clock(json.loads(line)) for line in lines if line.endswith("\n")]
-
-
-@pytest.mark.slow
-def test_a_run_that_is_stopped_ends_like_one_that_is_not(tmp_path):
-    (tmp_path / "config.py").write_text(CONFIG)
-    env = {
-        **os.environ, "PYTHONPATH": str(ROOT), "IIBLPO_CACHE": str(tmp_path / "cache"),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }  # fmt: skip
-
-    def start(workdir):
-        command = [
-            sys.executable,
-            "-m",
-            "iiblpo_jax.train",
-            f"--config={tmp_path / 'config.py'}",
-            f"--workdir={workdir}",
-        ]
-        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    def interrupt(workdir, number, *, after):
-        """Sends a signal once the row of step `after` is there: (exit status, output)."""
-        with start(workdir) as process:
-            deadline = time.monotonic() + 300
-            while len(rows_of(workdir)) <= after and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.01)
-            process.send_signal(number)
-            output = process.communicate(timeout=120)[0]
-        return process.returncode, output
-
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    with start(straight) as process:
-        assert process.wait(timeout=300) == 0
-
-    status, output = interrupt(broken, signal.SIGTERM, after=9)
-    assert status == 0, output
-    saved = int(re.search(r"SIGTERM: saved after step (\d+)", output)[1])
-    assert 9 <= saved < 20
-    assert [row["step"] for row in rows_of(broken)] == list(range(saved + 1))
-    assert (broken / "checkpoints" / str(saved)).is_dir() and not (broken / "report.html").exists()
-
-    with start(broken) as process:
-        output = process.communicate(timeout=300)[0]
-    assert process.returncode == 0 and f"resuming after step {saved}" in output
-    assert rows_of(broken) == rows_of(straight) and len(rows_of(broken)) == 21
-    assert all("eval/arithmetic/pass@1" in rows_of(broken)[step] for step in (0, 20))
-    logs = lambda folder: {path.name: path.read_text() for path in (folder / "rollouts").iterdir()}  # noqa: E731
-    assert logs(broken) == logs(straight) and len(logs(broken)) == 4
-    assert (broken / "report.html").exists()
