@@ -48,9 +48,9 @@ CODES = {
     "psa.half_life": 4.0,
 }  # fmt: skip
 SETTINGS = {
-    "gaussian": {"latent.kind": "gaussian"},
+    "gaussian": {"latent.kind": "gaussian", "latent.z": 16},
     "gaussian_mixed": {
-        "latent.kind": "gaussian", "latent.psa_lr": 1e-2, "latent.psa_steps": 600, "psa.half_life": 4.0,
+        "latent.kind": "gaussian", "latent.z": 16, "latent.psa_lr": 1e-2, "latent.psa_steps": 600, "psa.half_life": 4.0,
         "latent.prior_weight": 0.7,
     },
     "codes_follow": CODES,

@@ -52,6 +52,7 @@ def make_config(steps: int):
     sizes = {
         "rollout": {"slots": 8, "refill_at": 3, "max_prompt": 8, "max_tokens": 20, "top_p": 1.0, "temperature": 1.6},
         "branch": {"k": 1},
+        "ib": {"estimator": "likelihood"},
         "latent": {"z": 4, "hidden": 8, "prompts": 8, "samples": 2, "steps": 50, "psa_steps": 50, "batch": 16},
         "psa": {"half_life": 8.0},
         "train": {"steps": steps, "prompts_per_step": 4},

@@ -26,6 +26,8 @@ def get_config() -> RunConfig:
     c.rollout.max_prompt = 8  # "9+9+9+9="
     c.rollout.max_tokens = 32  # "9+9=18;18+9=27;27+9=36;#36" and the stop token are 27
 
+    # Latents and the score are off by default and on here, so that the shipped run goes through the whole method.
+    c.ib.estimator = "likelihood"
     c.latent.z = 16
     c.latent.prompts = 1024
     c.latent.samples = 2

@@ -22,7 +22,6 @@ def get_config() -> RunConfig:
     c.train.prompts_per_step = 64
     c.data.verifiers = 8
 
-    c.rollout.roots = 2
     c.rollout.slots = 256
     c.rollout.refill_at = 64
     c.rollout.temperature = 1.0
@@ -30,11 +29,6 @@ def get_config() -> RunConfig:
     c.rollout.max_prompt = 512
     c.rollout.max_tokens = 512
     c.rollout.dtype = "bfloat16"
-
-    c.branch.k = 3
-    c.latent.z = 64
-    c.latent.prompts = 1024
-    c.latent.samples = 2
 
     c.optim.lr = 1e-6
     c.optim.warmup = 10

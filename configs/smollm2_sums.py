@@ -30,9 +30,6 @@ def get_config() -> RunConfig:
 
     c.branch.k = 1
 
-    c.latent.z = 0  # off, like the self-reward: docs/findings.md
-    c.ib.estimator = "none"  # nothing that is left reads a score
-
     c.optim.lr = 1e-5
     c.optim.weight_decay = 0.0
     c.update.minibatches = 1

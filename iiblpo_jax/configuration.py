@@ -135,7 +135,7 @@ def _check_update(config: RunConfig) -> None:
     if ib.estimator == "none" and (ranks or ib.reward_coef > 0):
         raise InputError(
             "ib.estimator = none leaves no score for ib.filter = score, for contrast with ib.keep, or for "
-            "ib.reward_coef; set ib.filter=none and ib.reward_coef=0, or choose likelihood or entropy"
+            "ib.reward_coef; set ib.estimator=likelihood or entropy, or ib.keep=0, ib.reward_coef=0 and another filter"
         )
     if config.branch.credit == "siblings" and config.branch.parent != "root":
         raise InputError(

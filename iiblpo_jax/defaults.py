@@ -73,7 +73,7 @@ def default_config() -> RunConfig:
 
     c.latent = latent = ConfigDict()
     latent.kind = "gaussian"  # gaussian: a conditional VAE | codes: k-means of what follows
-    latent.z = 128  # Z, width of the latent; codes: how many; 0 = no latent: branches are plain resamples
+    latent.z = 0  # Z, width of the latent; codes: how many; 0 = no latent: branches are plain resamples
     latent.siblings = "independent"  # z's of a tree: independent | stratified: they share out the prior
     latent.prior_power = 1.0  # branches draw z from the prior to this power: below 1 flatter, 0 = all codes alike
     latent.condition = "marginal"  # marginal: branches scored without z, importance-weighted | conditioned: with z
@@ -97,7 +97,7 @@ def default_config() -> RunConfig:
     psa.strength = 1.0  # strength at t*; 0 = z has no effect
 
     c.ib = ib = ConfigDict()
-    ib.estimator = "likelihood"  # likelihood | entropy (IBRO) | none: no score
+    ib.estimator = "none"  # of S_IB: likelihood, a reference forward a step | entropy (IBRO) | none: no score
     ib.compression = "description"  # of likelihood: description length of r | information: I(q;r), the paper's words
     ib.beta = 1.0  # weight of the answer term against the compression term, both standardised
     ib.filter = "contrast"  # right and wrong in turns, best score first, none of a group of one kind | score: the
@@ -188,6 +188,6 @@ def paper(c: RunConfig) -> RunConfig:
     c.rollout.roots = 2
     c.branch.update({"k": 3, "points": "shared", "parent": "root", "solved": True, "credit": "trajectory"})
     c.latent.update({"kind": "gaussian", "z": 128, "siblings": "independent", "prior_power": 1.0})
-    c.ib.update({"compression": "information", "length_cost": 0.0, "filter": "score", "keep": 0, "surprise": 0.0})
-    c.ib.update({"reward_coef": 0.1, "entropy_coef": 0.005})
+    c.ib.update({"estimator": "likelihood", "compression": "information", "length_cost": 0.0})
+    c.ib.update({"filter": "score", "keep": 0, "surprise": 0.0, "reward_coef": 0.1, "entropy_coef": 0.005})
     return c

@@ -56,7 +56,7 @@ def test_the_section_update_reads_as_an_attribute():
     [
         ({"branch__points": "shred"}, r"branch\.points = 'shred' \(did you mean shared\?\); use one of shared, "),
         ({"latent__kind": "code"}, r"latent\.kind = 'code' \(did you mean codes\?\); use one of gaussian, codes"),
-        ({"latent__kind": "codes"}, r"latent\.kind = codes needs latent\.window"),
+        ({"latent__kind": "codes", "latent__z": 8}, r"latent\.kind = codes needs latent\.window"),
         ({"latent__prior_weight": 1.0}, r"latent\.prior_weight = 1\.0; use a number from 0 to below 1"),
         ({"ib__filter": "best"}, r"ib\.filter = 'best'; use one of score, contrast, random, none"),
         ({"ib__compression": "descriptive"}, r"ib\.compression = 'descriptive' \(did you mean description\?\)"),
@@ -70,9 +70,9 @@ def test_the_section_update_reads_as_an_attribute():
         ({"optim__lr": -1e-3}, r"optim\.lr = -0\.001; use 0 or more"),
         ({"rollout__refill_at": 65}, r"rollout\.refill_at = 65 exceeds rollout\.slots = 64.*; use at most 64"),
         ({"rollout__min_tokens": 5000}, r"rollout\.min_tokens = 5000 exceeds rollout\.max_tokens = 4096"),
-        ({"ib__keep": 9}, r"ib\.keep.*9.* 8 trajectories"),
+        ({"ib__estimator": "likelihood", "ib__keep": 9}, r"ib\.keep.*9.* 8 trajectories"),
         ({"ib__estimator": "none", "ib__filter": "score"}, r"ib\.estimator = none leaves no score"),
-        ({"ib__estimator": "none", "ib__keep": 4}, r"ib\.estimator = none leaves no score .* contrast with ib\.keep"),
+        ({"ib__keep": 4}, r"ib\.estimator = none leaves no score .* contrast with ib\.keep"),
         ({"ib__estimator": "none", "ib__reward_coef": 0.1}, r"ib\.estimator = none leaves no score"),
         # 32 prompts x 8 kept = 256 trajectories
         ({"update__minibatches": 3}, r"minibatches = 3 does not divide the 256 .*; use one of 1, 2, 4, .*, 128, 256$"),

@@ -120,7 +120,8 @@ STEPS = """
         sizes = {
             "rollout": {"roots": 2, "slots": 8, "refill_at": 3, "max_prompt": 8, "max_tokens": 20, "top_p": 1.0,
                         "temperature": 1.6, "unroll": False},
-            "branch": {"k": 1}, "latent": {"z": 4, "hidden": 8, "condition": "conditioned"}, "psa": {"half_life": 8.0},
+            "branch": {"k": 1}, "ib": {"estimator": "likelihood"}, "psa": {"half_life": 8.0},
+            "latent": {"z": 4, "hidden": 8, "condition": "conditioned"},
             "train": {"steps": 4, "prompts_per_step": 8}, "optim": {"lr": 1e-4, "psa_lr": 1e-4},
             "update": {"minibatches": 2, "microbatch": 4, "kl_coef": 0.1}, "mesh": dict(zip(AXES, axes)),
             "eval": {"problems": 4, "samples": 2, "k": (1,), "greedy": False},

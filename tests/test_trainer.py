@@ -58,7 +58,7 @@ def make_config(**sections):
             "top_p": 1.0,
             "temperature": 1.6,
         },
-        "ib": {"filter": "score"},
+        "ib": {"estimator": "likelihood", "filter": "score"},
         "branch": {"k": 1},
         "latent": {"z": 4, "hidden": 8},
         "psa": {"half_life": 8.0},
