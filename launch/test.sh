@@ -13,4 +13,4 @@ if ! "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("llm_sm
 fi
 say "tests: pytest in $(nproc 2>/dev/null || echo 2) processes on the CPU"
 # A file is one process's: its tests share fixtures and compiled programs.
-JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" exec "$PYTHON" -m pytest -n auto --dist loadfile "$@"
+JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" exec "$PYTHON" -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"

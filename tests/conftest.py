@@ -14,12 +14,19 @@ from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import Decoder, params_of
 from iiblpo_jax.model.psa import PSA
 
-LONGEST = ("test_mesh_runs.py", "test_killed.py", "test_processes.py", "test_trainer.py", "test_benchmarks.py")
+LONGEST = (
+    "test_mesh_runs.py", "test_processes.py", "test_trainer.py", "test_killed.py", "test_benchmarks.py",
+    "test_learning_benchmark.py", "test_minibatch.py", "test_stage_mesh.py", "test_training.py", "test_notebook.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
-    """The longest files first: a file is one process's, and the last one would leave the other processes idle."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    """The longest files first: a file is one process's, and the last one would leave the other processes idle.
+
+    launch/test.sh tells pytest-xdist to leave it at that: by itself it begins with the files of most tests.
+    """
+    rank = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="module", autouse=True)
