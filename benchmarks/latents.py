@@ -24,8 +24,10 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from learning_arms import CODES
+
 from iiblpo_jax import specs
-from iiblpo_jax.cli import enable_compilation_cache
+from iiblpo_jax.cli import enable_compilation_cache, override
 from iiblpo_jax.config_files import load_file
 from iiblpo_jax.configuration import validate
 from iiblpo_jax.data.pipeline import PromptPipeline
@@ -42,23 +44,21 @@ from iiblpo_jax.rollout.engine import rollout
 
 ROOT = Path(__file__).parents[1]
 PLANS = 64  # resamples of a prefix from which the probabilities of plans are estimated
-COMMON = {"latent.prompts": 3072, "latent.samples": 4, "train.prompts_per_step": 64, "rollout.slots": 128}
-CODES = {
-    "latent.kind": "codes", "latent.z": 8, "latent.window": 4, "latent.psa_lr": 1e-2, "latent.psa_steps": 600,
-    "psa.half_life": 4.0,
-}  # fmt: skip
+COMMON = ("latent.prompts=3072", "latent.samples=4", "train.prompts_per_step=64", "rollout.slots=128")
+SMALL = ("latent.prompts=64", "latent.steps=20", "latent.psa_steps=5")
+GAUSSIAN = ("latent.kind=gaussian", "latent.z=16")
+HALF, MIXED, FLAT = "latent.prior_weight=0.5", "latent.prior_weight=0.8", "latent.prior_power=0.0"
 SETTINGS = {
-    "gaussian": {"latent.kind": "gaussian", "latent.z": 16},
-    "gaussian_mixed": {
-        "latent.kind": "gaussian", "latent.z": 16, "latent.psa_lr": 1e-2, "latent.psa_steps": 600, "psa.half_life": 4.0,
-        "latent.prior_weight": 0.7,
-    },
+    "gaussian": GAUSSIAN,
+    "gaussian_mixed": (
+        *GAUSSIAN, "latent.psa_lr=1e-2", "latent.psa_steps=600", "psa.half_life=4.0", "latent.prior_weight=0.7",
+    ),
     "codes_follow": CODES,
-    "codes_half": {**CODES, "latent.prior_weight": 0.5},
-    "codes_mixed": {**CODES, "latent.prior_weight": 0.8},
-    "codes_half_flat": {**CODES, "latent.prior_weight": 0.5, "latent.prior_power": 0.0},
-    "codes_follow_flat": {**CODES, "latent.prior_power": 0.3},
-    "codes_mixed_flat": {**CODES, "latent.prior_weight": 0.8, "latent.prior_power": 0.0},
+    "codes_half": (*CODES, HALF),
+    "codes_mixed": (*CODES, MIXED),
+    "codes_half_flat": (*CODES, HALF, FLAT),
+    "codes_follow_flat": (*CODES, "latent.prior_power=0.3"),
+    "codes_mixed_flat": (*CODES, MIXED, FLAT),
 }  # fmt: skip
 
 OUT = flags.DEFINE_string("out", "benchmarks/results/latents.jsonl", "JSON lines, one a setting.")
@@ -88,10 +88,10 @@ def main(_):
 class Task:
     """One task's model, problems and config."""
 
-    def __init__(self, name: str, changes: dict | None = None):
+    def __init__(self, name: str, changes: tuple[str, ...] = ()):
         self.name, self.config = name, load_file(ROOT / "configs" / f"{name}.py")
-        small = {"latent.prompts": 64, "latent.steps": 20, "latent.psa_steps": 5} if QUICK.value else {}
-        self.config.update_from_flattened_dict({**COMMON, **(changes or {}), **small})
+        changes = (*COMMON, *changes, *(SMALL if QUICK.value else ()))
+        override(self.config, [f"--config.{change}" for change in changes])
         validate(self.config)
         model, self.tokenizer = load_model(self.config.model.path)
         self.model, self.params = model.config, params_of(model)

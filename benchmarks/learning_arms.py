@@ -21,8 +21,8 @@ PIECES = {
     "no_surprise": ("ib.surprise=0.0",),
     "no_branches": ("branch.k=0", "rollout.roots=8", "train.prompts_per_step=20"),
     "no_latent": ("latent.z=0",),  # which only arithmetic has
-    "quiet_codes": (*CODES, "latent.prior_weight=0.8", "latent.prior_power=0.0"),  # docs/findings.md has both
-    "loud_codes": (*CODES, "latent.prior_power=0.3"),
+    "quiet_codes": (*CODES, "latent.prior_weight=0.8", "latent.prior_power=0.0"),  # codes_mixed_flat of latents.py
+    "loud_codes": (*CODES, "latent.prior_power=0.3"),  # codes_follow_flat
     "tree_credit": ("branch.credit=tree",),
     "unsolved": ("branch.k=3", "branch.solved=False", "branch.credit=siblings"),
     "self_reward": ("ib.estimator=likelihood", "ib.reward_coef=0.1", "ib.entropy_coef=0.005"),
