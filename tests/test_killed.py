@@ -111,8 +111,15 @@ def launch(workdir, kill):
 
 train.flags.FLAGS([""])
 for workdir, kill in json.loads(sys.argv[2]):
-    code = launch(workdir, kill)
-    print("exit", code, "report" if (Path(workdir) / "report.html").exists() else "no report", flush=True)
+    code, workdir = launch(workdir, kill), Path(workdir)
+    rows = workdir / "metrics.jsonl"
+    end = {
+        "code": code,
+        "report": (workdir / "report.html").exists(),
+        "rows": rows.read_text().count("\\n") if rows.exists() else 0,
+        "checkpoints": [path.name for path in workdir.glob("checkpoints/*")],
+    }
+    print("exit", json.dumps(end), flush=True)
 """
 
 CONFIG = f"""
@@ -170,16 +177,20 @@ def test_a_stop_and_ten_kills_change_nothing(tmp_path):
     }  # fmt: skip
     command = [sys.executable, str(tmp_path / "driver.py"), str(tmp_path / "config.py"), json.dumps(launches)]
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
-    ends = [line.removeprefix("exit ") for line in done.stdout.splitlines() if line.startswith("exit ")]
-    killed = f"{-signal.SIGKILL} no report"
-    assert ends == ["0 report", killed, "0 no report", *[killed] * 9, "0 report"], done.stdout
+    ends = [json.loads(line.removeprefix("exit ")) for line in done.stdout.splitlines() if line.startswith("exit ")]
+    killed = (-signal.SIGKILL, False)
+    codes = [(end["code"], end["report"]) for end in ends]
+    assert codes == [(0, True), killed, (0, False), *[killed] * 9, (0, True)], done.stdout
+
     saved = int(re.search(r"SIGTERM: saved after step (\d+)", done.stdout)[1])
-    assert saved >= 3 and f"resuming after step {saved}\n" in done.stdout  # the rows before are of steps 0 to 3
+    assert 3 <= saved < STEPS and f"resuming after step {saved}\n" in done.stdout
+    assert ends[2]["rows"] == saved + 1 and str(saved) in ends[2]["checkpoints"]
 
     assert "is damaged" not in done.stdout, "a killed save leaves no checkpoint, not half of one"
     assert 3 <= done.stdout.count("resuming after step") <= 10
     rows, logs = read(broken)
     assert [row["step"] for row in rows] == list(range(STEPS + 1))
     assert (rows, logs) == read(straight)
+    assert all("eval/arithmetic/pass@1" in rows[step] for step in (0, STEPS))
     assert len(logs) == STEPS and (broken / "report.html").exists()
     assert not [path for path in broken.rglob("*") if path.name.endswith(".tmp") or "orbax-checkpoint-tmp" in path.name]
