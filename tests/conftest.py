@@ -5,6 +5,13 @@ import socket
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Most of the suite's time is compilation, and hardly an assertion depends on how well XLA optimises. Its older code
+# generator for the CPU takes a third of the newer one's time. With JAX_DISABLE_MOST_OPTIMIZATIONS=0 the suite tests
+# optimised programs.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 
 import jax
 import pytest
@@ -15,8 +22,9 @@ from iiblpo_jax.model.decoder import Decoder, params_of
 from iiblpo_jax.model.psa import PSA
 
 LONGEST = (
-    "test_mesh_runs.py", "test_processes.py", "test_trainer.py", "test_killed.py", "test_benchmarks.py",
-    "test_learning_benchmark.py", "test_minibatch.py", "test_stage_mesh.py", "test_training.py", "test_notebook.py",
+    "test_processes.py", "test_mesh_runs.py", "test_killed.py", "test_benchmarks.py", "test_learning_benchmark.py",
+    "test_engine.py", "test_smollm2.py", "test_trainer.py", "test_minibatch.py", "test_training.py", "test_notebook.py",
+    "test_stage_mesh.py",
 )  # fmt: skip
 
 
@@ -37,12 +45,23 @@ def forget_programs():
 
 
 @pytest.fixture(scope="module")
-def quick_compiles():
-    """For modules whose time is compilation and whose assertions do not depend on how well XLA optimises."""
+def optimised():
+    """For modules that take so many steps that optimised programs pay."""
     before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="session")
+def virtual_devices():
+    """A function from a number of CPU devices to the environment of a process that has so many."""
+
+    def environment(count: int) -> dict[str, str]:
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
+        return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+
+    return environment
 
 
 @pytest.fixture(scope="session")

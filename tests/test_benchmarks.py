@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
 SHARED = ("harness", "models", "update", "collect", "ranking_set", "peers", "peers.protocol", "peers.host_loop")
@@ -206,8 +205,7 @@ def test_logprobs_in_chunks_needs_less_memory(results):
         )
 
 
-def test_compile_measures_every_program_cold_and_warm(results, monkeypatch):
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+def test_compile_measures_every_program_cold_and_warm(results):
     cold, warm = results("compile")["results"]
     assert (cold["depth"], cold["cache"], warm["cache"]) == (1, "cold", "warm")
     for row in (cold, warm):

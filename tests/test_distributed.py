@@ -140,11 +140,11 @@ PROGRAM = """
 """
 
 
-def start(tmp_path, port: int, mode: str) -> list[subprocess.Popen]:
+def start(tmp_path, port: int, mode: str, environment: dict) -> list[subprocess.Popen]:
     """Two processes of PROGRAM, after their first collective: 10^0 + 10^1."""
     (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM))
     shared = {
-        **os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "IIBLPO_NUM_PROCESSES": "2",
+        **environment, "PYTHONPATH": str(ROOT), "IIBLPO_NUM_PROCESSES": "2",
         "IIBLPO_COORDINATOR": f"127.0.0.1:{port}", "IIBLPO_HEARTBEAT_TIMEOUT": "20", "IIBLPO_INIT_TIMEOUT": "60",
     }  # fmt: skip
     processes = [
@@ -164,8 +164,9 @@ def start(tmp_path, port: int, mode: str) -> list[subprocess.Popen]:
     return processes
 
 
-def test_two_processes_add_up_and_end_together(tmp_path, neighbouring_ports):
-    assert [process.wait(30) for process in start(tmp_path, neighbouring_ports(), "end")] == [0, 0]
+def test_two_processes_add_up_and_end_together(tmp_path, neighbouring_ports, virtual_devices):
+    processes = start(tmp_path, neighbouring_ports(), "end", virtual_devices(1))
+    assert [process.wait(30) for process in processes] == [0, 0]
 
 
 @pytest.mark.slow
@@ -178,8 +179,8 @@ def test_two_processes_add_up_and_end_together(tmp_path, neighbouring_ports):
         ("loop", 1, signal.SIGTERM),
     ],
 )
-def test_when_one_dies_the_other_stops_and_names_it(tmp_path, mode, victim, sent, neighbouring_ports):
-    processes = start(tmp_path, neighbouring_ports(), mode)
+def test_when_one_dies_the_other_stops_and_names_it(tmp_path, mode, victim, sent, neighbouring_ports, virtual_devices):
+    processes = start(tmp_path, neighbouring_ports(), mode, virtual_devices(1))
     processes[victim].send_signal(sent)
     killed, survivor = time.monotonic(), processes[1 - victim]
     stderr = survivor.communicate(timeout=30)[1]

@@ -18,8 +18,6 @@ from iiblpo_jax.rollout.engine import rollout
 from iiblpo_jax.rollout.sampling import Sampling
 from iiblpo_jax.rollout.spec import RolloutSpec
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 PROBLEMS, SAMPLES, S, T = 5, 4, 8, 28
 PER_CALL = 3  # five problems in calls of three: the last call has one place to spare
 

@@ -173,7 +173,6 @@ def test_a_stop_and_ten_kills_change_nothing(tmp_path):
     launches = [(str(straight), None), *((str(broken), kill) for kill in kills()), (str(broken), None)]
     env = {
         **os.environ, "PYTHONPATH": str(ROOT), "IIBLPO_CACHE": str(tmp_path / "cache"),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }  # fmt: skip
     command = [sys.executable, str(tmp_path / "driver.py"), str(tmp_path / "config.py"), json.dumps(launches)]
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)

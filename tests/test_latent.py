@@ -9,8 +9,6 @@ from iiblpo_jax.defaults import default_config
 from iiblpo_jax.errors import InputError
 from iiblpo_jax.latents import storage
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @pytest.fixture(scope="module")
 def config():

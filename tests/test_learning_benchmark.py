@@ -347,7 +347,6 @@ def test_a_tiny_series(tmp_path):
         ]  # fmt: skip
         environment = os.environ | {
             "PYTHONPATH": str(ROOT), "IIBLPO_CACHE": str(tmp_path / "compiled"), "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         }  # fmt: skip
         return subprocess.run(command, env=environment, capture_output=True, text=True)
 

@@ -1,7 +1,6 @@
 """Placement: which device holds which part of a weight, on one device and on eight virtual ones."""
 
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -82,10 +81,13 @@ EIGHT = """
 """
 
 
-def test_placement_on_eight_devices():
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+def test_placement_on_eight_devices(virtual_devices):
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(EIGHT)], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", textwrap.dedent(EIGHT)],
+        env=virtual_devices(8),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     out = json.loads(done.stdout)

@@ -1,7 +1,6 @@
 """The same step on every mesh of eight virtual devices: same tokens, same loss, same weights afterwards."""
 
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -27,7 +26,6 @@ ROLLOUTS = """
     from iiblpo_jax.rollout.engine import rollout
     from iiblpo_jax.rollout.spec import RolloutSpec
 
-    jax.config.update("jax_disable_most_optimizations", True)
     config = ModelConfig(family="qwen3", vocab_size=24, d_model=16, d_ff=32, n_layers=2, n_heads=4, n_kv_heads=2,
                          head_dim=8, qk_norm=True)
     modules = Decoder(config, rngs=nnx.Rngs(0)), PSA(config, 4, 2, rngs=nnx.Rngs(1)), CVAE(16, 4, 8, rngs=nnx.Rngs(2))
@@ -105,7 +103,6 @@ STEPS = """
     from iiblpo_jax.model.psa import PSA, bind_psa
     from iiblpo_jax.trainer import Trainer
 
-    jax.config.update("jax_disable_most_optimizations", True)
     folder = Path(sys.argv[1])
     model, _ = load_model(default_config().model.path)
     psa = params_of(PSA(model.config, 4, 3, rngs=nnx.Rngs(1)))
@@ -170,16 +167,15 @@ STEPS = """
 """
 
 
-def run_on_eight(script: str, *arguments: str) -> list:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+def run(script: str, *arguments: str, environment: dict) -> list:
     command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_a_rollout_draws_the_same_tokens_on_every_mesh():
-    *runs, (_, of_a_token, keys) = run_on_eight(ROLLOUTS)
+def test_a_rollout_draws_the_same_tokens_on_every_mesh(virtual_devices):
+    *runs, (_, of_a_token, keys) = run(ROLLOUTS, environment=virtual_devices(8))
     found = {tuple(axes): collectives for axes, collectives in runs}
     # Nothing travels between engines but the final sums; `tensor` adds up activations and hands logits around.
     assert found[2, 1, 2, 1].keys() <= {"all-reduce"}
@@ -190,5 +186,5 @@ def test_a_rollout_draws_the_same_tokens_on_every_mesh():
     assert keys == [4, 1, 8, 16] and of_a_token.keys() == {"all-reduce"}
 
 
-def test_a_step_is_the_same_on_every_mesh(tmp_path):
-    assert len(run_on_eight(STEPS, str(tmp_path))) == 5
+def test_a_step_is_the_same_on_every_mesh(tmp_path, virtual_devices):
+    assert len(run(STEPS, str(tmp_path), environment=virtual_devices(8))) == 5

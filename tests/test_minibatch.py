@@ -17,8 +17,6 @@ from iiblpo_jax.model.psa import bind_psa, latent_inputs
 from iiblpo_jax.objectives import make_objective, with_auxiliary
 from iiblpo_jax.update import UpdateRows, UpdateSettings
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 N, S, T, TEMPERATURE, PAD = 8, 4, 6, 0.9, 5
 BRANCH_AT = np.array([0, 0, 2, 1, 0, 0, 2, 0])
 PLAIN = make_objective("grpo", max_tokens=T)

@@ -29,8 +29,7 @@ def run_small():
     notebook.cells[_parameters(notebook)].source = SMALL
     notebook.cells.append(nbformat.v4.new_code_cell(RESULTS, id="results"))
     root = str(NOTEBOOK.parents[1])
-    # Unoptimised machine code: nearly all the time of so short a run is compilation.
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": root}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": root}
     client = NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOK.parent)}}
     )

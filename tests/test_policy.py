@@ -19,8 +19,6 @@ from iiblpo_jax.optimizer import make_optimizer
 from iiblpo_jax.policy import load_policy
 from iiblpo_jax.update import init_state
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def small_config():
     config = default_config()

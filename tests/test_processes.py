@@ -1,7 +1,6 @@
 """The same run on one, two and four processes: same tokens, same numbers, and checkpoints that any of them resumes."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -36,8 +35,8 @@ def get_config():
 class Runs:
     """Folders of one test session: a config, a compilation cache, and runs of verbs as one or several processes."""
 
-    def __init__(self, folder: Path, free_port):
-        self.folder, self._free_port = folder, free_port
+    def __init__(self, folder: Path, free_port, environment: dict):
+        self.folder, self._free_port, self._environment = folder, free_port, environment
         (folder / "config.py").write_text(CONFIG)
 
     def __call__(self, count: int, name: str, *arguments: str, verb: str = "iiblpo_jax.train") -> Path:
@@ -49,7 +48,7 @@ class Runs:
 
     def start(self, count: int, command: list[str]) -> list[subprocess.Popen]:
         shared = {
-            **os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            **self._environment, "PYTHONPATH": str(ROOT),
             "IIBLPO_CACHE": str(self.folder / "cache"),
         }  # fmt: skip
         if count > 1:
@@ -82,8 +81,8 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, neighbouring_ports):
-    return Runs(tmp_path_factory.mktemp("processes"), neighbouring_ports)
+def runs(tmp_path_factory, neighbouring_ports, virtual_devices):
+    return Runs(tmp_path_factory.mktemp("processes"), neighbouring_ports, virtual_devices(1))
 
 
 @pytest.fixture(scope="module")

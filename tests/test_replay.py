@@ -18,7 +18,6 @@ from iiblpo_jax.objectives import make_objective
 from iiblpo_jax.replay import examine, finding_table, load_batch, save_batch
 from iiblpo_jax.update import UpdateRows, UpdateSettings
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 N, C, T = 4, 8, 5
 LENGTH = np.array([5, 3, 4, 2])
 

@@ -14,8 +14,6 @@ from iiblpo_jax.model.decoder import bind, hidden_states, project
 from iiblpo_jax.objectives import make_objective
 from iiblpo_jax.scoring import ScoreSpec, inform, score
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 S, T = 3, 5
 PROMPT = np.array([[9, 8, 7], [6, 5, 0]])
 PROMPT_LEN = np.array([3, 2])

@@ -24,7 +24,6 @@ from iiblpo_jax.model.decoder import params_of
 from iiblpo_jax.model.psa import PSA, bind_psa
 from iiblpo_jax.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 ROOT = Path(__file__).parents[1]
 QUIET = Console(quiet=True)
 KEYS = (

@@ -20,7 +20,6 @@ from iiblpo_jax.model.gguf_format import GGUFContainer
 from iiblpo_jax.model.psa import PSA
 from iiblpo_jax.model.safetensors_file import SafetensorsFile
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 EMBEDDED = "package:iiblpo_jax/data/assets/arithmetic"
 GGUF_CONFIG = ModelConfig(
     family="llama",

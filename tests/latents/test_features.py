@@ -11,8 +11,6 @@ from iiblpo_jax.latents.features import Continuation, extract, rows_of, split_by
 from iiblpo_jax.model.decoder import bind, hidden_states, logits
 from iiblpo_jax.rollout.branching import Branching
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 BRANCHING = Branching(fraction=0.2, min_suffix=2)
 TEMPERATURE = 0.8
 

@@ -16,8 +16,6 @@ from iiblpo_jax.latents.continuations import Question
 from iiblpo_jax.model.codes import Codes
 from iiblpo_jax.model.decoder import params_of
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 Z = 4
 
 

@@ -1,7 +1,6 @@
 """The latent stage on four virtual devices: what one device finds, with a quarter of its work on each."""
 
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -21,7 +20,6 @@ FOUR = """
     from iiblpo_jax.model.decoder import Decoder, params_of
     from iiblpo_jax.rollout.branching import Branching
 
-    jax.config.update("jax_disable_most_optimizations", True)
     config = ModelConfig(family="qwen3", vocab_size=24, d_model=32, d_ff=64, n_layers=2, n_heads=4, n_kv_heads=2,
                          head_dim=8, qk_norm=True)
     model = Decoder(config, rngs=nnx.Rngs(0))
@@ -84,10 +82,9 @@ FOUR = """
 """
 
 
-def test_four_devices_find_what_one_does_and_share_its_work():
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+def test_four_devices_find_what_one_does_and_share_its_work(virtual_devices):
     command = [sys.executable, "-c", textwrap.dedent(FOUR)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=virtual_devices(4), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     for line in done.stdout.splitlines():
         shares = json.loads(line)

@@ -16,6 +16,7 @@ from iiblpo_jax.model.cvae import CVAE, elbo_terms
 from iiblpo_jax.model.decoder import bind, logits, params_of
 from iiblpo_jax.model.loading import load_model
 
+pytestmark = pytest.mark.usefixtures("optimised")
 HOW = {"temperature": 1.0, "half_life": 64.0, "strength": 1.0}
 
 

@@ -11,7 +11,6 @@ from iiblpo_jax.model.packed import node_latent, packed_logprobs
 from iiblpo_jax.model.psa import bind_psa, latent_inputs
 from iiblpo_jax.packing import PackedRows
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 N, S, T = 8, 3, 9
 
 

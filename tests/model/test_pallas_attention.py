@@ -17,9 +17,6 @@ from iiblpo_jax.errors import InputError
 from iiblpo_jax.model import pallas_attention, path_attention
 from iiblpo_jax.packing import PackedRows, pack_spec
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
-
 BLOCK = pack_spec(90, rows=8, width=40).block
 
 
@@ -143,15 +140,14 @@ FOUR = """
 """
 
 
-def test_bins_and_heads_stay_on_their_devices():
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+def test_bins_and_heads_stay_on_their_devices(virtual_devices):
     path = os.pathsep.join([os.path.dirname(__file__), os.getcwd()])
     command = [
         sys.executable,
         "-c",
-        "import jax; jax.config.update('jax_disable_most_optimizations', True)\n" + textwrap.dedent(FOUR),
+        textwrap.dedent(FOUR),
     ]
-    result = subprocess.run(command, env=os.environ | flags | {"PYTHONPATH": path}, capture_output=True, text=True)
+    result = subprocess.run(command, env=virtual_devices(4) | {"PYTHONPATH": path}, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
 
 

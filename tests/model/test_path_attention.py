@@ -9,7 +9,6 @@ from iiblpo_jax.model import path_attention
 from iiblpo_jax.model.path_attention import path_attend
 from iiblpo_jax.packing import PackedRows
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 G, R, E = 2, 2, 4
 
 

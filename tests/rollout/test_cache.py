@@ -11,7 +11,6 @@ from iiblpo_jax.model.attention import OFF
 from iiblpo_jax.rollout import cache as caches
 from iiblpo_jax.rollout.cache import attend, copy_slots, empty_cache, fill_prompts, write
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 B, CAPACITY, R = 3, 23, 2
 POSITION_B = jnp.array([22, 4, 9])
 

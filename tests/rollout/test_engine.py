@@ -22,7 +22,6 @@ from iiblpo_jax.rollout.engine import rollout
 from iiblpo_jax.rollout.sampling import Sampling
 from iiblpo_jax.rollout.spec import RolloutSpec
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 PROMPT_PS = jax.random.randint(jax.random.key(5), (3, 6), 2, 23)
 PROMPT_LEN_P = jnp.array([6, 1, 4])
 KEY = jax.random.key(9)

@@ -11,7 +11,6 @@ from iiblpo_jax.rollout.cache import empty_cache
 from iiblpo_jax.rollout.decoding import decode_step
 from iiblpo_jax.rollout.prefill import prefill
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 PROMPT_PS = jax.random.randint(jax.random.key(5), (5, 6), 2, 23)
 
 
