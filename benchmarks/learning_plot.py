@@ -8,6 +8,7 @@ from pathlib import Path
 from learning_arms import WORDS
 from learning_table import by_arm, comparable, points_of
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 PANELS = {"pass@1": "pass@1", "pass@16": "pass@16", "unique_correct": "different right solutions", "entropy": "entropy"}
 
@@ -28,6 +29,7 @@ def plot(lines: Sequence[dict], path: Path) -> None:
                     panel.fill_between(x, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
             panel.set_title(f"{family}: {title}", fontsize=9)
             panel.set_xlabel(WORDS[budget.unit], fontsize=8)
+            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
             panel.tick_params(labelsize=7)
             panel.grid(alpha=0.25)
         panels_M[0].legend(fontsize=7)
