@@ -1,7 +1,10 @@
-"""Fixtures shared by the whole suite: tiny random models on the CPU."""
+"""Fixtures shared by the whole suite: tiny random models on the CPU, processes with several devices."""
 
 import os
 import socket
+import subprocess
+import sys
+import textwrap
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -46,7 +49,7 @@ def forget_programs():
 
 @pytest.fixture(scope="module")
 def optimised():
-    """For modules that take so many steps that optimised programs pay."""
+    """Optimised programs until the module ends: where so many steps are taken that they pay, or bits are compared."""
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
     yield
@@ -62,6 +65,20 @@ def virtual_devices():
         return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
     return environment
+
+
+@pytest.fixture(scope="session")
+def run_script(virtual_devices):
+    """A function that runs a Python script on so many CPU devices, wants it to succeed, and returns what it printed."""
+
+    def run(script: str, *arguments: str, devices: int, **variables: str) -> str:
+        command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
+        environment = virtual_devices(devices) | variables
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run
 
 
 @pytest.fixture(scope="session")

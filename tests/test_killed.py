@@ -171,9 +171,7 @@ def test_a_stop_and_ten_kills_change_nothing(tmp_path):
     (tmp_path / "config.py").write_text(CONFIG)
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     launches = [(str(straight), None), *((str(broken), kill) for kill in kills()), (str(broken), None)]
-    env = {
-        **os.environ, "PYTHONPATH": str(ROOT), "IIBLPO_CACHE": str(tmp_path / "cache"),
-    }  # fmt: skip
+    env = os.environ | {"PYTHONPATH": str(ROOT), "IIBLPO_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, str(tmp_path / "driver.py"), str(tmp_path / "config.py"), json.dumps(launches)]
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
     ends = [json.loads(line.removeprefix("exit ")) for line in done.stdout.splitlines() if line.startswith("exit ")]

@@ -346,8 +346,10 @@ def test_a_tiny_series(tmp_path):
             "--samples=4", "--final_problems=4", "--final_samples=16", *arguments,
         ]  # fmt: skip
         environment = os.environ | {
-            "PYTHONPATH": str(ROOT), "IIBLPO_CACHE": str(tmp_path / "compiled"), "JAX_PLATFORMS": "cpu",
-        }  # fmt: skip
+            "PYTHONPATH": str(ROOT),
+            "IIBLPO_CACHE": str(tmp_path / "compiled"),
+            "JAX_PLATFORMS": "cpu",
+        }
         return subprocess.run(command, env=environment, capture_output=True, text=True)
 
     arms = [f"--arm=grpo:configs/arithmetic_grpo.py:{small}", f"--arm=iib:configs/arithmetic.py:{small}"]

@@ -1,9 +1,6 @@
 """Placement: which device holds which part of a weight, on one device and on eight virtual ones."""
 
 import json
-import subprocess
-import sys
-import textwrap
 
 import jax
 import numpy as np
@@ -81,16 +78,8 @@ EIGHT = """
 """
 
 
-def test_placement_on_eight_devices(virtual_devices):
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(EIGHT)],
-        env=virtual_devices(8),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    out = json.loads(done.stdout)
+def test_placement_on_eight_devices(run_script):
+    out = json.loads(run_script(EIGHT, devices=8))
     assert out["mesh"] == {"data": 2, "fsdp": 2, "sequence": 1, "tensor": 2}
     # one device's part of each weight: vocab, heads and mlp halved by tensor, embed halved by fsdp
     expected = {

@@ -1,9 +1,6 @@
 """The same step on every mesh of eight virtual devices: same tokens, same loss, same weights afterwards."""
 
 import json
-import subprocess
-import sys
-import textwrap
 
 import pytest
 
@@ -167,15 +164,8 @@ STEPS = """
 """
 
 
-def run(script: str, *arguments: str, environment: dict) -> list:
-    command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def test_a_rollout_draws_the_same_tokens_on_every_mesh(virtual_devices):
-    *runs, (_, of_a_token, keys) = run(ROLLOUTS, environment=virtual_devices(8))
+def test_a_rollout_draws_the_same_tokens_on_every_mesh(run_script):
+    *runs, (_, of_a_token, keys) = map(json.loads, run_script(ROLLOUTS, devices=8).splitlines())
     found = {tuple(axes): collectives for axes, collectives in runs}
     # Nothing travels between engines but the final sums; `tensor` adds up activations and hands logits around.
     assert found[2, 1, 2, 1].keys() <= {"all-reduce"}
@@ -186,5 +176,5 @@ def test_a_rollout_draws_the_same_tokens_on_every_mesh(virtual_devices):
     assert keys == [4, 1, 8, 16] and of_a_token.keys() == {"all-reduce"}
 
 
-def test_a_step_is_the_same_on_every_mesh(tmp_path, virtual_devices):
-    assert len(run(STEPS, str(tmp_path), environment=virtual_devices(8))) == 5
+def test_a_step_is_the_same_on_every_mesh(tmp_path, run_script):
+    assert len([json.loads(line) for line in run_script(STEPS, str(tmp_path), devices=8).splitlines()]) == 5

@@ -48,9 +48,10 @@ class Runs:
 
     def start(self, count: int, command: list[str]) -> list[subprocess.Popen]:
         shared = {
-            **self._environment, "PYTHONPATH": str(ROOT),
+            **self._environment,
+            "PYTHONPATH": str(ROOT),
             "IIBLPO_CACHE": str(self.folder / "cache"),
-        }  # fmt: skip
+        }
         if count > 1:
             shared |= {
                 "IIBLPO_COORDINATOR": f"127.0.0.1:{self._free_port()}",

@@ -1,9 +1,6 @@
 """The latent stage on four virtual devices: what one device finds, with a quarter of its work on each."""
 
 import json
-import subprocess
-import sys
-import textwrap
 
 import pytest
 
@@ -82,11 +79,8 @@ FOUR = """
 """
 
 
-def test_four_devices_find_what_one_does_and_share_its_work(virtual_devices):
-    command = [sys.executable, "-c", textwrap.dedent(FOUR)]
-    done = subprocess.run(command, env=virtual_devices(4), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    for line in done.stdout.splitlines():
+def test_four_devices_find_what_one_does_and_share_its_work(run_script):
+    for line in run_script(FOUR, devices=4).splitlines():
         shares = json.loads(line)
         # A quarter and a little more: 32 rows for 30, 16 for 14, and every device updates all weights of the CVAE.
         assert shares["extract"] < 0.35 and shares["psa"] < 0.35 and shares["cvae"] < 0.6, shares

@@ -3,9 +3,6 @@
 import functools
 import os
 import re
-import subprocess
-import sys
-import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -140,15 +137,8 @@ FOUR = """
 """
 
 
-def test_bins_and_heads_stay_on_their_devices(virtual_devices):
-    path = os.pathsep.join([os.path.dirname(__file__), os.getcwd()])
-    command = [
-        sys.executable,
-        "-c",
-        textwrap.dedent(FOUR),
-    ]
-    result = subprocess.run(command, env=virtual_devices(4) | {"PYTHONPATH": path}, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
+def test_bins_and_heads_stay_on_their_devices(run_script):
+    run_script(FOUR, devices=4, PYTHONPATH=os.pathsep.join([os.path.dirname(__file__), os.getcwd()]))
 
 
 @pytest.mark.parametrize(
