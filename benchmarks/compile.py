@@ -23,11 +23,13 @@ import models
 import update
 
 from iiblpo_jax.objectives import make_objective
-from iiblpo_jax.optimizer import make_optimizer
-from iiblpo_jax.publication import PublicationSpec
 from iiblpo_jax.rollout.branching import Branching
+from iiblpo_jax.rollout.publication import PublicationSpec
 from iiblpo_jax.rollout.spec import RolloutSpec
-from iiblpo_jax.update import UpdateSettings, init_state, make_update
+from iiblpo_jax.update.epochs import make_update
+from iiblpo_jax.update.optimizer import make_optimizer
+from iiblpo_jax.update.settings import UpdateSettings
+from iiblpo_jax.update.state import init_state
 
 NARROW = dataclasses.replace(
     models.MODEL_54M, vocab_size=4096, d_model=128, d_ff=384, n_heads=4, n_kv_heads=2, head_dim=32

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import jax
 
-from iiblpo_jax.roofline import CHIPS
+from iiblpo_jax.planning.roofline import CHIPS
 
 # Dense peak rates FLOP/s and memory bandwidth bytes/s of one device, by a part of its `device_kind`. GPUs are from the
 # vendor's data sheets: NVIDIA A100, H100 and H200 (SXM unless the name says otherwise, without sparsity), L4, B200;

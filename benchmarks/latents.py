@@ -26,21 +26,22 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from learning_arms import CODES
 
-from iiblpo_jax import specs
 from iiblpo_jax.cli import enable_compilation_cache, override
-from iiblpo_jax.config_files import load_file
-from iiblpo_jax.configuration import validate
+from iiblpo_jax.common.padded import pad_rows
+from iiblpo_jax.config.files import load_file
+from iiblpo_jax.config.validation import validate
 from iiblpo_jax.data.pipeline import PromptPipeline
 from iiblpo_jax.data.registry import make_tasks
-from iiblpo_jax.forest import pad_rows, response_tokens
 from iiblpo_jax.latents.continuations import training_questions
 from iiblpo_jax.latents.stage import train_latents
 from iiblpo_jax.latents.storage import load_latents
 from iiblpo_jax.model.decoder import params_of
-from iiblpo_jax.model.loading import load_model
-from iiblpo_jax.publication import publish
+from iiblpo_jax.model.files.loading import load_model
 from iiblpo_jax.rewards.scorer import Scorer
 from iiblpo_jax.rollout.engine import rollout
+from iiblpo_jax.rollout.forest import response_tokens
+from iiblpo_jax.rollout.publication import publish
+from iiblpo_jax.step import specs
 
 ROOT = Path(__file__).parents[1]
 PLANS = 64  # resamples of a prefix from which the probabilities of plans are estimated

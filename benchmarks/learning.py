@@ -27,7 +27,7 @@ from learning_arms import NAMED, TESTBEDS, Arm, Budget, named_arm, parse_arm
 from learning_store import Store, key_of
 
 from iiblpo_jax.cli import enable_compilation_cache
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.common.errors import InputError
 
 OUT = flags.DEFINE_string("out", "runs/learning.jsonl", "JSON lines, one a run.")
 TESTBED = flags.DEFINE_enum("testbed", "arithmetic", TESTBEDS, "Config files of --arms.")

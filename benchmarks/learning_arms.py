@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from iiblpo_jax.cli import override
-from iiblpo_jax.configuration import group_size, load_file, validate
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.config.derived import group_size
+from iiblpo_jax.config.files import load_file
+from iiblpo_jax.config.validation import validate
 from iiblpo_jax.defaults import RunConfig
-from iiblpo_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 # Every testbed T is configs/T.py and, for plain GRPO, configs/T_grpo.py; these are the changes that make an arm of it.

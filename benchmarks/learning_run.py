@@ -16,13 +16,14 @@ from learning_clock import Clock
 from learning_store import key_of, locked
 from rich.console import Console
 
-from iiblpo_jax import configuration, specs
+from iiblpo_jax.common.jsonl import write_atomic
+from iiblpo_jax.config import files
 from iiblpo_jax.defaults import RunConfig
-from iiblpo_jax.evaluation import Evaluator, evaluation_tasks
-from iiblpo_jax.mesh import make_mesh
-from iiblpo_jax.metrics import write_atomic
-from iiblpo_jax.publication import publisher
-from iiblpo_jax.trainer import Trainer
+from iiblpo_jax.devices.mesh import make_mesh
+from iiblpo_jax.results.evaluation import Evaluator, evaluation_tasks
+from iiblpo_jax.rollout.publication import publisher
+from iiblpo_jax.run.trainer import Trainer
+from iiblpo_jax.step import specs
 
 QUIET = ("log.rollouts=0", "checkpoint.every=0", "checkpoint.best=False")
 STEP_MEANS = {"entropy": "rollout/entropy", "reward": "reward/mean", "frac_mixed": "reward/frac_mixed"}
@@ -143,7 +144,7 @@ def latent_digest(config: RunConfig) -> str:
 
 
 def _read(config: RunConfig, sections: tuple[str, ...]) -> bytes:
-    flat = configuration.flatten(config)
+    flat = files.flatten(config)
     read = {k: v for k, v in flat.items() if k.split(".")[0] in sections and k not in NOT_LATENT}
     return json.dumps(read, sort_keys=True, default=str).encode()
 

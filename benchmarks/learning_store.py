@@ -11,8 +11,8 @@ from typing import TextIO
 
 from learning_arms import Arm, Budget
 
-from iiblpo_jax.errors import InputError
-from iiblpo_jax.metrics import read_jsonl
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.common.jsonl import read_jsonl
 
 
 def key_of(arm: Arm, seed: int, budget: Budget) -> dict:

@@ -2,7 +2,7 @@
 
     python benchmarks/logprobs.py [--json=PATH] [--vocabularies=32000,152000] [--tokens=1024]
 
-`chunked` is iiblpo_jax.logprobs.chunked_logprobs, `naive` projects everything and lets autodiff keep what it wants.
+`chunked` is model.logprobs.chunked_logprobs, `naive` projects everything and lets autodiff keep what it wants.
 Loss and both gradients must agree before anything is timed. `work_bytes` are the temporaries of the compiled program.
 """
 
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from iiblpo_jax.cli import enable_compilation_cache
-from iiblpo_jax.logprobs import chunked_logprobs
+from iiblpo_jax.model.logprobs import chunked_logprobs
 
 COLUMNS = ("vocabulary", "arm", "tokens", "seconds", "tokens_per_s", "first_over_this", "work_bytes", "logits_bytes")
 

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from iiblpo_jax.model import families
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import Decoder, params_of
-from iiblpo_jax.model.loading import load_config, load_params
-from iiblpo_jax.model.safetensors_file import write_safetensors
-from iiblpo_jax.publication import PublicationSpec, publish
+from iiblpo_jax.model.files import families
+from iiblpo_jax.model.files.loading import load_config, load_params
+from iiblpo_jax.model.files.safetensors import write_safetensors
 from iiblpo_jax.rollout.engine import rollout
+from iiblpo_jax.rollout.publication import PublicationSpec, publish
 from iiblpo_jax.rollout.spec import RolloutSpec
 
 STOP = 0

@@ -13,7 +13,8 @@ import random
 from collections.abc import Callable, Sequence
 
 from iiblpo_jax.data import arithmetic, countdown, sums
-from iiblpo_jax.data.task import Problem, Task
+from iiblpo_jax.data.task import Task
+from iiblpo_jax.rewards.verifier import Problem
 
 KINDS = ("concise", "padded", "loop", "drift")
 REFERENCES = {

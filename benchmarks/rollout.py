@@ -31,9 +31,10 @@ from peers.host_loop import HostLoop
 from peers.protocol import Peer, PeerError
 
 from iiblpo_jax.cli import enable_compilation_cache
-from iiblpo_jax.forest import Forest, pad_rows
-from iiblpo_jax.publication import PublicationSpec
+from iiblpo_jax.common.padded import pad_rows
 from iiblpo_jax.rollout.branching import Branching
+from iiblpo_jax.rollout.forest import Forest
+from iiblpo_jax.rollout.publication import PublicationSpec
 from iiblpo_jax.rollout.spec import RolloutSpec
 
 PEERS = Path(__file__).parent / "peers"

@@ -27,8 +27,8 @@ import numpy as np
 import update
 
 from iiblpo_jax.cli import enable_compilation_cache
-from iiblpo_jax.publication import PublicationSpec, publish
 from iiblpo_jax.rollout.prefill import prefill
+from iiblpo_jax.rollout.publication import PublicationSpec, publish
 from iiblpo_jax.rollout.spec import RolloutSpec
 
 COLUMNS = ("what", "dtype", "seconds", "rate", "unit", "fraction", "sheet")

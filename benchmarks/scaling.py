@@ -1,4 +1,4 @@
-"""The tables of docs/scaling.md: a step at its best on 8 to 1,024 chips, by the formulas of iiblpo_jax/roofline.py.
+"""The tables of docs/scaling.md: a step at its best on 8 to 1,024 chips, by the formulas of planning/roofline.py.
 
     python benchmarks/scaling.py [--config=configs/qwen2_5_7b_v5p_64.py]
 
@@ -10,9 +10,10 @@ for each shard, which is fsdp 8 x data.
 import argparse
 from pathlib import Path
 
-from iiblpo_jax import configuration, plan
-from iiblpo_jax.planning import MIB, make_plan
-from iiblpo_jax.roofline import Lengths
+from iiblpo_jax import plan
+from iiblpo_jax.config import derived, files
+from iiblpo_jax.planning.plan import MIB, make_plan
+from iiblpo_jax.planning.roofline import Lengths
 
 ROOT = Path(__file__).parents[1]
 SLICES = ("2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
@@ -52,12 +53,12 @@ def growing_batch(chips: int):
 
 def planned(path: str, slice_: str, mesh: tuple[int, ...], prompts: int, arm: str = "base"):
     """(plan without programs, prompts); there are slots for every trajectory."""
-    config = configuration.load_file(path)
+    config = files.load_file(path)
     config.mesh.data, config.mesh.fsdp, config.mesh.sequence, config.mesh.tensor = mesh
     config.train.prompts_per_step = prompts
     config.rollout.max_tokens *= 2 if arm == "T x 2" else 1
     config.branch.k *= 2 if arm == "K x 2" else 1
-    config.rollout.slots = prompts * configuration.group_size(config)
+    config.rollout.slots = prompts * derived.group_size(config)
     model = plan.architecture(config.model.path)
     lengths = Lengths(prompt=config.rollout.max_prompt / 2, response=config.rollout.max_tokens / 2)
     devices, name = plan.tpu_devices(f"v5p:{slice_}"), f"v5p:{slice_}"

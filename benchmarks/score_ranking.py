@@ -21,17 +21,18 @@ from ranking_set import KINDS, TASKS, Labelled, labelled_set
 
 from iiblpo_jax import bottleneck
 from iiblpo_jax.bottleneck.diagnostics import auc_within_prompts, correlation_within_prompts
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.common.padded import pad_rows
 from iiblpo_jax.data.pipeline import PromptBatch, heldout_batches
 from iiblpo_jax.defaults import default_config
-from iiblpo_jax.errors import InputError
-from iiblpo_jax.forest import LENGTH, STOP, pad_rows, response_tokens
 from iiblpo_jax.model.decoder import bind, params_of
-from iiblpo_jax.model.loading import load_model
-from iiblpo_jax.publication import PublicationSpec, publish
-from iiblpo_jax.rewards.scorer import Scorer
+from iiblpo_jax.model.files.loading import load_model
+from iiblpo_jax.rewards.scorer import CORRECT, Scorer
 from iiblpo_jax.rollout.engine import rollout
+from iiblpo_jax.rollout.forest import LENGTH, STOP, response_tokens
+from iiblpo_jax.rollout.marker import marker_cut, marker_table
+from iiblpo_jax.rollout.publication import PublicationSpec, publish
 from iiblpo_jax.rollout.spec import RolloutSpec
-from iiblpo_jax.scoring import CORRECT
 
 IB = default_config().ib
 SAMPLES = 16  # of a problem, in the groups of rollouts
@@ -110,10 +111,10 @@ class Reference:
     def facts(self, task, batch: PromptBatch, tokens, finish_R, correct_R) -> Facts:
         """Reads P * G responses, token lists with their stop tokens; those of a problem lie together."""
         response_RT, length_R = pad_rows(tokens)
-        table = bottleneck.marker_table(self.tokenizer.token_bytes(), task.marker)
+        table = marker_table(self.tokenizer.token_bytes(), task.marker)
         evidence = bottleneck.Evidence(
             prompt_PS=batch.tokens_PS, prompt_len_P=batch.length_P, response_RT=response_RT, length_R=length_R,
-            cut_R=bottleneck.marker_cut(table, response_RT, length_R, finish_R), cue_PQ=batch.cue_PQ,
+            cut_R=marker_cut(table, response_RT, length_R, finish_R), cue_PQ=batch.cue_PQ,
             cue_len_P=batch.cue_length_P, answer_PA=batch.answer_PA, answer_len_P=batch.answer_length_P,
         )  # fmt: skip
         found = self._likelihood(self.params, evidence, compression=IB.compression)

@@ -20,8 +20,8 @@ from rich.console import Console
 
 from iiblpo_jax import cli
 from iiblpo_jax.defaults import default_config
-from iiblpo_jax.metrics import MetricWriter
-from iiblpo_jax.trainer import Trainer
+from iiblpo_jax.run.metrics import MetricWriter
+from iiblpo_jax.run.trainer import Trainer
 
 GROWTH, SLOWDOWN = 1.02, 1.2
 COLUMNS = ("step", "rss_mib", "descriptors", "step_seconds")

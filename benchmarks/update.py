@@ -33,10 +33,13 @@ from peers.protocol import Peer
 
 from iiblpo_jax.cli import enable_compilation_cache
 from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.model.packed.bins import PackSpec, make_plan
 from iiblpo_jax.objectives import make_objective
-from iiblpo_jax.optimizer import make_optimizer
-from iiblpo_jax.packing import PackSpec, make_plan
-from iiblpo_jax.update import UpdateRows, UpdateSettings, init_state, make_update
+from iiblpo_jax.update.epochs import make_update
+from iiblpo_jax.update.optimizer import make_optimizer
+from iiblpo_jax.update.rows import UpdateRows
+from iiblpo_jax.update.settings import UpdateSettings
+from iiblpo_jax.update.state import init_state
 
 TORCH_PEER = Path(__file__).parent / "peers" / "torch_peer.py"
 ROOTS, BRANCHES = 4, 3

@@ -24,8 +24,9 @@ import hostile  # noqa: E402
 
 from iiblpo_jax.data.arithmetic import make_arithmetic  # noqa: E402
 from iiblpo_jax.data.gym import make_gym  # noqa: E402
-from iiblpo_jax.data.task import Problem, Task, boxed_task  # noqa: E402
+from iiblpo_jax.data.task import Task, boxed_task  # noqa: E402
 from iiblpo_jax.rewards.scorer import Scorer  # noqa: E402
+from iiblpo_jax.rewards.verifier import Problem  # noqa: E402
 
 CONSOLATION = 0.051  # float32 of the 0.05 that reasoning-gym gives an answer of the right form
 

@@ -10,8 +10,7 @@ Result: held-out pass@1 from .48 to .72 after 108 steps (300,000 tokens, 3 seeds
 
 from pathlib import Path
 
-from iiblpo_jax.config_files import load_file
-from iiblpo_jax.defaults import RunConfig, plain_grpo
+from iiblpo_jax.defaults import RunConfig, load_file, plain_grpo
 
 
 def get_config() -> RunConfig:

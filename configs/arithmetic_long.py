@@ -11,8 +11,7 @@ Result: after 3 M generated tokens, 200 steps, held-out pass@1 .88, pass@16 1.00
 
 from pathlib import Path
 
-from iiblpo_jax.config_files import load_file
-from iiblpo_jax.defaults import RunConfig
+from iiblpo_jax.defaults import RunConfig, load_file
 
 
 def get_config() -> RunConfig:

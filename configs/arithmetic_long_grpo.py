@@ -11,8 +11,7 @@ Result: after 3 M generated tokens, 193 steps, held-out pass@1 .88, pass@16 1.00
 
 from pathlib import Path
 
-from iiblpo_jax.config_files import load_file
-from iiblpo_jax.defaults import RunConfig, plain_grpo
+from iiblpo_jax.defaults import RunConfig, load_file, plain_grpo
 
 
 def get_config() -> RunConfig:

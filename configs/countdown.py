@@ -11,8 +11,7 @@ benchmarks/learning.py --testbed=countdown); after half of them .39, .74 and .84
 
 from pathlib import Path
 
-from iiblpo_jax.config_files import load_file
-from iiblpo_jax.defaults import RunConfig
+from iiblpo_jax.defaults import RunConfig, load_file
 
 
 def get_config() -> RunConfig:

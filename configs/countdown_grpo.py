@@ -11,8 +11,7 @@ Result: after 12 M generated tokens held-out pass@1 .43, pass@16 .57, pass@64 .6
 
 from pathlib import Path
 
-from iiblpo_jax.config_files import load_file
-from iiblpo_jax.defaults import RunConfig, plain_grpo
+from iiblpo_jax.defaults import RunConfig, load_file, plain_grpo
 
 
 def get_config() -> RunConfig:

@@ -12,8 +12,7 @@ Time: not measured. Memory: 8.0 GiB a chip as compiled, in publish (docs/scaling
 
 from pathlib import Path
 
-from iiblpo_jax.config_files import load_file
-from iiblpo_jax.defaults import RunConfig
+from iiblpo_jax.defaults import RunConfig, load_file
 
 
 def get_config() -> RunConfig:

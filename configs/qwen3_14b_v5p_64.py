@@ -11,8 +11,7 @@ Time: not measured. Memory: 19.5 GiB a chip as compiled, in publish (docs/scalin
 
 from pathlib import Path
 
-from iiblpo_jax.config_files import load_file
-from iiblpo_jax.defaults import RunConfig
+from iiblpo_jax.defaults import RunConfig, load_file
 
 
 def get_config() -> RunConfig:

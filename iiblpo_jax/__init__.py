@@ -8,10 +8,10 @@ The command line is `python -m iiblpo_jax.{train,latent,evaluate,export,report}`
 """
 
 _PUBLIC = {
-    "load_model": "iiblpo_jax.model.loading",
+    "load_model": "iiblpo_jax.model.files.loading",
     "logits": "iiblpo_jax.model.decoder",
     "generate": "iiblpo_jax.rollout.generate",
-    "InputError": "iiblpo_jax.errors",
+    "InputError": "iiblpo_jax.common.errors",
 }
 __all__ = list(_PUBLIC)
 

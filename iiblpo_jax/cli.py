@@ -10,6 +10,7 @@ Whatever the user got wrong ends in one line on stderr that names it and the men
 """
 
 import ast
+import functools
 import os
 import re
 import sys
@@ -19,9 +20,10 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from iiblpo_jax import configuration, distributed
-from iiblpo_jax.defaults import RunConfig
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.config import files, validation
+from iiblpo_jax.config.defaults import RunConfig
+from iiblpo_jax.devices import processes as distributed
 
 CACHE = "IIBLPO_CACHE"  # environment variable: folder of compiled programs; empty switches the cache off
 
@@ -53,6 +55,13 @@ def run(main: Callable[[RunConfig, Path | None], None], *, needs_workdir: bool =
         sys.exit(130)
 
 
+@functools.cache
+def checkpoint_flag() -> flags.FlagHolder:
+    """The flag --checkpoint, of the verbs that take one of a workdir."""
+    which = "Which checkpoint of the workdir: latest, best (by mean pass@1), or the number of a step."
+    return flags.DEFINE_string("checkpoint", "latest", which)
+
+
 def parse(argv: list[str], *, needs_workdir: bool = True) -> tuple[RunConfig, Path | None]:
     """The checked, locked config and the workdir that a command line asks for.
 
@@ -64,13 +73,13 @@ def parse(argv: list[str], *, needs_workdir: bool = True) -> tuple[RunConfig, Pa
     _parse_flags([argv[0], *plain])
     workdir = _workdir(flags.FLAGS.workdir, needs_workdir)
     if flags.FLAGS.config:
-        config = configuration.load_file(flags.FLAGS.config)
+        config = files.load_file(flags.FLAGS.config)
     elif workdir:
-        config = configuration.load(workdir)
+        config = files.load(workdir)
     else:
         raise InputError("no config; pass --config=FILE, such as --config=configs/arithmetic.py")
     config = override(config, overrides)
-    configuration.validate(config)
+    validation.validate(config)
     return config, workdir
 
 
@@ -80,7 +89,7 @@ def override(config: RunConfig, arguments: list[str]) -> RunConfig:
     Raises:
       InputError: a key that the config does not have, or a value of another type.
     """
-    known = configuration.flatten(config)
+    known = files.flatten(config)
     for argument in arguments:
         if _OVERRIDE.match(argument):
             _check_key(config, argument, known)
@@ -123,7 +132,7 @@ def _parse_flags(argv: list[str]) -> None:
     if {"--help", "-help", "-h"} & set(argv):
         doc = sys.modules["__main__"].__doc__ or ""
         print(f"{doc.strip()}\n\n{flags.FLAGS.main_module_help()}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
-        print("\nAny knob of the config: --config.SECTION.KEY=VALUE (iiblpo_jax/defaults.py lists them all).")
+        print("\nAny knob of the config: --config.SECTION.KEY=VALUE (iiblpo_jax/config/defaults.py lists them all).")
         sys.exit(0)
     for name in ("config", "workdir"):  # a second command line in one process starts from nothing
         flags.FLAGS[name].unparse()
@@ -152,9 +161,9 @@ def _check_key(config: RunConfig, argument: str, known: dict) -> None:
     inside = next((name for name in known if name.startswith(f"{key}.")), None)
     if inside:
         raise InputError(f"{key} is a section of the config; set its keys one by one, such as --config.{inside}=VALUE")
-    free = next((name for name in configuration.FREE_FORM if key.startswith(f"{name}.")), None)
+    free = next((name for name in files.FREE_FORM if key.startswith(f"{name}.")), None)
     if free is None:
-        raise configuration.unknown_key(key, known)
+        raise files.unknown_key(key, known)
     if "=" not in argument:
         raise InputError(f"--config.{key} has no value; write --config.{key}=VALUE")
     _set_free(config, key, argument.split("=", 1)[1])

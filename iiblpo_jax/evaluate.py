@@ -10,28 +10,27 @@ the problems are spread over them as the section mesh of the config says.
 import json
 from pathlib import Path
 
-from absl import flags
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from iiblpo_jax import cli
-from iiblpo_jax.choice import CHECKPOINT
-from iiblpo_jax.configuration import resolve
+from iiblpo_jax.config.files import resolve
 
-flags.declare_key_flag(CHECKPOINT.name)
+CHECKPOINT = cli.checkpoint_flag()
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Loads, samples, grades, writes."""
     import jax  # after the command line is checked
 
-    from iiblpo_jax import specs
-    from iiblpo_jax.evaluation import Evaluator, evaluation_tasks, make_scorer
-    from iiblpo_jax.mesh import make_mesh
-    from iiblpo_jax.metrics import write_atomic
-    from iiblpo_jax.policy import load_policy
-    from iiblpo_jax.publication import publisher
+    from iiblpo_jax.common.jsonl import write_atomic
+    from iiblpo_jax.devices.mesh import make_mesh
+    from iiblpo_jax.results.evaluation import Evaluator, evaluation_tasks
+    from iiblpo_jax.rewards.together import make_scorer
+    from iiblpo_jax.rollout.publication import publisher
+    from iiblpo_jax.run.restored import load_policy
+    from iiblpo_jax.step import specs
 
     leads = jax.process_index() == 0
     console = Console(quiet=not leads)

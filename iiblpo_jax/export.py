@@ -12,11 +12,10 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from iiblpo_jax import cli
-from iiblpo_jax.choice import CHECKPOINT
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.common.errors import InputError
 
 OUT = flags.DEFINE_string("out", "", "Directory to write; an earlier export there is replaced.")
-flags.declare_key_flag(CHECKPOINT.name)
+CHECKPOINT = cli.checkpoint_flag()
 DTYPE = flags.DEFINE_string("dtype", "float32", "float32, bfloat16 or float16.")
 
 
@@ -24,9 +23,9 @@ def main(config: ConfigDict, workdir: Path) -> None:
     """Loads a checkpoint and writes it out."""
     import jax  # after the command line is checked
 
-    from iiblpo_jax.mesh import make_mesh
-    from iiblpo_jax.model.saving import check_target, save_model
-    from iiblpo_jax.policy import load_policy
+    from iiblpo_jax.devices.mesh import make_mesh
+    from iiblpo_jax.model.files.saving import check_target, save_model
+    from iiblpo_jax.run.restored import load_policy
 
     if not OUT.value:
         raise InputError("--out is missing; name the directory to write")

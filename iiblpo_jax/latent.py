@@ -12,21 +12,22 @@ from pathlib import Path
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from iiblpo_jax import cli, configuration
+from iiblpo_jax import cli
+from iiblpo_jax.config import files
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Trains or finds the latents of a workdir."""
     import jax  # after the command line is checked
 
-    from iiblpo_jax import specs
     from iiblpo_jax.data.pipeline import PromptPipeline
     from iiblpo_jax.data.registry import make_tasks
     from iiblpo_jax.latents import diagnostics, ensure_latents
     from iiblpo_jax.latents.continuations import training_questions
     from iiblpo_jax.latents.storage import METRICS, has_latents
     from iiblpo_jax.model.decoder import params_of
-    from iiblpo_jax.model.loading import load_model
+    from iiblpo_jax.model.files.loading import load_model
+    from iiblpo_jax.step import specs
 
     leads, directory = jax.process_index() == 0, workdir / "latent"
     console = Console(quiet=not leads)
@@ -49,7 +50,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         config, directory, model.config, params_of(model), questions, stop_ids=tokenizer.stop_ids, console=console
     )
     if leads:
-        configuration.save(config, workdir)
+        files.save(config, workdir)
     if found:
         console.print(f"found in {directory}; delete it to train again")
         diagnostics.show(json.loads((directory / METRICS).read_text()), console)

@@ -14,8 +14,9 @@ from absl import flags
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from iiblpo_jax import cli, configuration
-from iiblpo_jax.errors import InputError
+from iiblpo_jax import cli
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.config import files
 
 REPLAY = flags.DEFINE_string("replay", "", "A bad_step_NNNNNN.npz of the workdir: say what is wrong with it, and end.")
 
@@ -24,10 +25,10 @@ def main(config: ConfigDict, workdir: Path) -> None:
     """The whole run, from nothing or from the last checkpoint to the report."""
     import jax  # after the command line is checked
 
-    from iiblpo_jax import report
-    from iiblpo_jax.metrics import MetricWriter, Progress
-    from iiblpo_jax.stopping import StopRequest
-    from iiblpo_jax.trainer import Trainer
+    from iiblpo_jax.results import report
+    from iiblpo_jax.run.metrics import MetricWriter, Progress
+    from iiblpo_jax.run.stopping import StopRequest
+    from iiblpo_jax.run.trainer import Trainer
 
     leads, total = jax.process_index() == 0, config.train.steps
     console = Console(quiet=not leads)
@@ -40,7 +41,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     if config.train.memory_report:
         trainer.memory_report(console)
     if leads:
-        configuration.save(config, workdir)
+        files.save(config, workdir)
 
     # --- start or resume
     step = done = start or 0

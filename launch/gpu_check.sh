@@ -23,9 +23,8 @@ WHEELS="$ROOT/../wheels"
 TINY=()
 NEEDED=(flax optax ml_collections absl pytest numpy)
 GPU_TESTS=(
-  tests/rollout tests/model/test_attention.py tests/model/test_packed.py tests/model/test_pallas_attention.py
-  tests/model/test_path_attention.py tests/model/test_psa.py tests/objectives tests/test_forest.py tests/test_logprobs.py
-  tests/test_minibatch.py tests/test_packing.py tests/test_update.py
+  tests/rollout tests/model/test_attention.py tests/model/test_logprobs.py tests/model/packed
+  tests/model/steering/test_psa.py tests/objectives tests/update
 )
 BENCHMARKS=(rollout update logprobs compile roofline)
 

@@ -32,7 +32,7 @@ logs="${logs:-logs}"
 mkdir -p "$logs"
 interpreter "${IIBLPO_EXTRAS:-}"
 
-# Two neighbouring free ports: the coordination service and the watch (iiblpo_jax/distributed.py).
+# Two neighbouring free ports: the coordination service and the watch (iiblpo_jax/devices/processes.py).
 free_port() {
   "$PYTHON" - <<'PY'
 import socket
@@ -75,7 +75,7 @@ forward() {
 }
 trap forward TERM INT
 
-# end_the_others: they have noticed by themselves (iiblpo_jax/peers.py); whoever has not after 6 s is killed.
+# end_the_others: they have noticed by themselves (iiblpo_jax/devices/watch.py); whoever has not after 6 s is killed.
 end_the_others() {
   local pid _
   for _ in $(seq 30); do

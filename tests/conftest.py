@@ -22,11 +22,11 @@ from flax import nnx
 
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import Decoder, params_of
-from iiblpo_jax.model.psa import PSA
+from iiblpo_jax.model.steering.psa import PSA
 
 LONGEST = (
     "test_processes.py", "test_mesh_runs.py", "test_killed.py", "test_benchmarks.py", "test_learning_benchmark.py",
-    "test_engine.py", "test_smollm2.py", "test_trainer.py", "test_minibatch.py", "test_training.py", "test_notebook.py",
+    "test_engine.py", "test_smollm2.py", "test_trainer.py", "test_gradient.py", "test_training.py", "test_notebook.py",
     "test_stage_mesh.py",
 )  # fmt: skip
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import iiblpo_jax
 from iiblpo_jax.model.decoder import params_of
-from iiblpo_jax.model.loading import resolve
+from iiblpo_jax.model.files.loading import resolve
 
 EMBEDDED = "package:iiblpo_jax/data/assets/arithmetic"
 

@@ -16,10 +16,10 @@ from flax import nnx
 
 from iiblpo_jax import cli, evaluate, export, load_model, train
 from iiblpo_jax.latents.storage import save_latents
-from iiblpo_jax.model.cvae import CVAE
 from iiblpo_jax.model.decoder import params_of
-from iiblpo_jax.model.loading import resolve
-from iiblpo_jax.model.psa import PSA
+from iiblpo_jax.model.files.loading import resolve
+from iiblpo_jax.model.steering.cvae import CVAE
+from iiblpo_jax.model.steering.psa import PSA
 
 ROOT = Path(__file__).parents[1]
 EMBEDDED = resolve("package:iiblpo_jax/data/assets/arithmetic")

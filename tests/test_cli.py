@@ -11,7 +11,7 @@ VERB = """
     \"\"\"A verb that prints what it was given.\"\"\"
     from absl import flags
     from iiblpo_jax import cli
-    from iiblpo_jax.errors import InputError
+    from iiblpo_jax.common.errors import InputError
 
     flags.DEFINE_string("out", "", "A flag of the verb's own.")
 
@@ -76,11 +76,11 @@ def test_overrides_of_every_type(run):
 
 
 def test_the_config_of_the_workdir_is_used_where_none_is_given(run, tmp_path):
-    from iiblpo_jax import configuration
+    from iiblpo_jax.config import defaults, files
 
-    config = configuration.default_config()
+    config = defaults.default_config()
     config.train.steps = 41
-    configuration.save(config, tmp_path / "w")
+    files.save(config, tmp_path / "w")
     assert run("--workdir=w").stdout.startswith("41 ")
     assert run("--workdir=w", "--config.train.steps=42").stdout.startswith("42 ")
 
@@ -140,7 +140,7 @@ def test_help_names_the_verb_and_its_flags(run):
 
 
 def test_a_command_line_is_refused_before_jax_is_loaded(tmp_path):
-    code = "import sys; from iiblpo_jax import cli; cli.configuration.load_file; print('jax' in sys.modules)"
+    code = "import sys; from iiblpo_jax import cli; cli.files.load_file; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from iiblpo_jax import configuration
+from iiblpo_jax.config import derived, files, validation
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 NAMES = {path.stem: path for path in CONFIGS}
@@ -13,7 +13,7 @@ NAMES = {path.stem: path for path in CONFIGS}
 
 @pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
 def test_it_loads_and_is_valid(path):
-    configuration.validate(configuration.load_file(path))
+    validation.validate(files.load_file(path))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
@@ -29,14 +29,14 @@ def test_its_tasks_and_objective_are_registered(path):
     from iiblpo_jax.data import registry
     from iiblpo_jax.objectives import make_objective
 
-    config = configuration.load_file(path)
+    config = files.load_file(path)
     assert {*(config.task.mix or [config.task.name]), *config.eval.tasks} <= set(registry.NAMES)
     make_objective(config.objective.name, max_tokens=config.rollout.max_tokens)
 
 
 def test_the_baseline_is_plain_grpo_and_otherwise_the_default():
-    ours = configuration.flatten(configuration.load_file(NAMES["arithmetic"]))
-    plain = configuration.flatten(configuration.load_file(NAMES["arithmetic_grpo"]))
+    ours = files.flatten(files.load_file(NAMES["arithmetic"]))
+    plain = files.flatten(files.load_file(NAMES["arithmetic_grpo"]))
     off = {"branch.k": 0, "latent.z": 0, "ib.estimator": "none", "ib.filter": "none"}
     off |= {"ib.reward_coef": 0.0, "ib.entropy_coef": 0.0, "ib.surprise": 0.0}
     differing = {key for key in ours if ours[key] != plain[key]}
@@ -46,13 +46,13 @@ def test_the_baseline_is_plain_grpo_and_otherwise_the_default():
 
 @pytest.mark.parametrize("name", ["qwen2_5_7b_math_dapo", "qwen3_14b_math_dapo"])
 def test_the_published_runs_have_the_released_settings(name):
-    config = configuration.load_file(NAMES[name])
+    config = files.load_file(NAMES[name])
     assert (config.train.prompts_per_step, config.rollout.roots, config.branch.k) == (32, 2, 3)
     assert (config.latent.kind, config.latent.z, config.ib.filter) == ("gaussian", 128, "score")
     assert (config.ib.compression, config.ib.length_cost, config.ib.surprise) == ("information", 0.0, 0.0)
-    assert configuration.kept_per_prompt(config) * 32 / config.update.minibatches == 32
+    assert derived.kept_per_prompt(config) * 32 / config.update.minibatches == 32
     assert (config.optim.lr, config.optim.b1, config.optim.b2, config.optim.weight_decay) == (1e-6, 0.9, 0.999, 0.01)
     assert (config.rollout.temperature, config.rollout.top_p) == (0.9, 0.9)
     assert (config.rollout.max_prompt, config.rollout.max_tokens) == (2048, 4096)
     assert config.train.steps == 2 * (6486 + 13583) // 32
-    assert configuration.mesh_shape(config.mesh, devices=8) in [(1, 8, 1, 1), (1, 4, 1, 2)]
+    assert derived.mesh_shape(config.mesh, devices=8) in [(1, 8, 1, 1), (1, 4, 1, 2)]

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from iiblpo_jax import latent
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.defaults import default_config
-from iiblpo_jax.errors import InputError
 from iiblpo_jax.latents import storage
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from iiblpo_jax import distributed
+from iiblpo_jax.devices import processes as distributed
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / "launch" / "slurm.sbatch", ROOT / ".ci" / "run"]

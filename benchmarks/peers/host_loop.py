@@ -14,7 +14,8 @@ from flax import nnx
 
 from iiblpo_jax.model import attention
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.model.decoder import bind, cast, rms_norm
+from iiblpo_jax.model.decoder import bind, cast
+from iiblpo_jax.model.layer import rms_norm
 
 
 class HostLoop:

@@ -1,17 +1,15 @@
 """The information bottleneck: S_IB(r) = beta * I(r; a) - I(q; r), and the ranking it gives.
 
-Read in this order: `marker` (where a response's reasoning ends), `estimators` (the two information terms),
-`selection` (standardise, score, keep the N best), `diagnostics` (the `ib/*` metrics). All of it runs inside jit.
-Trajectories of one prompt are contiguous, so R = P * G reshapes to [P, G] with G = M * (1 + K).
+Read in this order: `information` (the two terms), `selection` (standardise, score, keep the N best), `diagnostics` (the
+`ib/*` metrics). All of it runs inside jit. Where a response's reasoning ends: rollout/marker.py. Trajectories of one
+prompt are contiguous, so R = P * G reshapes to [P, G] with G = M * (1 + K).
 """
 
 from iiblpo_jax.bottleneck.diagnostics import bottleneck_metrics
-from iiblpo_jax.bottleneck.estimators import Evidence, Information, entropy_score, likelihood
-from iiblpo_jax.bottleneck.marker import MarkerTable, marker_cut, marker_table
+from iiblpo_jax.bottleneck.information import Evidence, Information, entropy_score, likelihood
 from iiblpo_jax.bottleneck.selection import (
     Selection,
     first_of_its_kind,
-    keep_count,
     likelihood_score,
     select,
     standardise,
@@ -21,16 +19,12 @@ from iiblpo_jax.bottleneck.selection import (
 __all__ = [
     "Evidence",
     "Information",
-    "MarkerTable",
     "Selection",
     "bottleneck_metrics",
     "entropy_score",
     "first_of_its_kind",
-    "keep_count",
     "likelihood",
     "likelihood_score",
-    "marker_cut",
-    "marker_table",
     "select",
     "standardise",
     "surprise",

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from iiblpo_jax import masked
-from iiblpo_jax.bottleneck.estimators import Information
+from iiblpo_jax.bottleneck.information import Information
 from iiblpo_jax.bottleneck.selection import Selection
+from iiblpo_jax.common import masked
 
 
 def auc_within_prompts(score_PG: jax.Array, correct_PG: jax.Array, valid_PG: jax.Array) -> jax.Array:

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from iiblpo_jax import masked
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.common import masked
 
 _EPSILON = 1e-4  # nats, or reward: differences below it are float32 noise and must not be blown up to unit size
 _STEP = 1e-3  # of a score: what two devices compute differently must not decide which of two equal trajectories stays
@@ -33,17 +32,6 @@ class Selection:
     def valid_PN(self) -> jax.Array:
         """False where a group had fewer than N valid trajectories and an invalid one fills the place."""
         return jnp.take_along_axis(self.kept_PG, self.keep_PN, axis=1)
-
-
-def keep_count(keep: int, group: int) -> int:
-    """N from `ib.keep`, 0 standing for half of the group.
-
-    Raises:
-        InputError: more than the group has, or negative.
-    """
-    if not 0 <= keep <= group:
-        raise InputError(f"ib.keep={keep} but a prompt has {group} trajectories; give 1..{group}, or 0 for half")
-    return keep or max(1, group // 2)
 
 
 def standardise(x_PG: jax.Array, valid_PG: jax.Array) -> jax.Array:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import random
 
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.heldout import SHARE, even_over, is_heldout, training_draws
-from iiblpo_jax.data.task import Problem, Task
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.data.task import Task
+from iiblpo_jax.rewards.verifier import Problem
 
 ALPHABET = "0123456789+=;#"
 NAME = "arithmetic"

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from absl import logging
 
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data import files
 from iiblpo_jax.data.rows import DETAILS, FORMATS, BadGold, Format, problem_of
-from iiblpo_jax.data.task import Problem, Task, boxed_task
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.data.task import Task, boxed_task
+from iiblpo_jax.rewards.verifier import Problem
 
 
 def make_competition(

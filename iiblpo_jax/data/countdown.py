@@ -9,10 +9,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data import heldout
-from iiblpo_jax.data.task import Problem, Task
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.data.task import Task
 from iiblpo_jax.rewards.countdown import plan
+from iiblpo_jax.rewards.verifier import Problem
 
 ALPHABET = "0123456789,>:+-=;#"
 NAME = "countdown"

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from iiblpo_jax import json_input
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.common import json_input
+from iiblpo_jax.common.errors import InputError
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
 MAX_ROW = 16 << 20  # bytes; the longest row in the datasets of rows.py has a few ten thousand

@@ -8,10 +8,11 @@ from __future__ import annotations
 import functools
 import re
 
-from iiblpo_jax.data.task import Problem, Task
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.data.task import Task
 from iiblpo_jax.rewards import math as math_rewards
 from iiblpo_jax.rewards.pool import Job, Pool
+from iiblpo_jax.rewards.verifier import Problem
 
 PARSER = "iiblpo_jax.rewards.math:parses"
 PARSE_SECONDS = 5.0  # a gold answer takes milliseconds

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data import competition, rows
 from iiblpo_jax.data.task import Task, boxed_task
-from iiblpo_jax.errors import InputError
 
 
 def make_gsm8k(*, data_dir: str | Path | None, **options) -> Task:

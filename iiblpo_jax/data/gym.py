@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from iiblpo_jax.data.task import SYSTEM, Problem, Task
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.data.task import SYSTEM, Task
+from iiblpo_jax.rewards.verifier import Problem
 
 TEMPLATE = "{question}\nThink step by step, then give only the final answer as <answer>...</answer>."
 HELDOUT_SEED = 999_983  # one held-out set, whatever the training seed

@@ -11,10 +11,11 @@ import grain
 import numpy as np
 from absl import logging
 
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.common.padded import pad_rows
 from iiblpo_jax.data.gold import check_gold
-from iiblpo_jax.data.task import Problem, Task, render
-from iiblpo_jax.errors import InputError
-from iiblpo_jax.forest import pad_rows
+from iiblpo_jax.data.task import Task, render
+from iiblpo_jax.rewards.verifier import Problem
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class PromptPipeline:
 
     Args:
       tasks: (task, weight) pairs; weights are relative.
-      tokenizer: an `iiblpo_jax.tokenizers.Tokenizer`.
+      tokenizer: an `iiblpo_jax.model.tokens.tokenizer.Tokenizer`.
       prompts_per_step: P.
       max_prompt: S; longer prompts are dropped and counted in `dropped`.
       max_answer: A; longer gold answers are cut.

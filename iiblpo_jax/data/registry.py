@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data import arithmetic, competition, countdown, gold, gsm8k, gym, rows, sums
 from iiblpo_jax.data.task import Task
-from iiblpo_jax.errors import InputError
 
 _GENERATED: dict[str, Callable[..., Task]] = {
     "arithmetic": arithmetic.make_arithmetic,

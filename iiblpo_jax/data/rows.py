@@ -20,10 +20,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data import gold
-from iiblpo_jax.data.task import BOXED_CUE, Problem
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.data.task import BOXED_CUE
 from iiblpo_jax.rewards.math import last_boxed
+from iiblpo_jax.rewards.verifier import Problem
 
 # DAPO-Math-17k wraps every question in these; the task's own template replaces them.
 DAPO_PREFIX = re.compile(

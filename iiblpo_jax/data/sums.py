@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import random
 
-from iiblpo_jax.data.task import Problem, Task
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.data.task import Task
+from iiblpo_jax.rewards.verifier import Problem
 
 NAME = "sums"
 TEMPLATE = "Q: {question} = ?\nA:"

@@ -4,34 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
+
+from iiblpo_jax.rewards.verifier import Problem
 
 SYSTEM = "You are a helpful assistant."
 # The request that ends every prompt of the released code: reason, then box the answer.
 BOXED_TEMPLATE = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
 BOXED_CUE = "\n\nThe final answer is \\boxed{"
 BOXED_MARKER = "\\boxed{"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Problem:
-    """One question with its gold answer.
-
-    Attributes:
-      id: unique within a task, stable across runs, e.g. `gsm8k/main/train.jsonl:17`.
-      question: the question as data, without the task's template.
-      answer: the gold answer, bare (`72`, `\\frac{1}{2}`); empty where a reasoning-gym task has many right answers.
-      rationale: a full gold response in the task's own format, final answer included, or None.
-      task: name of the task, the key the `Scorer` looks verifiers up by.
-      metadata: whatever the loader knows besides (level, subject, file and row, a generator's entry).
-    """
-
-    id: str
-    question: str
-    answer: str
-    rationale: str | None = None
-    task: str
-    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def same_text(response: str) -> str | None:

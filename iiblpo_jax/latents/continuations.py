@@ -7,14 +7,15 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from iiblpo_jax import specs
-from iiblpo_jax.forest import STOP, pad_rows
+from iiblpo_jax.common.padded import pad_rows
+from iiblpo_jax.devices.mesh import to_devices, to_host
 from iiblpo_jax.latents.features import Continuation
-from iiblpo_jax.mesh import to_devices, to_host
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.publication import publisher
 from iiblpo_jax.rollout.branching import Branching
 from iiblpo_jax.rollout.engine import rollout
+from iiblpo_jax.rollout.forest import STOP
+from iiblpo_jax.rollout.publication import publisher
+from iiblpo_jax.step import specs
 
 Sampler = Callable[[list[list[int]]], list[list[Continuation]]]
 

@@ -10,14 +10,15 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
-from iiblpo_jax import masked
-from iiblpo_jax import mesh as meshes
-from iiblpo_jax.latents.features import Pairs, chunks, spread, whole
-from iiblpo_jax.latents.training import injection, rest_logprobs
-from iiblpo_jax.model import cvae as cvae_lib
-from iiblpo_jax.model.codes import Codes, bind_latent
+from iiblpo_jax.common import masked
+from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.devices.mesh import spread, whole
+from iiblpo_jax.latents.features import Pairs, chunks
+from iiblpo_jax.latents.likelihood import injection, rest_logprobs
 from iiblpo_jax.model.decoder import bind, hidden_states, params_of, project
-from iiblpo_jax.model.psa import bind_psa
+from iiblpo_jax.model.steering import cvae as cvae_lib
+from iiblpo_jax.model.steering.codes import Codes, bind_latent
+from iiblpo_jax.model.steering.psa import bind_psa
 
 ACTIVE = 0.01  # Var_x E[z|x] of an active unit (Burda et al. 2016); a KL threshold says nothing under free bits
 IGNORED_KL = 0.01  # nats between two z's under which they are the same policy

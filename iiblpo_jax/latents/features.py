@@ -15,10 +15,11 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 
-from iiblpo_jax import mesh as meshes
-from iiblpo_jax.errors import InputError
-from iiblpo_jax.logprobs import chunked_logprobs, response_positions
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.devices.mesh import spread, whole
 from iiblpo_jax.model.decoder import bind, hidden_states, output_weights, project
+from iiblpo_jax.model.logprobs import chunked_logprobs, response_positions
 from iiblpo_jax.rollout.branching import Branching, candidate_mask
 
 MIN_LENGTH = 2  # one token of prefix, one of rest
@@ -147,16 +148,6 @@ def chunks(tree, width: int, mesh: Mesh | None = None):
     for start in range(0, n, size):
         index = np.minimum(np.arange(start, start + size), n - 1)
         yield jax.tree.map(lambda x, index=index: x[index], tree), min(size, n - start)
-
-
-def spread(tree):
-    """A tree of [N, ...] arrays, its rows split over the mesh of the program being traced where they divide."""
-    return jax.tree.map(lambda x: meshes.constrain(x, "batch"), tree)
-
-
-def whole(tree):
-    """A tree of arrays, all of it on every device of the mesh of the program being traced."""
-    return jax.tree.map(meshes.constrain, tree)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "temperature", "branching", "window", "anywhere", "mesh"))

@@ -8,19 +8,20 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from iiblpo_jax import specs
-from iiblpo_jax.configuration import injected_layers, resolve
-from iiblpo_jax.distributed import any_process
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.config.derived import injected_layers
+from iiblpo_jax.config.files import resolve
+from iiblpo_jax.devices.processes import any_process
 from iiblpo_jax.latents import diagnostics
 from iiblpo_jax.latents.continuations import Question, gather, policy_sampler
 from iiblpo_jax.latents.features import extract, rows_of, split_by_prompt
 from iiblpo_jax.latents.storage import has_latents, load_latents, save_latents
 from iiblpo_jax.latents.training import train_codes, train_cvae, train_psa
-from iiblpo_jax.model.codes import Codes
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.model.cvae import CVAE
-from iiblpo_jax.model.psa import PSA
+from iiblpo_jax.model.steering.codes import Codes
+from iiblpo_jax.model.steering.cvae import CVAE
+from iiblpo_jax.model.steering.psa import PSA
+from iiblpo_jax.step import specs
 
 HELD_OUT = 0.125  # share of the prompts that only the diagnostics see
 PSA_POSITIONS = 2**11  # row positions of a PSA step: it runs the whole language model, forward and backward

@@ -1,7 +1,5 @@
 """`latent/` of a workdir: latent.safetensors (CVAE or codes, and PSA) and latent.json (what they were made for)."""
 
-import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -10,38 +8,24 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx, traverse_util
 from jax.experimental import multihost_utils
 from safetensors.numpy import save_file
 
-from iiblpo_jax import json_input
-from iiblpo_jax.errors import InputError
-from iiblpo_jax.mesh import to_host
-from iiblpo_jax.model.codes import KINDS, Codes, bind_latent
+from iiblpo_jax.common import json_input
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.devices.mesh import to_host
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.model.cvae import CVAE
 from iiblpo_jax.model.decoder import params_of
-from iiblpo_jax.model.psa import PSA, bind_psa
-from iiblpo_jax.model.safetensors_file import SafetensorsFile
+from iiblpo_jax.model.files.fingerprint import fingerprint
+from iiblpo_jax.model.files.safetensors import SafetensorsFile
+from iiblpo_jax.model.steering.codes import KINDS, Codes, bind_latent
+from iiblpo_jax.model.steering.cvae import CVAE
+from iiblpo_jax.model.steering.psa import PSA, bind_psa
 
 WEIGHTS, CARD, METRICS = "latent.safetensors", "latent.json", "metrics.json"
 FORMAT = 2  # 1 had no kind: all latents were gaussian
 MAX_CARD, MAX_SIZE = 1 << 20, 1 << 20  # bytes of latent.json; of each of its sizes
-PROBES = 64  # elements of each weight that enter the fingerprint
-
-
-def fingerprint(config: ModelConfig, params: dict) -> str:
-    """Hex digest of an architecture and of PROBES evenly spaced elements of every weight.
-
-    Elements are rounded to bfloat16 first: one checkpoint loaded in float32 and in bfloat16 is one model.
-    """
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
-    for path, weight in sorted(traverse_util.flatten_dict(params, sep="/").items()):
-        # indices per axis rather than a ravel: a sharded weight is gathered element by element, never whole
-        at = np.unravel_index(np.linspace(0, weight.size - 1, PROBES).astype(np.int64), weight.shape)
-        digest.update(path.encode() + to_host(weight[at].astype(jnp.bfloat16)).tobytes())
-    return digest.hexdigest()
 
 
 def save_latents(

@@ -16,15 +16,16 @@ from flax import nnx
 from jax.sharding import Mesh
 from rich.progress import Progress
 
-from iiblpo_jax import masked
-from iiblpo_jax import mesh as meshes
-from iiblpo_jax.latents.features import Pairs, spread, whole
-from iiblpo_jax.logprobs import response_logprobs
-from iiblpo_jax.model import cvae as cvae_lib
-from iiblpo_jax.model.codes import Codes, bind_latent, fit_code_offset, fit_codes
-from iiblpo_jax.model.cvae import CVAE
+from iiblpo_jax.common import masked
+from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.devices.mesh import spread, whole
+from iiblpo_jax.latents.features import Pairs
+from iiblpo_jax.latents.likelihood import rest_logprobs
 from iiblpo_jax.model.decoder import bind, params_of
-from iiblpo_jax.model.psa import PSA, bind_psa, latent_inputs
+from iiblpo_jax.model.steering import cvae as cvae_lib
+from iiblpo_jax.model.steering.codes import Codes, bind_latent, fit_code_offset, fit_codes
+from iiblpo_jax.model.steering.cvae import CVAE
+from iiblpo_jax.model.steering.psa import PSA, bind_psa
 
 CHUNK = 50  # steps per dispatch
 PATIENCE_S = 5.0  # a loop that lasts longer shows a progress bar
@@ -190,23 +191,6 @@ def draw_mixed(cvae: CVAE | Codes, pairs: Pairs, keys_N, prior_weight: float):
     prior_NZ = cvae.sample_prior(pairs.context_ND, jax.vmap(jax.random.fold_in, (0, None))(keys_N, 1))
     uniform_N = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 2)))(keys_N)
     return jnp.where((uniform_N < prior_weight)[:, None], prior_NZ, z_NZ)
-
-
-def injection(pairs: Pairs, z_NZ, *, half_life: float, strength: float):
-    """Latent that switches z on from the cut of every row."""
-    rows = pairs.rows
-    return latent_inputs(
-        z_NZ[:, None], pairs.cut_N[:, None], rows.prompt_len_N, rows.tokens_NC.shape[1],
-        half_life=half_life, strength=strength,
-    )  # fmt: skip
-
-
-def rest_logprobs(model, pairs: Pairs, z_NZ, psa, *, temperature: float, half_life: float, strength: float):
-    """Log-probability [N,T] of the response tokens, z on from the cut; z_NZ = None is the plain model."""
-    rows, with_z = pairs.rows, {}
-    if z_NZ is not None:
-        with_z = {"latent": injection(pairs, z_NZ, half_life=half_life, strength=strength), "psa": psa}
-    return response_logprobs(model, rows.tokens_NC, rows.prompt_len_N, rows.t, temperature=temperature, **with_z)[0]
 
 
 def warmup(step, weight: float, steps: int):

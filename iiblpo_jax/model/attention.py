@@ -10,6 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from iiblpo_jax.model.config import Llama3Rope, ModelConfig
 
@@ -118,3 +119,20 @@ def causal_attend(q_BTGRE, k_BGSE, v_BGSE, *, window: int | None, pseudo: Pseudo
     starts = jnp.arange(n) * QUERY_BLOCK
     out = jax.lax.map(jax.checkpoint(lambda a: block(*a)), (starts, blocks(q_BTGRE), blocks(bias_BTJ)))
     return out.swapaxes(0, 1).reshape(q_BTGRE.shape[0], n * QUERY_BLOCK, *q_BTGRE.shape[2:])[:, :length]
+
+
+@struct.dataclass
+class NodePseudo:
+    """One pseudo position a node: k_WUGE, v_WUGE, and bias_WU, log gamma where z is on and OFF elsewhere."""
+
+    k_WUGE: jax.Array
+    v_WUGE: jax.Array
+    bias_WU: jax.Array
+
+    def merge(self, q_WUGRE, heads_WUGRE, norm_WUGR) -> jax.Array:
+        """Adds the pseudo position to a finished softmax, given the log of its normaliser."""
+        s_WUGR = jnp.einsum("wugre,wuge->wugr", q_WUGRE, self.k_WUGE, preferred_element_type=jnp.float32)
+        s_WUGR = s_WUGR * q_WUGRE.shape[-1] ** -0.5 + self.bias_WU[..., None, None]
+        share = jax.nn.sigmoid(s_WUGR - norm_WUGR)[..., None]  # exactly 0 where OFF
+        v = self.v_WUGE[..., None, :].astype(jnp.float32)
+        return (heads_WUGRE.astype(jnp.float32) * (1 - share) + share * v).astype(heads_WUGRE.dtype)

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping
 
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.objectives.aggregate import AGGREGATES
 from iiblpo_jax.objectives.auxiliary import with_auxiliary
 from iiblpo_jax.objectives.dapo import dapo

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from iiblpo_jax import masked
+from iiblpo_jax.common import masked
 from iiblpo_jax.objectives.interface import Outcomes
 
 STD_EPSILON = 1e-6

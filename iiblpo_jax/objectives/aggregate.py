@@ -7,7 +7,7 @@ rows with at least one counted token.
 
 import jax.numpy as jnp
 
-from iiblpo_jax import masked
+from iiblpo_jax.common import masked
 
 
 def token_mean(mask_RT, *, max_tokens):

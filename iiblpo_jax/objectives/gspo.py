@@ -13,7 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from iiblpo_jax import masked
+from iiblpo_jax.common import masked
 from iiblpo_jax.objectives.clipping import clipped_surrogate
 from iiblpo_jax.objectives.grpo import grpo
 from iiblpo_jax.objectives.interface import Batch, Objective, TokenLoss

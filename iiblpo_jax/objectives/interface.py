@@ -18,7 +18,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from iiblpo_jax import masked
+from iiblpo_jax.common import masked
 from iiblpo_jax.objectives.aggregate import AGGREGATES
 
 

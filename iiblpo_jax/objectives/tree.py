@@ -27,7 +27,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from iiblpo_jax import masked
+from iiblpo_jax.common import masked
 from iiblpo_jax.objectives.advantage import STD_EPSILON, standardised
 from iiblpo_jax.objectives.interface import Objective, Outcomes
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.rewards import countdown, exact, gym, math
 from iiblpo_jax.rewards.pool import Job, Pool
 
 if TYPE_CHECKING:
-    from iiblpo_jax.data.task import Problem, Task
+    from iiblpo_jax.data.task import Task
+    from iiblpo_jax.rewards.verifier import Problem
 
 MATH_GRADER = "iiblpo_jax.rewards.math:grade"
 GYM_GRADER = "iiblpo_jax.rewards.gym:grade"
@@ -81,3 +82,6 @@ class Scorer:
             return 0.0
         options = json.dumps(problem.metadata["options"], sort_keys=True)
         return Job(GYM_GRADER, (problem.metadata["dataset"], options, problem.metadata["entry"], answer))
+
+
+CORRECT = 0.999  # a reward from here on is a right answer; graders with partial credit give less to the rest

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from iiblpo_jax.rollout.threshold import bits, least_with_room
+from iiblpo_jax.rollout.kth_largest import bits, least_with_room
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

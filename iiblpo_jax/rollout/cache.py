@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from iiblpo_jax.mesh import constrain
+from iiblpo_jax.devices.mesh import constrain
 from iiblpo_jax.model.attention import OFF
 from iiblpo_jax.model.config import ModelConfig
 

@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from iiblpo_jax.mesh import constrain
+from iiblpo_jax.devices.mesh import constrain
 from iiblpo_jax.model.attention import OFF, rope_frequencies, rope_table
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.model.decoder import rms_norm
-from iiblpo_jax.model.psa import PSA
-from iiblpo_jax.publication import Published, look_up
+from iiblpo_jax.model.layer import rms_norm
+from iiblpo_jax.model.steering.psa import PSA
 from iiblpo_jax.rollout import layers
 from iiblpo_jax.rollout.cache import Cache, attend, write
+from iiblpo_jax.rollout.publication import Published, look_up
 
 
 @struct.dataclass

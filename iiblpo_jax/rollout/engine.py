@@ -24,37 +24,20 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import PartitionSpec
 
-from iiblpo_jax import mesh as meshes
-from iiblpo_jax.forest import LENGTH, STOP, Forest
-from iiblpo_jax.model.codes import bind_latent, stratified
-from iiblpo_jax.model.psa import bind_psa, gamma
-from iiblpo_jax.publication import Published, logits
-from iiblpo_jax.rollout.answers import Gold, is_right, listen, nothing_heard
+from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.model.steering.codes import bind_latent, stratified
+from iiblpo_jax.model.steering.psa import bind_psa, gamma
 from iiblpo_jax.rollout.branching import branch_points, branches_due
 from iiblpo_jax.rollout.cache import Cache, copy_slots, empty_cache, fill_prompts
 from iiblpo_jax.rollout.decoding import Injection, decode_step, injections
+from iiblpo_jax.rollout.forest import LENGTH, STOP, Forest
+from iiblpo_jax.rollout.grown import Grown
 from iiblpo_jax.rollout.prefill import prefill
+from iiblpo_jax.rollout.publication import Published, logits
 from iiblpo_jax.rollout.sampling import sample_on_mesh
 from iiblpo_jax.rollout.slots import Slots, idle_slots, owes, refillable, steal_from, take_trees
+from iiblpo_jax.rollout.solved import Gold, is_right, listen, nothing_heard
 from iiblpo_jax.rollout.spec import RolloutSpec
-
-
-@struct.dataclass
-class Grown:
-    """The Forest while it grows.
-
-    Attributes:
-      record_RTX: token, logp, raw logp and entropy of every position side by side, so that a step writes once. A token
-        id is exact in float32 below 2^24.
-      length_R, finish_R, branch_at_R, fallback_R, z_RZ: as in Forest.
-    """
-
-    record_RTX: jax.Array
-    length_R: jax.Array
-    finish_R: jax.Array
-    branch_at_R: jax.Array
-    fallback_R: jax.Array
-    z_RZ: jax.Array
 
 
 @struct.dataclass

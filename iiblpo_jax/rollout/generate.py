@@ -5,14 +5,15 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from iiblpo_jax.errors import InputError
-from iiblpo_jax.forest import pad_rows, response_tokens
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.common.padded import pad_rows
 from iiblpo_jax.model.decoder import Decoder, params_of
-from iiblpo_jax.publication import PublicationSpec, publish
+from iiblpo_jax.model.tokens.tokenizer import Tokenizer
 from iiblpo_jax.rollout.engine import rollout
+from iiblpo_jax.rollout.forest import response_tokens
+from iiblpo_jax.rollout.publication import PublicationSpec, publish
 from iiblpo_jax.rollout.sampling import Sampling
 from iiblpo_jax.rollout.spec import RolloutSpec
-from iiblpo_jax.tokenizers import Tokenizer
 
 SLOTS = 64  # prompts decoded at a time; further ones wait for a free slot
 DEFAULT_TOKENS = 256

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 
 from iiblpo_jax.model.attention import rotate
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.model.decoder import rms_norm
-from iiblpo_jax.publication import Layer, multiply
+from iiblpo_jax.model.layer import Layer, multiply, rms_norm
 
 
 def qkv(layer: Layer, x_ND, table, config: ModelConfig, gain_ND=None):

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from iiblpo_jax.model.attention import causal_attend, rope_frequencies, rope_table
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.publication import Layer, Published, look_up
+from iiblpo_jax.model.layer import Layer
 from iiblpo_jax.rollout import layers
 from iiblpo_jax.rollout.cache import to_store
+from iiblpo_jax.rollout.publication import Published, look_up
 
 ROW_TOKENS = 2**14  # prompt tokens, padding included, that are in flight at once; a longer prompt is alone
 MLP_TOKENS = 2**12  # tokens the gated MLP, four times as wide as the residual stream or more, sees at once

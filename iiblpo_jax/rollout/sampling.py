@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import PartitionSpec
 
-from iiblpo_jax import mesh as meshes
-from iiblpo_jax.rollout.threshold import bits, least_with_room
+from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.rollout.kth_largest import bits, least_with_room
 
 LANES = 1024  # partial sums of a row
 CDF_BLOCK = 128  # the inverse-CDF search looks at V/128 block sums, then inside one block

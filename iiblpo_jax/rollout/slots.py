@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from iiblpo_jax.rollout.answers import Heard
 from iiblpo_jax.rollout.branching import Branching
+from iiblpo_jax.rollout.solved import Heard
 
 
 @struct.dataclass

@@ -9,15 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iiblpo_jax.bottleneck import (
-    first_of_its_kind,
-    keep_count,
-    likelihood_score,
-    select,
-    standardise,
-    surprise,
-)
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.bottleneck import first_of_its_kind, likelihood_score, select, standardise, surprise
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.config.derived import keep_count
 
 G = 6
 jitted_select = jax.jit(select, static_argnames=("rule", "keep", "keep_contrast"))

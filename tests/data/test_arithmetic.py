@@ -3,8 +3,8 @@ from collections import Counter
 
 import pytest
 
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.arithmetic import ALPHABET, is_heldout, make_arithmetic, sum_problem
-from iiblpo_jax.errors import InputError
 
 
 def questions(problems):

@@ -1,7 +1,7 @@
 import pytest
 
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.competition import make_competition
-from iiblpo_jax.errors import InputError
 
 
 def rows(count, *, start=0):

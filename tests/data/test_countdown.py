@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.arithmetic import make_arithmetic
 from iiblpo_jax.data.countdown import ALPHABET, TARGETS, canonical, chain, is_heldout, make_countdown, random_signs
 from iiblpo_jax.data.registry import make_task
-from iiblpo_jax.errors import InputError
 from iiblpo_jax.rewards.scorer import Scorer
 
 

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data import files
-from iiblpo_jax.errors import InputError
 
 
 def test_files_are_sorted_into_splits_by_their_paths(tmp_path):

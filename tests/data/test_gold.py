@@ -2,10 +2,11 @@ import time
 
 import pytest
 
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data import gold
 from iiblpo_jax.data.arithmetic import make_arithmetic
-from iiblpo_jax.data.task import Problem, boxed_task
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.data.task import boxed_task
+from iiblpo_jax.rewards.verifier import Problem
 
 
 @pytest.mark.parametrize(

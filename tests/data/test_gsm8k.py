@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.gsm8k import make_gsm8k
-from iiblpo_jax.errors import InputError
 
 TRAIN = [
     {"question": "48 and half?", "answer": "48/2 = <<48/2=24>>24\n48+24 = <<48+24=72>>72\n#### 72"},

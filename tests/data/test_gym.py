@@ -2,8 +2,8 @@ import sys
 
 import pytest
 
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.gym import make_gym
-from iiblpo_jax.errors import InputError
 
 
 def test_a_missing_package_is_named(monkeypatch):

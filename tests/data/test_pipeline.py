@@ -4,10 +4,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.arithmetic import make_arithmetic
 from iiblpo_jax.data.pipeline import PromptPipeline, heldout_batches
-from iiblpo_jax.data.task import Problem, Task, boxed_task
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.data.task import Task, boxed_task
+from iiblpo_jax.rewards.verifier import Problem
 
 
 def small_task(name="small", count=5, heldout=0, **changes):

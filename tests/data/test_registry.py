@@ -1,8 +1,8 @@
 import pytest
 from ml_collections import ConfigDict
 
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.registry import NAMES, make_task, make_tasks
-from iiblpo_jax.errors import InputError
 
 
 def test_names():

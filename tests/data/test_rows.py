@@ -4,8 +4,8 @@
 
 import pytest
 
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.rows import FORMATS, BadGold, problem_of
-from iiblpo_jax.errors import InputError
 
 DAPO_TEXT = (
     "Solve the following math problem step by step. The last line of your response should be of the form Answer: "

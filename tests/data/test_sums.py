@@ -1,8 +1,8 @@
 import pytest
 
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.sums import make_sums
 from iiblpo_jax.data.task import render
-from iiblpo_jax.errors import InputError
 
 
 def operands(problems):

@@ -1,7 +1,8 @@
 import dataclasses
 
 from iiblpo_jax.data.arithmetic import make_arithmetic, sum_problem
-from iiblpo_jax.data.task import Problem, boxed_task, render
+from iiblpo_jax.data.task import boxed_task, render
+from iiblpo_jax.rewards.verifier import Problem
 
 HALF = Problem(id="1", question="What is {1}/2?", answer=r"\frac{1}{2}", task="math")
 REQUEST = "What is {1}/2?\nPlease reason step by step, and put your final answer within \\boxed{}."

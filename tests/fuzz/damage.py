@@ -18,7 +18,7 @@ from typing import Any
 import hypothesis
 from hypothesis import strategies as st
 
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.common.errors import InputError
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))
 BATCH = 1000  # files between two looks at the clock in the long profile

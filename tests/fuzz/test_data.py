@@ -6,7 +6,7 @@ import damage
 import pytest
 from hypothesis import strategies as st
 
-from iiblpo_jax import config_files
+from iiblpo_jax.config import files as config_files
 from iiblpo_jax.data import files, rows
 from iiblpo_jax.defaults import default_config
 

@@ -12,13 +12,13 @@ from flax import nnx
 from hypothesis import strategies as st
 
 from iiblpo_jax.latents.storage import CARD, WEIGHTS, load_latents, save_latents
-from iiblpo_jax.model import families, loading, saving
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.model.cvae import CVAE
-from iiblpo_jax.model.gguf_file import GGUFFile, _gguf_name
-from iiblpo_jax.model.gguf_format import GGUFContainer
-from iiblpo_jax.model.psa import PSA
-from iiblpo_jax.model.safetensors_file import SafetensorsFile
+from iiblpo_jax.model.files import families, loading, saving
+from iiblpo_jax.model.files.gguf import GGUFFile, _gguf_name
+from iiblpo_jax.model.files.gguf_format import GGUFContainer
+from iiblpo_jax.model.files.safetensors import SafetensorsFile
+from iiblpo_jax.model.steering.cvae import CVAE
+from iiblpo_jax.model.steering.psa import PSA
 
 EMBEDDED = "package:iiblpo_jax/data/assets/arithmetic"
 GGUF_CONFIG = ModelConfig(

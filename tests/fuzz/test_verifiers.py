@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from iiblpo_jax.data.arithmetic import make_arithmetic
-from iiblpo_jax.data.task import Problem, boxed_task
+from iiblpo_jax.data.task import boxed_task
 from iiblpo_jax.rewards.scorer import Scorer
+from iiblpo_jax.rewards.verifier import Problem
 
 SAMPLE = 110
 MATH, ARITHMETIC = boxed_task("math", [], []), make_arithmetic(seed=0, train_size=1, heldout_size=1)

@@ -12,9 +12,9 @@ from rich.console import Console
 from iiblpo_jax.latents import diagnostics
 from iiblpo_jax.latents.diagnostics import cvae_metrics, diagnose, gain_norm, show, verdict
 from iiblpo_jax.latents.features import Continuation, extract, rows_of
-from iiblpo_jax.model.cvae import CVAE, bind_cvae
 from iiblpo_jax.model.decoder import bind, hidden_states, logits, params_of, project
-from iiblpo_jax.model.psa import bind_psa, latent_inputs
+from iiblpo_jax.model.steering.cvae import CVAE, bind_cvae
+from iiblpo_jax.model.steering.psa import bind_psa, latent_inputs
 from iiblpo_jax.rollout.branching import Branching
 
 HOW = {"temperature": 0.7, "half_life": 5.0, "strength": 1.0}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.latents import features
 from iiblpo_jax.latents.features import Continuation, extract, rows_of, split_by_prompt
 from iiblpo_jax.model.decoder import bind, hidden_states, logits

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.defaults import default_config
-from iiblpo_jax.errors import InputError
 from iiblpo_jax.latents import diagnostics, ensure_latents
 from iiblpo_jax.latents.continuations import Question
-from iiblpo_jax.model.codes import Codes
 from iiblpo_jax.model.decoder import params_of
+from iiblpo_jax.model.steering.codes import Codes
 
 Z = 4
 

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.slow
 FOUR = """
     import functools, json, jax, numpy as np
     from flax import nnx
-    from iiblpo_jax import mesh as meshes
+    from iiblpo_jax.devices import mesh as meshes
     from iiblpo_jax.defaults import default_config
     from iiblpo_jax.latents import diagnostics, features, training
     from iiblpo_jax.latents.features import Continuation, extract, rows_of

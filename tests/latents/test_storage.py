@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.latents import storage
-from iiblpo_jax.latents.storage import fingerprint, has_latents, load_latents, save_latents
-from iiblpo_jax.model.codes import Codes
-from iiblpo_jax.model.cvae import CVAE
+from iiblpo_jax.latents.storage import has_latents, load_latents, save_latents
 from iiblpo_jax.model.decoder import params_of
-from iiblpo_jax.model.psa import PSA
+from iiblpo_jax.model.files.fingerprint import fingerprint
+from iiblpo_jax.model.steering.codes import Codes
+from iiblpo_jax.model.steering.cvae import CVAE
+from iiblpo_jax.model.steering.psa import PSA
 
 Z = 4
 

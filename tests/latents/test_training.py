@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from iiblpo_jax import masked
+from iiblpo_jax.common import masked
 from iiblpo_jax.data.arithmetic import make_arithmetic
 from iiblpo_jax.latents.features import Continuation, Pairs, rows_of
-from iiblpo_jax.latents.training import draw, minimise, rest_logprobs, train_codes, train_cvae, train_psa, warmup
-from iiblpo_jax.logprobs import response_logprobs
-from iiblpo_jax.model.codes import Codes
-from iiblpo_jax.model.cvae import CVAE, elbo_terms
+from iiblpo_jax.latents.likelihood import rest_logprobs
+from iiblpo_jax.latents.training import draw, minimise, train_codes, train_cvae, train_psa, warmup
 from iiblpo_jax.model.decoder import bind, logits, params_of
-from iiblpo_jax.model.loading import load_model
+from iiblpo_jax.model.files.loading import load_model
+from iiblpo_jax.model.logprobs import response_logprobs
+from iiblpo_jax.model.steering.codes import Codes
+from iiblpo_jax.model.steering.cvae import CVAE, elbo_terms
 
 pytestmark = pytest.mark.usefixtures("optimised")
 HOW = {"temperature": 1.0, "half_life": 64.0, "strength": 1.0}

@@ -3,8 +3,8 @@
 import pytest
 
 from iiblpo_jax.model.config import Llama3Rope, ModelConfig
-from iiblpo_jax.tokenizer_backends import HuggingFaceBackend
-from iiblpo_jax.tokenizers import Tokenizer
+from iiblpo_jax.model.tokens.backends import HuggingFaceBackend
+from iiblpo_jax.model.tokens.tokenizer import Tokenizer
 
 SIZES = {"vocab_size": 29, "d_ff": 20, "n_layers": 2, "max_positions": 64}
 ROPE = Llama3Rope(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=16)

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from iiblpo_jax.errors import InputError
-from iiblpo_jax.model.families import slots
-from iiblpo_jax.model.loading import load_config
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.model.files.families import slots
+from iiblpo_jax.model.files.loading import load_config
 from iiblpo_jax.model.presets import PRESETS
 
 PARAMETERS = {

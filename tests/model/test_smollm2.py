@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iiblpo_jax.model import loading
 from iiblpo_jax.model.decoder import logits
+from iiblpo_jax.model.files import loading
 from iiblpo_jax.model.presets import PRESETS
 
 pytestmark = [

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iiblpo_jax.logprobs import chunked_logprobs
+from iiblpo_jax.model.logprobs import chunked_logprobs
 from iiblpo_jax.objectives import make_objective, with_auxiliary
 from iiblpo_jax.objectives.auxiliary import AdvantageEntropy, k3
 

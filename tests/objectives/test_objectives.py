@@ -2,7 +2,7 @@
 
 import pytest
 
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.objectives import METHODS, make_objective
 
 

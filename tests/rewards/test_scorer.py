@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.arithmetic import make_arithmetic, sum_problem
-from iiblpo_jax.data.task import Problem, boxed_task
-from iiblpo_jax.errors import InputError
+from iiblpo_jax.data.task import boxed_task
 from iiblpo_jax.rewards.scorer import Scorer
+from iiblpo_jax.rewards.verifier import Problem
 
 
 def math_problem(answer):

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from iiblpo_jax.bottleneck import marker_table
-from iiblpo_jax.forest import STOP
-from iiblpo_jax.model.codes import Codes, stratified
-from iiblpo_jax.model.cvae import CVAE, bind_cvae
 from iiblpo_jax.model.decoder import Decoder, bind, hidden_states, params_of, project
-from iiblpo_jax.model.psa import bind_psa, latent_inputs
-from iiblpo_jax.publication import PublicationSpec, publish
+from iiblpo_jax.model.steering.codes import Codes, stratified
+from iiblpo_jax.model.steering.cvae import CVAE, bind_cvae
+from iiblpo_jax.model.steering.psa import bind_psa, latent_inputs
 from iiblpo_jax.rollout import cache
-from iiblpo_jax.rollout.answers import Gold
 from iiblpo_jax.rollout.branching import Branching, candidate_mask
 from iiblpo_jax.rollout.engine import rollout
+from iiblpo_jax.rollout.forest import STOP
+from iiblpo_jax.rollout.marker import marker_table
+from iiblpo_jax.rollout.publication import PublicationSpec, publish
 from iiblpo_jax.rollout.sampling import Sampling
+from iiblpo_jax.rollout.solved import Gold
 from iiblpo_jax.rollout.spec import RolloutSpec
 
 PROMPT_PS = jax.random.randint(jax.random.key(5), (3, 6), 2, 23)

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from iiblpo_jax import InputError, generate, load_model
-from iiblpo_jax.model.loading import resolve
+from iiblpo_jax.model.files.loading import resolve
 from iiblpo_jax.rollout.sampling import Sampling
 
 EMBEDDED = resolve("package:iiblpo_jax/data/assets/arithmetic")

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iiblpo_jax.publication import PublicationSpec, publish
 from iiblpo_jax.rollout import prefill as module
 from iiblpo_jax.rollout.cache import empty_cache
 from iiblpo_jax.rollout.decoding import decode_step
 from iiblpo_jax.rollout.prefill import prefill
+from iiblpo_jax.rollout.publication import PublicationSpec, publish
 
 PROMPT_PS = jax.random.randint(jax.random.key(5), (5, 6), 2, 23)
 

@@ -1,0 +1,155 @@
+"""Configs in files: Python files that a user writes, config.json that a run leaves in its workdir.
+
+A config file is a program: `load_file` runs it with the rights of the user, so it is read like any other code before it
+is used. The config.json of a workdir is data: `load` parses it, compares every key and type with the defaults, and runs
+nothing.
+"""
+
+import difflib
+import importlib.util
+import json
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from iiblpo_jax.common import json_input
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.config.defaults import RunConfig, default_config
+
+MAX_CONFIG = 1 << 20  # bytes of a config.json
+FREE_FORM = ("task.options", "task.mix", "objective.options")  # keys are named by the task or the method
+
+
+def flatten(tree, prefix: str = "") -> dict:
+    """Dotted key -> value of nested dicts; free-form dicts stay whole."""
+    flat = {}
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, ConfigDict | dict) and key not in FREE_FORM:
+            flat |= flatten(value, f"{key}.")
+        else:
+            flat[key] = value
+    return flat
+
+
+def unknown_key(key: str, known: Iterable[str]) -> InputError:
+    """The error for a key that no config has, with the nearest one that exists."""
+    known = list(known)
+    names = {name.rsplit(".", 1)[-1] for name in known}
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    if not near:
+        last = difflib.get_close_matches(key.rsplit(".", 1)[-1], names, n=1, cutoff=0.7)
+        near = [name for name in known if name.rsplit(".", 1)[-1] in last]
+    if near:
+        return InputError(f"unknown config key {key}; did you mean {' or '.join(near)}?")
+    section = [name for name in known if name.split(".")[0] == key.split(".")[0]]
+    listed = section or sorted({name.split(".")[0] for name in known})
+    return InputError(f"unknown config key {key}; known {'keys' if section else 'sections'}: {', '.join(listed)}")
+
+
+def resolve(config: RunConfig) -> dict:
+    """The config as plain JSON: lists for tuples, "inf" for infinity (strict JSON has none)."""
+
+    def plain(value):
+        if isinstance(value, ConfigDict | dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+    return plain(config)
+
+
+def save(config: RunConfig, workdir: Path | str) -> None:
+    """Writes `workdir`/config.json."""
+    path = Path(workdir) / "config.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(resolve(config), indent=2) + "\n")
+
+
+def load(workdir: Path | str) -> RunConfig:
+    """The config that `save` wrote.
+
+    Raises:
+      InputError: there is none, it is not JSON, or it names keys that this version does not have.
+    """
+    path = Path(workdir) / "config.json"
+    try:
+        stored = json_input.load(path, mend="pass --config=FILE instead", limit=MAX_CONFIG)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; give the workdir of a run, or --config=FILE") from None
+    if not isinstance(stored, dict):
+        raise InputError(f"{path} holds no config; pass --config=FILE instead")
+    config = default_config()
+    defaults = flatten(config)
+    for key, value in flatten(stored).items():
+        if key not in defaults:
+            raise unknown_key(key, defaults)
+        section, name = key.split(".")
+        try:
+            config[section][name] = _like(defaults[key], value)
+        except (TypeError, ValueError, OverflowError, AttributeError, KeyError):
+            kind = type(defaults[key]).__name__
+            raise InputError(f"{path}: {key} = {repr(value)[:80]}; it takes a {kind}") from None
+    return config
+
+
+def _like(default, value):
+    if isinstance(default, ConfigDict):
+        return ConfigDict(_tuples(value))
+    return type(default)(value) if isinstance(default, float | tuple) else value
+
+
+def _tuples(value):
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def load_file(path: Path | str) -> RunConfig:
+    """The config that a Python file's `get_config()` returns.
+
+    Raises:
+      InputError: no such file, no get_config, an error inside it, or something else than a ConfigDict.
+    """
+    path = str(path)
+    if not Path(path).is_file():
+        shipped = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py")))
+        raise InputError(f"config file {path} does not exist; give {shipped or 'a Python file with get_config()'}")
+    spec = importlib.util.spec_from_file_location("run_config", path)
+    if spec is None:
+        raise InputError(f"config file {path} is no Python file; give one that ends in .py and defines get_config()")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise InputError(f"config file {path} has no get_config(); add one that returns default_config(), changed")
+        config = module.get_config()
+    except InputError:
+        raise
+    except Exception as error:
+        raise _file_error(error, path) from error
+    if not isinstance(config, RunConfig):
+        raise InputError(f"get_config() of {path} returned a {type(config).__name__}; return default_config(), changed")
+    return config.lock()
+
+
+def _file_error(error: Exception, path: str) -> InputError:
+    where = f"config file {path}{_line_of(error, path)}"
+    absent = re.search(r'Key "(\w+)" does not exist', str(error))
+    if absent:
+        return InputError(f"{where}: {unknown_key(absent[1], flatten(default_config()))}")
+    return InputError(f"{where}: {type(error).__name__}: {error}; mend the file")
+
+
+def _line_of(error: Exception, path: str) -> str:
+    """ " line N" of the config file in which an exception arose."""
+    line, trace = getattr(error, "lineno", None), error.__traceback__
+    while trace:
+        if trace.tb_frame.f_code.co_filename == str(Path(path).absolute()):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f" line {line}" if line else ""

@@ -1,0 +1,113 @@
+"""Log-probabilities and entropies of given tokens, in chunks of the vocabulary projection.
+
+A [tokens, V] array is the largest object of a naive update (4 GB for 8 x 4,096 tokens at V = 32k in float32). Here it
+never exists whole, forward or backward: a scan over chunks of positions projects, normalises and reduces, under
+jax.checkpoint, so the backward pass recomputes one chunk of logits at a time.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.model.decoder import hidden_states, output_weights
+
+LOGITS_PER_CHUNK = 2**26  # 256 MiB of float32: large enough to keep a matrix unit busy at V = 152k (441 tokens)
+
+
+def chunked_logprobs(h_BTD, w_VD, targets_BT, *, temperature=1.0, chunk=None, used=None):
+    """Log-probability of each target and entropy of its distribution, softmax(h @ W.T / temperature).
+
+    Args:
+      h_BTD: final hidden states; position t emits targets_BT[:, t].
+      w_VD: output weights.
+      targets_BT: int32 token ids.
+      temperature: divides the logits.
+      chunk: tokens whose logits exist at the same time (at least B: a chunk is a slice of positions over all rows, so
+        that rows stay sharded over devices). Default: LOGITS_PER_CHUNK // V on each device.
+      used: positions from here on may be left out and give zeros; None = none.
+
+    Returns:
+      (logp_BT, entropy_BT) in nats, float32, both differentiable in h and w.
+    """
+    b, t = targets_BT.shape
+    mesh = meshes.current()
+    parts = meshes.shards(mesh, "sequence")
+    each = LOGITS_PER_CHUNK // w_VD.shape[0]
+    chunk = chunk or max(1, each * meshes.shards(mesh) * parts)
+    n_chunks = min(t, math.ceil(b * t / chunk))
+    width = math.ceil(t / n_chunks / parts) * parts
+    pad = [(0, 0), (0, n_chunks * width - t)]
+    h_NBtD = jnp.pad(h_BTD, [*pad, (0, 0)]).reshape(b, n_chunks, width, -1).swapaxes(0, 1)
+    targets_NBt = jnp.pad(targets_BT, pad).reshape(b, n_chunks, width).swapaxes(0, 1)
+
+    # Cast inside the scan: the gradient of W is then summed over chunks in float32, whatever the dtype of W.
+    # On a mesh W is whole but for its vocabulary before the scan, so that chunks move no weights.
+    wide_VD = meshes.constrain(w_VD, "vocab", None).astype(jnp.float32)
+    needed_N = jnp.arange(n_chunks) * width < (t if used is None else used)
+    scan = _on_mesh(functools.partial(_scan_chunks, dtype=w_VD.dtype, temperature=temperature), mesh, h_NBtD)
+    logp_NBt, entropy_NBt = scan(h_NBtD, targets_NBt, wide_VD, needed_N)
+    return tuple(x.swapaxes(0, 1).reshape(b, -1)[:, :t] for x in (logp_NBt, entropy_NBt))
+
+
+def _on_mesh(scan, mesh, h_NBtD):
+    """`scan` on every device's rows and positions: the gradient of W is summed over devices once, not once a chunk."""
+    rows = PartitionSpec() if mesh is None else meshes.partition(mesh, (None, "batch", "sequence"), shape=h_NBtD.shape)
+    axes, whole = set(jax.tree.leaves(tuple(rows))), PartitionSpec()
+    if not axes:
+        return scan
+    return jax.shard_map(
+        scan, in_specs=(rows, rows, whole, whole), out_specs=(rows, rows), axis_names=axes, check_vma=False
+    )
+
+
+def _scan_chunks(h_NBtD, targets_NBt, wide_VD, needed_N, *, dtype, temperature):
+    """(logp, entropy) [N,B,t], zeros in chunks that are not needed."""
+
+    def compute(h_BtD, targets_Bt):
+        return _logprobs(h_BtD, targets_Bt, wide_VD.astype(dtype), temperature)
+
+    @jax.checkpoint  # around the condition: what a branch saves would be kept for every chunk, W included
+    def chunk(h_BtD, targets_Bt, needed):
+        nothing = (jnp.zeros(targets_Bt.shape),) * 2
+        return jax.lax.cond(needed, compute, lambda *_: nothing, h_BtD, targets_Bt)
+
+    return jax.lax.scan(lambda _, x: (None, chunk(*x)), None, (h_NBtD, targets_NBt, needed_N))[1]
+
+
+def _logprobs(h_BtD, targets_Bt, w_VD, temperature):
+    logits_BtV = jnp.einsum("btd,vd->btv", h_BtD, w_VD, preferred_element_type=jnp.float32) / temperature
+    norm_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
+    target_Bt = jnp.take_along_axis(logits_BtV, targets_Bt[..., None], axis=-1)[..., 0]
+    expected_Bt = jnp.sum(jnp.exp(logits_BtV - norm_Bt[..., None]) * logits_BtV, axis=-1)
+    return target_Bt - norm_Bt, norm_Bt - expected_Bt
+
+
+def response_positions(prompt_len_N, t):
+    """[N,T] row position of the *input* token whose output distribution emits response token t."""
+    return prompt_len_N[:, None] + jnp.arange(t)[None, :] - 1
+
+
+def response_logprobs(model, rows_NC, prompt_len_N, t, *, temperature=1.0, latent=None, psa=None, remat=True):
+    """Log-probabilities and entropies of the first `t` response tokens of each row, teacher-forced.
+
+    Args:
+      model: Decoder.
+      rows_NC: prompt and response, contiguous, right padded.
+      prompt_len_N: where the response starts (at least 1).
+      t: response length T; entries past a row's end are finite and meaningless.
+      temperature: divides the logits.
+      latent, psa: Latent of the rows and PSA module to inject z; None = the plain policy.
+      remat: of `hidden_states`.
+
+    Returns:
+      (logp_NT, entropy_NT), float32, differentiable.
+    """
+    h_NCD = hidden_states(model, rows_NC, latent=latent, psa=psa, remat=remat)
+    at_NT = response_positions(prompt_len_N, t)
+    h_NTD = jnp.take_along_axis(h_NCD, at_NT[..., None], axis=1, mode="clip")
+    targets_NT = jnp.take_along_axis(rows_NC, at_NT + 1, axis=1, mode="clip")
+    return chunked_logprobs(h_NTD, output_weights(model), targets_NT, temperature=temperature)

@@ -1,0 +1,126 @@
+"""Will it fit? Bytes that every program of a step needs on a device, from shapes alone, before anything has run.
+
+XLA says what a compiled program needs: arguments, outputs, temporaries, and how much of its outputs takes the place of
+donated arguments. While it runs, other arrays of the run live beside its arguments (during a rollout, say, optimizer
+state and reference model); the sum of both is held against the memory of the device.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from rich.table import Table
+
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.step.programs import Program, StepPrograms, update_program
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProgramMemory:
+    """Bytes of one program on one device.
+
+    Attributes:
+      name: of the program.
+      mend: what a user may change to make it smaller.
+      arguments, outputs, temporaries: as XLA counts them.
+      donated: outputs that lie where donated arguments lay.
+      beside: what else is alive while it runs.
+    """
+
+    name: str
+    mend: str
+    arguments: int
+    outputs: int
+    temporaries: int
+    donated: int
+    beside: int
+
+    @property
+    def peak(self) -> int:
+        """All of it, at the worst moment."""
+        return self.arguments + self.outputs - self.donated + self.temporaries + self.beside
+
+
+def measure(program: Program, alive, *, compiler_options: dict | None = None) -> tuple[ProgramMemory, Any]:
+    """Compiles a program for abstract arguments.
+
+    Args:
+      program: what to compile.
+      alive: pytree of everything that lives on the device meanwhile. Leaves that are the program's arguments, the same
+        objects, count once.
+      compiler_options: of XLA.
+
+    Returns:
+      Its memory, and its outputs as ShapeDtypeStructs with the shardings that the compiler chose.
+    """
+    lowered = program.function.lower(*program.args, **program.kwargs)
+    compiled = lowered.compile(compiler_options=compiler_options)
+    found = compiled.memory_analysis()
+    mine = {id(leaf) for leaf in jax.tree.leaves((program.args, dict(program.kwargs)))}
+    memory = ProgramMemory(
+        name=program.name,
+        mend=program.mend,
+        arguments=found.argument_size_in_bytes,
+        outputs=found.output_size_in_bytes,
+        temporaries=found.temp_size_in_bytes,
+        donated=found.alias_size_in_bytes,
+        beside=sum(bytes_per_device(leaf) for leaf in jax.tree.leaves(alive) if id(leaf) not in mine),
+    )
+    place = lambda out, sharding: jax.ShapeDtypeStruct(out.shape, out.dtype, sharding=sharding)  # noqa: E731
+    return memory, jax.tree.map(place, lowered.out_info, compiled.output_shardings)
+
+
+def bytes_per_device(leaf: jax.ShapeDtypeStruct) -> int:
+    """Bytes of the part of an array that one device holds."""
+    shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+    itemsize = 8 if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
+    return math.prod(shape) * itemsize
+
+
+def device_limit(device: jax.Device | None = None) -> int:
+    """Bytes that arrays may take on a device: what its allocator has, or its share of the machine's memory (CPU)."""
+    device = device or jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+
+
+def check_fits(programs: Sequence[ProgramMemory], limit: int) -> None:
+    """Raises InputError, which names the knob to turn, where a program needs more than `limit` bytes."""
+    worst = max(programs, key=lambda p: p.peak)
+    if worst.peak <= limit:
+        return
+    resident = worst.beside + worst.arguments > limit
+    mend = "raise mesh.fsdp or mesh.tensor: weights and optimizer state alone are too large" if resident else worst.mend
+    raise InputError(
+        f"{worst.name} needs {worst.peak / GIB:.2f} GiB a device and there are {limit / GIB:.2f} GiB; {mend}"
+    )
+
+
+def memory_table(programs: Sequence[ProgramMemory], limit: int) -> Table:
+    """The table that train.memory_report prints, in MiB a device."""
+    fields = ("arguments", "outputs", "donated", "temporaries", "beside", "peak")
+    table = Table("program", *fields, title=f"MiB a device, of {limit / 2**20:,.0f}")
+    for program in programs:
+        table.add_row(program.name, *(f"{getattr(program, field) / 2**20:,.1f}" for field in fields))
+    return table
+
+
+def measure_step(programs: StepPrograms, update) -> list[ProgramMemory]:
+    """Memory of every program of a step, in their order; compiles all of them. `update` is that of make_update."""
+    found = []
+
+    def compiled(program: Program):
+        memory, outputs = measure(program, programs.alive)
+        found.append(memory)
+        return outputs
+
+    rows = programs.run(compiled)
+    compiled(update_program(programs, update, rows))
+    return found

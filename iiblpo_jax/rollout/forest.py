@@ -1,0 +1,101 @@
+"""The Forest: everything a rollout produces, and the only thing that travels between stages.
+
+A prompt grows M trees. A tree is one root trajectory and K branches. Trajectory r = (p*M + m)*(1+K) + j, with j = 0 the
+root, so that all trajectories of a prompt are contiguous and `x_R.reshape(P, -1)` is its group.
+
+    root      a b c d e f <eos>          branch_at 0, parent -1
+    branch    a b c|x y <eos>            branch_at 3, parent = the root: tokens [0,3) are inherited, own from 3 on
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from iiblpo_jax.common.padded import join
+from iiblpo_jax.devices.mesh import to_host
+
+LENGTH, STOP = 0, 1  # finish reasons: ran into max_tokens, sampled a stop token
+FINISH_NAMES = ("length", "eos")
+
+
+@struct.dataclass
+class Forest:
+    """Trajectories as whole paths: a branch's row repeats its inherited prefix, `own_RT` tells the rest apart.
+
+    Attributes:
+      prompt_PS, prompt_len_P: right-padded prompt tokens and their lengths.
+      tokens_RT: response tokens at their response index; 0 from `length_R` on.
+      logp_RT: log-probability under the behaviour policy (temperature, truncation, z), nats.
+      raw_logp_RT: the same without truncation (temperature and z only), nats.
+      entropy_RT: entropy of the emitting distribution at the sampling temperature over the full vocabulary, nats.
+      length_R: response tokens, inherited prefix and stop token included.
+      finish_R: LENGTH or STOP.
+      parent_R: trajectory a branch grew from, -1 for roots.
+      branch_at_R: response index t* of a branch's first own token, 0 for roots.
+      z_RZ: latent of a branch, zeros for roots (Z may be 0).
+      fallback_R: branch whose parent had no candidate position: a plain resample without z.
+    """
+
+    prompt_PS: jax.Array
+    prompt_len_P: jax.Array
+    tokens_RT: jax.Array
+    logp_RT: jax.Array
+    raw_logp_RT: jax.Array
+    entropy_RT: jax.Array
+    length_R: jax.Array
+    finish_R: jax.Array
+    parent_R: jax.Array
+    branch_at_R: jax.Array
+    z_RZ: jax.Array
+    fallback_R: jax.Array
+
+    @property
+    def group_size(self) -> int:
+        """Trajectories of one prompt, M*(1+K)."""
+        return self.length_R.shape[0] // self.prompt_len_P.shape[0]
+
+    @property
+    def group_R(self) -> jax.Array:
+        """Prompt index of every trajectory."""
+        return jnp.arange(self.length_R.shape[0]) // self.group_size
+
+    @property
+    def mask_RT(self) -> jax.Array:
+        """Tokens of the response, inherited prefix included."""
+        return jnp.arange(self.tokens_RT.shape[1]) < self.length_R[:, None]
+
+    @property
+    def own_RT(self) -> jax.Array:
+        """Tokens the trajectory generated itself; over a tree every sampled token is owned once."""
+        return self.mask_RT & (jnp.arange(self.tokens_RT.shape[1]) >= self.branch_at_R[:, None])
+
+    @property
+    def sequences_RC(self) -> jax.Array:
+        """Rows [prompt, response], contiguous and right padded with 0, C = S + T."""
+        prompt_RS, prompt_len_R = self.prompt_PS[self.group_R], self.prompt_len_P[self.group_R]
+        return join(prompt_RS, prompt_len_R, self.tokens_RT, self.length_R)
+
+    def latent_path(self, levels: int) -> tuple[jax.Array, jax.Array]:
+        """Latents along each trajectory's path, root side first, for `psa.latent_inputs`.
+
+        Args:
+          levels: most branches on a path: 1 when branches grow on roots, K when they grow on branches.
+
+        Returns:
+          z_RJZ and branch_at_RJ; 0 in branch_at where there is no such level or its z is off.
+        """
+        on_R = (self.parent_R >= 0) & ~self.fallback_R
+        at, z, here = [], [], jnp.arange(self.length_R.shape[0])
+        for _ in range(levels):
+            exists = here >= 0
+            at.append(jnp.where(exists & on_R[here], self.branch_at_R[here], 0))
+            z.append(self.z_RZ[here])
+            here = jnp.where(exists, self.parent_R[here], -1)
+        return jnp.stack(z[::-1], 1), jnp.stack(at[::-1], 1)
+
+
+def response_tokens(forest: Forest, *, stop: bool = False) -> list[list[int]]:
+    """Each trajectory's response as a list of ids, in every process; `stop` keeps the stop token."""
+    tokens_RT, length_R, finish_R = to_host((forest.tokens_RT, forest.length_R, forest.finish_R))
+    ends_R = length_R if stop else length_R - (finish_R == STOP)
+    return [row[:end].tolist() for row, end in zip(tokens_RT, ends_R, strict=True)]

@@ -1,0 +1,203 @@
+"""The policy as decoding wants it: one jitted program from training weights to a Published.
+
+Training keeps layers stacked, in float32, with one matrix a projection. Decoding reads every weight once a token, so a
+publication casts them, fuses q|k|v and gate|up into one matrix each and, by default, unstacks the layers (a scan would
+slice every weight at every token). It may quantise the matrices to int8. Made once a step, reused by every rollout.
+
+    int8    w[o, i] ~ scale[o] * q[o, i],  scale[o] = max_i |w[o, i]| / 127,  |error| <= scale[o] / 2
+
+The product is (x @ q.T) * scale: the scale belongs to an output channel, hence comes out of the sum. The embedding is
+quantised too, a row a token, so that a tied head stays one table. Norms and biases are not.
+
+On a mesh a publication is also the one reshard between training and rollout (mesh.ROLLOUT). Heads are therefore fused
+kv head by kv head and gate|up channel by channel: the mesh axis `tensor` cuts between them, never through one. Where
+there are fewer kv heads than parts, each is held several times, every copy with its share of the query heads.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import Mesh
+
+from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.model.layer import Layer, Matrix, multiply
+
+INT8_MAX = 127.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PublicationSpec:
+    """Everything static about a publication; hashable.
+
+    Attributes:
+      model: architecture.
+      dtype: of the computation, and of the weights unless they are quantised.
+      weights: `` = dtype, or `int8`.
+      unroll: layers as a list, which decoding unrolls; False = stacked, which decoding scans: slower, but compile time
+        does not grow with depth.
+      kv_copies: C, of every kv head, each with H / (G C) of its query heads; `publisher` fits it to a mesh.
+    """
+
+    model: ModelConfig
+    dtype: str = "float32"
+    weights: str = ""
+    unroll: bool = True
+    kv_copies: int = 1
+
+
+# Logical axes of every array, for mesh.ROLLOUT. Those of a Matrix are its weight's; its scale has the first of them.
+_AXES = {
+    "embed": ("vocab", "embed"),
+    "head": ("vocab", "embed"),
+    "attn_norm_D": ("norm",),
+    "qkv": ("kv_heads", None, "head", "embed"),
+    "qkv_bias": ("kv_heads", None, "head"),
+    "qk_norm": (None, "norm"),
+    "o": ("embed", "kv_heads", None, "head"),
+    "mlp_norm_D": ("norm",),
+    "gate_up": (None, "mlp", "embed"),
+    "down": ("embed", "mlp"),
+    "final_norm_D": ("norm",),
+}
+
+
+@struct.dataclass
+class Published:
+    """A policy ready to decode.
+
+    Attributes:
+      embed: [V] of [D], a row a token. head: likewise, None where it is the embedding.
+      layers: a list of L layers, or one stacked Layer.
+      final_norm_D: weight of the last RMSNorm.
+      dtype: name of the dtype of activations.
+      kv_copies: of PublicationSpec.
+    """
+
+    embed: Matrix
+    head: Matrix | None
+    layers: list[Layer] | Layer
+    final_norm_D: jax.Array
+    dtype: str = struct.field(pytree_node=False)
+    kv_copies: int = struct.field(pytree_node=False)
+
+    @property
+    def unrolled(self) -> bool:
+        """Layers are a list."""
+        return isinstance(self.layers, list)
+
+    def stacked(self) -> Layer:
+        """Layers with a leading axis of all L: what a full forward scans. A copy where they are a list."""
+        return jax.tree.map(lambda *x: jnp.stack(x), *self.layers) if self.unrolled else self.layers
+
+
+@functools.partial(jax.jit, static_argnames="spec")
+def publish(params: dict, *, spec: PublicationSpec) -> Published:
+    """The publication of a policy.
+
+    Args:
+      params: weights of a Decoder (`decoder.params_of`); not donated, training goes on with them.
+      spec: static.
+    """
+    matrix = functools.partial(_matrix, spec=spec)
+    stacked = params["layers"]
+    if spec.unroll:
+        of_layer = lambda i: jax.tree.map(lambda w: w[i], stacked)  # noqa: E731
+        layers = [_layer(of_layer(i), spec, matrix) for i in range(spec.model.n_layers)]
+    else:
+        layers = jax.vmap(lambda weights: _layer(weights, spec, matrix))(stacked)
+    return Published(
+        embed=matrix(params["embed"]), head=None if spec.model.tied_embeddings else matrix(params["head"]),
+        layers=layers, final_norm_D=params["final_norm"], dtype=spec.dtype, kv_copies=spec.kv_copies,
+    )  # fmt: skip
+
+
+def publisher(spec: PublicationSpec, params: dict, mesh: Mesh | None = None) -> Callable[[dict], Published]:
+    """`publish` with its static argument bound, jitted: params -> Published.
+
+    Args:
+      spec: static; its kv_copies are chosen here.
+      params: weights, or their shapes.
+      mesh: where the publication is to lie (mesh.ROLLOUT); None = where the compiler likes.
+    """
+    copies = kv_copies(spec.model, meshes.shards(mesh, "kv_heads"))
+    program = functools.partial(publish, spec=dataclasses.replace(spec, kv_copies=copies))
+    if mesh is None:
+        return jax.jit(program)
+    return jax.jit(program, out_shardings=_shardings(jax.eval_shape(program, params), mesh))
+
+
+def kv_copies(model: ModelConfig, parts: int) -> int:
+    """C: the fewest copies of every kv head that `parts` divides; 1 if the query heads cannot be shared out so."""
+    copies = parts // math.gcd(parts, model.n_kv_heads)
+    return copies if model.n_heads // model.n_kv_heads % copies == 0 else 1
+
+
+def kv_heads_held(model: ModelConfig, parts: int) -> int:
+    """Kv heads, copies included, whose keys and values each of `parts` devices holds in a rollout."""
+    heads = model.n_kv_heads * kv_copies(model, parts)
+    return heads if heads % parts else heads // parts
+
+
+def _shardings(published: Published, mesh: Mesh) -> Published:
+    """A NamedSharding for every array of a publication (or of its shapes)."""
+
+    def place(path, leaf):
+        names = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
+        axes = next(_AXES[name] for name in names if name in _AXES)
+        stacked = ("layers",) if "layers" in names and not published.unrolled else ()
+        return meshes.sharding(mesh, (*stacked, *axes)[: leaf.ndim], meshes.ROLLOUT, shape=leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(place, published)
+
+
+def _layer(w: dict, spec: PublicationSpec, matrix) -> Layer:
+    c, groups = spec.model, spec.model.n_kv_heads * spec.kv_copies
+
+    def fuse(q_H, k_G, v_G):
+        """[H, ...] and twice the model's [G, ...] -> [G, R+2, ...], copies included."""
+        q_GR = q_H.reshape(groups, -1, *q_H.shape[1:])
+        k_G, v_G = (jnp.repeat(x, spec.kv_copies, axis=0) for x in (k_G, v_G))
+        return jnp.concatenate([q_GR, k_G[:, None], v_G[:, None]], axis=1)
+
+    qkv_bias = qk_norm = None
+    if c.qkv_bias:
+        qkv_bias = fuse(w["q_bias"], w["k_bias"], w["v_bias"]).astype(spec.dtype)
+    if c.qk_norm:
+        qk_norm = jnp.stack([w["q_norm"]] * (c.n_heads // groups) + [w["k_norm"]])
+    o = w["o"].reshape(c.d_model, groups, -1, c.head_dim)
+    return Layer(
+        attn_norm_D=w["attn_norm"], qkv=matrix(fuse(w["q"], w["k"], w["v"])), qkv_bias=qkv_bias, qk_norm=qk_norm,
+        o=matrix(o, inputs=3), mlp_norm_D=w["mlp_norm"], gate_up=matrix(jnp.stack([w["gate"], w["up"]])),
+        down=matrix(w["down"]),
+    )  # fmt: skip
+
+
+def _matrix(weight: jax.Array, inputs: int = 1, *, spec: PublicationSpec) -> Matrix:
+    return quantise(weight, inputs) if spec.weights == "int8" else Matrix(weight=weight.astype(spec.dtype))
+
+
+def quantise(weight: jax.Array, inputs: int = 1) -> Matrix:
+    """Symmetric int8, rounded to nearest, with one float32 scale an output channel: all but the last `inputs` axes."""
+    weight = weight.astype(jnp.float32)
+    summed = tuple(range(-inputs, 0))
+    largest = jnp.abs(weight).max(summed, keepdims=True)
+    quantised = jnp.round(weight * (INT8_MAX / jnp.where(largest > 0, largest, 1.0)))
+    return Matrix(weight=quantised.astype(jnp.int8), scale=largest.squeeze(summed) / INT8_MAX)
+
+
+def look_up(published: Published, tokens_N: jax.Array) -> jax.Array:
+    """Embeddings [N, D] of token ids."""
+    table = published.embed
+    x_ND = table.weight[tokens_N].astype(published.dtype)
+    return x_ND if table.scale is None else (x_ND * table.scale[tokens_N][:, None]).astype(published.dtype)
+
+
+def logits(published: Published, hidden_ND: jax.Array) -> jax.Array:
+    """float32 logits [N, V] of final hidden states."""
+    return multiply(hidden_ND, published.embed if published.head is None else published.head)

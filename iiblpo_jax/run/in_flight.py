@@ -1,0 +1,119 @@
+"""What is under way on the device: a rollout, and then the update made of it.
+
+Both are handles: everything in them has been dispatched and nothing has been waited for, until someone asks.
+"""
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+
+from iiblpo_jax.data.pipeline import PromptBatch
+from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.rollout.engine import RolloutStats
+from iiblpo_jax.rollout.forest import Forest
+from iiblpo_jax.step.score import Information, Scored
+from iiblpo_jax.update.rows import UpdateRows
+
+
+@dataclasses.dataclass(kw_only=True)
+class PendingRollout:
+    """A rollout that has been dispatched, and the reference forwards behind it.
+
+    Attributes:
+      step, batch: what it is for.
+      forest, stats, information: of `rollout` and `inform`.
+      select_key, update_key: of the rest of the step.
+      position: of the data iterator after `batch`.
+      began: time.monotonic() at which the device was free for it.
+    """
+
+    step: int
+    batch: PromptBatch
+    forest: Forest
+    stats: RolloutStats
+    information: Information | None
+    select_key: jax.Array
+    update_key: jax.Array
+    position: bytes
+    began: float
+    _seconds: float | None = None
+
+    def wait(self) -> float:
+        """Blocks until the tokens are there; seconds from `began` to the first call that returned."""
+        jax.block_until_ready(self.forest)
+        if self._seconds is None:
+            self._seconds = time.monotonic() - self.began
+        return self._seconds
+
+
+@dataclasses.dataclass(kw_only=True)
+class PendingUpdate:
+    """A step whose update has been dispatched: what its metrics and its log will be made of.
+
+    It holds no Forest: what the log needs of one are a few numbers a trajectory.
+
+    Attributes:
+      step: its number.
+      rows, key: what the update took, should it turn out to be bad.
+      counted: metrics that the host knows.
+      scored, updated: metrics on the device; `updated` those of the update.
+      log: columns of the rollout log as far as the host has them, {} where no log is due.
+      per_row: the other columns, [R] on the device.
+      rollout_s, reward_s: seconds of the phases that are over.
+      dispatched: time.monotonic() when the device got all of it.
+    """
+
+    step: int
+    rows: UpdateRows
+    key: jax.Array
+    counted: dict
+    scored: dict
+    updated: dict
+    log: dict
+    per_row: dict
+    rollout_s: float
+    reward_s: float
+    dispatched: float
+
+    def metrics(self) -> dict[str, float]:
+        """Waits for the update; every metric of the step but the counters of the run."""
+        jax.block_until_ready(self.scored)
+        scored_at = time.monotonic()
+        jax.block_until_ready(self.updated)
+        seconds = {
+            "rollout": self.rollout_s,
+            "reward": self.reward_s,
+            "score": scored_at - self.dispatched,
+            "update": time.monotonic() - scored_at,
+        }
+        found = self.counted | _numbers(self.scored | self.updated)
+        trained = found.pop("tokens_trained")
+        return found | {
+            "rollout/tokens_per_s": found["rollout/tokens"] / seconds["rollout"],
+            "update/tokens_per_s": trained / max(seconds["score"] + seconds["update"], 1e-9),
+            **{f"time/{name}_s": value for name, value in seconds.items()},
+        }
+
+    def columns(self) -> dict | None:
+        """Columns of the rollout log (metrics.ROLLOUT_KEYS but `step`); None where no log is due."""
+        return self.log | meshes.to_host(self.per_row) if self.log else None
+
+
+def scored_metrics(scored: Scored, stats: RolloutStats) -> dict:
+    """Metrics that are known, on the device, when the step has been scored."""
+    found = {"rollout/tokens": stats.tokens, "rollout/slot_utilisation": stats.slot_utilisation}
+    return scored.metrics | found | {"tokens_trained": _sum(scored.rows.mask_NT)}
+
+
+def updated_metrics(updated: dict, params: dict) -> dict:
+    """Metrics that are known, on the device, after the update: its own, and the gain of PSA, which RL may train."""
+    return updated | ({"latent/gain_norm": _norm(params["psa"]["gain"])} if "psa" in params else {})
+
+
+_sum, _norm = jax.jit(jnp.sum), jax.jit(jnp.linalg.norm)
+
+
+def _numbers(metrics: dict) -> dict[str, float]:
+    return {name: value.item() for name, value in jax.device_get(metrics).items()}

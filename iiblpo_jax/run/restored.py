@@ -1,0 +1,55 @@
+"""The policy a workdir stands for: one of its checkpoints, or the model it would start from."""
+
+import dataclasses
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.model.decoder import params_of
+from iiblpo_jax.model.files.loading import load_model
+from iiblpo_jax.model.tokens.tokenizer import Tokenizer
+from iiblpo_jax.run.checkpoints import Checkpoints
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Weights ready to use. `source` says in words where they come from; step 0 = never trained."""
+
+    params: dict
+    model_config: ModelConfig
+    tokenizer: Tokenizer
+    step: int
+    source: str
+
+
+def load_policy(config, workdir: Path, which: str = "latest", *, mesh: Mesh | None = None) -> Policy:
+    """The policy of a checkpoint.
+
+    Args:
+      config, workdir: of the run.
+      which: `latest`, the newest readable one, or `model.path` where the workdir has none; `best`; or a step.
+      mesh: devices over which the weights are spread (mesh.TRAIN); None = one.
+
+    Raises:
+      InputError: no such checkpoint, the model cannot be loaded, or the checkpoint belongs to another model.
+    """
+    model, tokenizer = load_model(config.model.path)
+    params, step, source = params_of(model), 0, f"model {config.model.path}"
+    if mesh is not None:
+        params = meshes.shard_params(params, meshes.param_shardings(model, mesh, meshes.TRAIN))
+    found = None
+    if (workdir / "checkpoints").is_dir():
+        checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, every=0)
+        try:
+            found = checkpoints.restore_policy(params, which)
+        finally:
+            checkpoints.close()
+    if found is not None:
+        step, params = found
+        source = f"checkpoint of {workdir}"
+    elif which != "latest":
+        raise InputError(f"{workdir} has no checkpoint, so --checkpoint={which} names none; train first")
+    return Policy(params=params, model_config=model.config, tokenizer=tokenizer, step=step, source=source)

@@ -1,0 +1,104 @@
+"""The rollout log: every trajectory of a step as a line of JSON."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from iiblpo_jax.common import masked
+from iiblpo_jax.common.errors import warn
+from iiblpo_jax.common.jsonl import plain, write_atomic
+from iiblpo_jax.data.pipeline import PromptBatch
+from iiblpo_jax.rewards.scorer import CORRECT
+from iiblpo_jax.rollout.forest import FINISH_NAMES, Forest, response_tokens
+from iiblpo_jax.step.score import Scored
+
+ROLLOUT_KEYS = (
+    "step",
+    "prompt_id",
+    "trajectory",
+    "parent",
+    "branch_at",
+    "text",
+    "tokens",
+    "reward",
+    "correct",
+    "entropy_mean",
+    "ib_answer",
+    "ib_prompt",
+    "ib_score",
+    "kept",
+    "advantage",
+    "finish",
+)
+
+
+def write_rollouts(workdir: Path, step: int, columns: Mapping[str, Sequence]) -> Path:
+    """Writes the trajectories of a step, one a line, to `WORKDIR/rollouts/step_NNNNNN.jsonl`; a full disk is a warning.
+
+    Args:
+        workdir: of the run.
+        step: goes into every line.
+        columns: ROLLOUT_KEYS but `step` -> R values, as lists or arrays. `tokens` holds whole responses as lists;
+            `parent` is negative for roots, whose `branch_at` is then written as null too; `finish` is the code of
+            the Forest; None or NaN (no such score) becomes null.
+
+    Raises:
+        ValueError: keys are missing or unknown, or columns differ in length.
+    """
+    if unexpected := set(columns) ^ set(ROLLOUT_KEYS[1:]):
+        raise ValueError(f"rollout keys missing or unknown: {sorted(unexpected)}")
+    path = workdir / "rollouts" / f"step_{step:06d}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    values = zip(*(plain(columns[key]) for key in ROLLOUT_KEYS[1:]), strict=True)
+    rows = (dict(zip(ROLLOUT_KEYS, (int(step), *row), strict=True)) for row in values)
+    text = "".join(json.dumps(_named(row), ensure_ascii=False) + "\n" for row in rows)
+    try:
+        write_atomic(path, text)
+    except OSError as error:
+        warn(f"{path} is left out ({error.strerror})")
+        path.with_name(path.name + ".tmp").unlink(missing_ok=True)
+    return path
+
+
+def _named(row: dict) -> dict:
+    root = row["parent"] is None or row["parent"] < 0
+    lineage = {"parent": None, "branch_at": None} if root else {}
+    return {**row, **lineage, "finish": FINISH_NAMES[row["finish"]]}
+
+
+def log_columns(
+    batch: PromptBatch, forest: Forest, texts: list[str], rewards: np.ndarray, information, scored: Scored,
+    estimator: str,
+) -> tuple[dict, dict]:  # fmt: skip
+    """(columns that the host has, columns still on the device) of the rollout log."""
+    count, group = len(texts), forest.group_size
+    nothing = [None] * count
+    host = {
+        "prompt_id": [problem.id for problem in batch.problems for _ in range(group)],
+        "trajectory": list(range(count)),
+        "text": texts,
+        "tokens": response_tokens(forest, stop=True),
+        "reward": rewards,
+        "correct": rewards >= CORRECT,
+    }
+    device = {
+        "parent": forest.parent_R,
+        "branch_at": forest.branch_at_R,
+        "entropy_mean": _own_entropy(forest),
+        "kept": scored.kept_R,
+        "advantage": scored.advantage_R,
+        "finish": forest.finish_R,
+    }
+    of_reference = {"ib_answer": information.answer_R, "ib_prompt": information.prompt_R} if information else {}
+    optional = {"ib_score": scored.score_R} if estimator != "none" else {}
+    optional |= of_reference if estimator == "likelihood" else {}
+    host |= dict.fromkeys({"ib_answer", "ib_prompt", "ib_score"} - set(optional), nothing)
+    return host, device | optional
+
+
+@jax.jit
+def _own_entropy(forest: Forest):
+    return masked.mean(forest.entropy_RT, forest.own_RT, axis=1)

@@ -1,0 +1,164 @@
+"""From a config to the static descriptions of the compiled programs, and the checks that need a model to be known."""
+
+import math
+from collections.abc import Sequence
+
+from jax.sharding import Mesh
+
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.config import derived
+from iiblpo_jax.data.task import Task
+from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.model.packed.attention import implementation
+from iiblpo_jax.model.tokens.tokenizer import Tokenizer
+from iiblpo_jax.objectives import Objective, make_objective, with_auxiliary, with_tree_credit
+from iiblpo_jax.rollout.branching import Branching
+from iiblpo_jax.rollout.publication import PublicationSpec
+from iiblpo_jax.rollout.sampling import Sampling
+from iiblpo_jax.rollout.spec import RolloutSpec
+from iiblpo_jax.step.score import ScoreSpec
+from iiblpo_jax.update.settings import UpdateSettings
+
+PACK_TOKENS = 2**13  # nodes of a bin where update.microbatch leaves it open
+MAX_ANSWER = 64  # tokens of a gold answer that the score reads; longer ones are cut
+
+
+def branching(config) -> Branching:
+    """The branch section."""
+    b = config.branch
+    return Branching(
+        k=b.k, fraction=b.fraction, min_suffix=b.min_suffix, points=b.points, parent=b.parent,
+        min_entropy=b.min_entropy, solved=b.solved,
+    )  # fmt: skip
+
+
+def uses_latents(config) -> bool:
+    """Whether branches are steered by a latent at all."""
+    return config.branch.k > 0 and config.latent.z > 0 and config.psa.strength > 0
+
+
+def publication_spec(config, model: ModelConfig) -> PublicationSpec:
+    """How the policy is published for decoding."""
+    r = config.rollout
+    return PublicationSpec(model=model, dtype=r.dtype, weights=r.weights, unroll=r.unroll)
+
+
+def rollout_spec(config, model: ModelConfig, stop_ids: Sequence[int], *, mesh: Mesh | None = None) -> RolloutSpec:
+    """The training rollout."""
+    r = config.rollout
+    return RolloutSpec(
+        model=model, roots=r.roots, branching=branching(config), slots=r.slots, refill_at=r.refill_at,
+        max_tokens=r.max_tokens, min_tokens=r.min_tokens, stop_ids=tuple(stop_ids), kv_dtype=r.kv_dtype,
+        sampling=Sampling(temperature=r.temperature, top_k=r.top_k, top_p=r.top_p, min_p=r.min_p),
+        half_life=config.psa.half_life, strength=config.psa.strength,
+        stratified=config.latent.siblings == "stratified", prior_power=config.latent.prior_power, mesh=mesh,
+    )  # fmt: skip
+
+
+def objective(config) -> Objective:
+    """The method with the config's overrides and auxiliary terms."""
+    o = config.objective
+    overrides = {"clip_low": o.clip_low, "clip_high": o.clip_high, "aggregate": o.aggregate, **o.options}
+    method = make_objective(o.name, max_tokens=config.rollout.max_tokens, overrides=overrides)
+    if config.branch.credit != "trajectory" and config.branch.k > 0:
+        method = with_tree_credit(
+            method, tree_size=1 + config.branch.k, chain=config.branch.parent == "previous",
+            local=config.branch.local_credit, siblings=config.branch.credit == "siblings",
+        )  # fmt: skip
+    return with_auxiliary(method, entropy_coef=config.ib.entropy_coef, kl_coef=config.update.kl_coef)
+
+
+def score_spec(
+    config, model: ModelConfig, tokenizer: Tokenizer, method: Objective, *, mesh: Mesh | None = None
+) -> ScoreSpec:
+    """Scoring, filter and advantages."""
+    ib = config.ib
+    return ScoreSpec(
+        model=model, objective=method, estimator=ib.estimator, compression=ib.compression, beta=ib.beta,
+        length_cost=ib.length_cost, rule=ib.filter, keep=derived.kept_per_prompt(config),
+        distinct=ib.distinct, keep_contrast=ib.keep_contrast and ib.filter in ("score", "random"),
+        surprise=ib.surprise, reward_coef=ib.reward_coef,
+        temperature=config.rollout.temperature, start_id=tokenizer.start_id, reference=config.update.kl_coef > 0,
+        pack_tokens=pack_tokens(config, shards=meshes.shards(mesh)), mesh=mesh, attention=config.attention.impl,
+        levels=branching(config).levels, latents=uses_latents(config), half_life=config.psa.half_life,
+        strength=config.psa.strength,
+    )  # fmt: skip
+
+
+def update_settings(config, method: Objective, *, mesh: Mesh | None = None) -> UpdateSettings:
+    """How an update goes through its rows.
+
+    Raises:
+      InputError: the rows do not split into equal minibatches, shards and microbatches.
+    """
+    kept = derived.kept_per_prompt(config)
+    settings = UpdateSettings(
+        temperature=config.rollout.temperature,
+        minibatches=config.update.minibatches,
+        epochs=config.update.epochs,
+        pack_tokens=pack_tokens(config, shards=meshes.shards(mesh)) if config.update.packed else 0,
+        attention=config.attention.impl,
+        microbatch=config.update.microbatch,
+        remat=config.update.remat,
+        mesh=mesh,
+        condition=config.latent.condition,
+        importance_cap=config.update.importance_cap,
+        exact_rollout=derived.rollout_is_exact(config),
+        prefix_loss=config.branch.prefix_loss,
+        group_size=kept,
+        dtype=config.model.dtype,
+    )
+    settings.check_rows(config.train.prompts_per_step * kept, whole_groups=method.needs_groups)
+    return settings
+
+
+def pack_tokens(config, *, shards: int = 1) -> int:
+    """Nodes of a bin on each of `shards` devices: together those of update.microbatch rows, or PACK_TOKENS each."""
+    rows = config.rollout.max_prompt + config.rollout.max_tokens
+    return -(-config.update.microbatch * rows // shards) or PACK_TOKENS
+
+
+def check_positions(config, model: ModelConfig, tasks: Sequence[Task], tokenizer: Tokenizer) -> None:
+    """Raises InputError where the longest row would exceed the positions the model was made for.
+
+    `tasks` are those whose responses are scored (the likelihood estimator appends cue and answer); none in evaluation.
+    """
+    s, t = config.rollout.max_prompt, config.rollout.max_tokens
+    extra = 0
+    if tasks and config.ib.estimator == "likelihood":
+        extra = answer_width(tasks, tokenizer) + max(len(tokenizer.encode(task.cue)) for task in tasks)
+    if s + t + extra > model.max_positions:
+        raise InputError(
+            f"rollout.max_prompt = {s} and rollout.max_tokens = {t} ({extra} more for scoring) need {s + t + extra} "
+            f"positions and the model has {model.max_positions}; lower one by {s + t + extra - model.max_positions}"
+        )
+
+
+def check_mesh(config, mesh: Mesh) -> None:
+    """Raises InputError where the slots of a rollout do not divide among the devices that prompts are split over."""
+    parts = math.prod(mesh.shape[axis] for axis in meshes.rollout_axes(mesh, config.train.prompts_per_step))
+    if config.rollout.slots % parts:
+        nearest = max(1, round(config.rollout.slots / parts)) * parts
+        raise InputError(
+            f"rollout.slots = {config.rollout.slots} cannot be split over {parts} parts of the mesh; use a multiple of "
+            f"{parts}, such as {nearest}"
+        )
+
+
+def check_attention(config, model: ModelConfig, mesh: Mesh) -> None:
+    """Raises InputError where attention.impl does not run on these devices, this mesh or this model."""
+    sequence = meshes.shards(mesh, "sequence")
+    if config.attention.impl == "pallas" and sequence > 1:
+        raise InputError(
+            f"attention.impl = pallas takes all queries of a bin and mesh.sequence = {sequence} splits them; use "
+            "attention.impl=blocks or mesh.sequence=1"
+        )
+    with meshes.using(mesh):
+        implementation(config.attention.impl, model.head_dim)
+
+
+def answer_width(tasks: Sequence[Task], tokenizer: Tokenizer) -> int:
+    """A: tokens of the longest gold answer, at most MAX_ANSWER."""
+    longest = max((len(tokenizer.encode(task.answer_text(p))) for task in tasks for p in task.train), default=1)
+    return max(1, min(longest, MAX_ANSWER))

@@ -1,0 +1,128 @@
+"""How the rows of a minibatch are taken a piece at a time: padded rows, or bins of packed nodes (packing.py).
+
+A piece is what one forward and backward pass holds. Both kinds give the same numbers; objectives see [rows, T] arrays
+either way.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from iiblpo_jax.model.decoder import Decoder
+from iiblpo_jax.model.logprobs import response_logprobs
+from iiblpo_jax.model.packed.bins import PackedRows
+from iiblpo_jax.model.packed.forward import packed_logprobs
+from iiblpo_jax.model.steering.psa import PSA, node_latent
+from iiblpo_jax.update.rows import UpdateRows
+from iiblpo_jax.update.settings import UpdateSettings
+
+
+def make_pieces(rows: UpdateRows, settings: UpdateSettings) -> "PaddedPieces | PackedPieces":
+    """The pieces of a minibatch (or of any number of whole minibatches)."""
+    return PackedPieces(rows, settings) if settings.pack_tokens else PaddedPieces(rows, settings)
+
+
+class PaddedPieces:
+    """settings.microbatch rows a piece, each with its own copy of whatever it shares with others.
+
+    Attributes:
+      count: pieces.
+      one: there is one piece, known when the program is traced.
+      latent: rows carry latents.
+      positions: input positions that a forward of all pieces computes, padding included.
+    """
+
+    def __init__(self, rows: UpdateRows, settings: UpdateSettings):
+        n = rows.prompt_len_N.shape[0]
+        self._rows, self._settings, self._size = rows, settings, settings.microbatch or n
+        self.count = n // self._size
+        self.one, self.latent = self.count == 1, rows.latent is not None
+        self.positions = rows.tokens_NC.size
+
+    def cut(self, tree, i):
+        """Piece i of arrays with the N rows leading."""
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * self._size, self._size), tree)
+
+    def rows(self, i) -> UpdateRows:
+        """The rows of piece i."""
+        return self.cut(self._rows, i)
+
+    def counted(self, tree, i):
+        """Arrays of `cut`, zeroed where a row is only there to fill the piece: here none is."""
+        del i
+        return tree
+
+    def log_probs(self, model: Decoder, i, *, psa: PSA | None = None):
+        """(logp, entropy) of the response tokens of piece i, [rows, T]; with `psa`, z is injected."""
+        rows, settings = self.rows(i), self._settings
+        return response_logprobs(
+            model, rows.tokens_NC, rows.prompt_len_N, rows.mask_NT.shape[1], temperature=settings.temperature,
+            latent=None if psa is None else rows.latent, psa=psa, remat=settings.remat,
+        )  # fmt: skip
+
+    def collect_log_probs(self, model: Decoder, *, psa: PSA | None = None):
+        """`log_probs` of all N rows."""
+        outputs = jax.lax.map(lambda i: self.log_probs(model, i, psa=psa), jnp.arange(self.count))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
+
+
+class PackedPieces:
+    """One bin a piece and data shard; every node once. Rows past the last of a bin are there with a mask of zeros.
+
+    Attributes:
+      count: bins of the fullest shard, data-dependent.
+      one: False: the number of bins is not known when the program is traced.
+      latent: rows carry latents.
+      positions: nodes that a forward of all bins computes, unused ones included.
+    """
+
+    one = False
+
+    def __init__(self, rows: UpdateRows, settings: UpdateSettings):
+        self._rows, self._settings = rows, settings
+        self.latent = rows.latent is not None
+        private_N = None
+        if settings.condition == "conditioned" and self.latent:
+            on_NC = (rows.latent.segment_BT >= 0) & (rows.latent.gamma_BT > 0)
+            private_N = jnp.where(on_NC.any(-1), on_NC.argmax(-1), on_NC.shape[1])
+        # Rows of which no token counts (fillers of a group that kept too few) need no forward.
+        length_N = jnp.where(rows.mask_NT.any(-1), rows.prompt_len_N + rows.length_N, 0)
+        self._packed = PackedRows(
+            rows.tokens_NC, length_N, tokens=settings.pack_tokens, group=settings.group_size, shards=settings.shards,
+            private_N=private_N,
+        )  # fmt: skip
+        self.count = self._packed.count
+        self.positions = self.count * settings.shards * self._packed.spec.tokens
+
+    def cut(self, tree, i):
+        """The rows of bin i of every shard, out of arrays with the N rows leading."""
+        return self._packed.cut(tree, self._packed.bins(i))
+
+    def rows(self, i) -> UpdateRows:
+        """The rows of bin i of every shard; no token of a place without a row counts."""
+        rows = self.cut(self._rows, i)
+        mask_NT, own_mask_NT = self.counted((rows.mask_NT, rows.own_mask_NT), i)
+        return rows.replace(mask_NT=mask_NT, own_mask_NT=own_mask_NT)
+
+    def counted(self, tree, i):
+        """Arrays [rows, T] of `cut`, zeroed where a place holds no row."""
+        valid = self._packed.bins(i).valid_J.ravel()
+        return jax.tree.map(lambda x: jnp.where(valid[:, None], x, 0.0), tree)
+
+    def log_probs(self, model: Decoder, i, *, psa: PSA | None = None):
+        """(logp, entropy) of the response tokens of `rows(i)`, [rows, T]; with `psa`, z is injected."""
+        outputs = self._log_probs(model, self._packed.bins(i), psa)
+        return tuple(x.reshape(-1, x.shape[-1]) for x in outputs)
+
+    def _log_probs(self, model, bins, psa):
+        rows, settings = self._rows, self._settings
+        by_shard = self._packed.by_shard
+        latent = None if psa is None else node_latent(jax.tree.map(by_shard, rows.latent), bins)
+        return packed_logprobs(
+            model, self._packed.tokens_WNC, by_shard(rows.prompt_len_N), bins, rows.mask_NT.shape[1],
+            block=self._packed.spec.block, attention=settings.attention, temperature=settings.temperature,
+            latent=latent, psa=psa, remat=settings.remat,
+        )  # fmt: skip
+
+    def collect_log_probs(self, model: Decoder, *, psa: PSA | None = None):
+        """`log_probs` of all N rows."""
+        return self._packed.collect(lambda bins: self._log_probs(model, bins, psa))

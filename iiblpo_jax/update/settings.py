@@ -1,0 +1,73 @@
+"""Static settings of the update."""
+
+import dataclasses
+
+from jax.sharding import Mesh
+
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.devices import mesh as meshes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UpdateSettings:
+    """Static settings of the update.
+
+    Attributes:
+      temperature: the rollout's; log-probs and entropies are those of softmax(logits / temperature).
+      minibatches: optimizer steps an epoch.
+      epochs: passes over the rollout.
+      pack_tokens: nodes of a bin (packing.py), on each shard the unit of a forward and backward pass; 0 = padded rows.
+      attention: attention.impl, how packed rows attend.
+      microbatch: padded rows in one forward and backward pass; 0 = the whole minibatch.
+      remat: recompute activations in the backward pass instead of keeping them.
+      mesh: devices among which rows are split (each packs its own bins), and the nodes of a bin; None = one.
+      condition: `marginal` scores branch tokens without z and weighs them; `conditioned` injects z again.
+      importance_cap: bound of the importance weights; 0 = none.
+      exact_rollout: tokens were drawn from this policy but for rounding; otherwise every token is weighed.
+      prefix_loss: the prefix a branch inherits counts in its loss.
+      group_size: rows of one prompt; packing, and objectives that need it, keep them together.
+      dtype: of the forward's weights and activations; master weights and gradients stay float32.
+    """
+
+    temperature: float = 1.0
+    minibatches: int = 1
+    epochs: int = 1
+    pack_tokens: int = 0
+    attention: str = "blocks"
+    microbatch: int = 0
+    remat: bool = True
+    mesh: Mesh | None = None
+    condition: str = "marginal"
+    importance_cap: float = 2.0
+    exact_rollout: bool = True
+    prefix_loss: bool = True
+    group_size: int = 1
+    dtype: str = "float32"
+
+    @property
+    def shards(self) -> int:
+        """Devices among which rows are split."""
+        return meshes.shards(self.mesh)
+
+    def unit(self, *, whole_groups: bool) -> int:
+        """Rows that a minibatch never separates: those of a prompt where they are packed or the method needs them."""
+        return self.group_size if whole_groups or self.pack_tokens else 1
+
+    def check_rows(self, n: int, *, whole_groups: bool):
+        """Raises InputError where n trajectories do not split into equal minibatches, shards and microbatches."""
+        unit = self.unit(whole_groups=whole_groups)
+        what = "trajectories" if unit == 1 else "prompts"
+        if n % (unit * self.minibatches):
+            raise InputError(
+                f"update.minibatches={self.minibatches} does not divide {n // unit} {what}; choose a divisor"
+            )
+        rows = n // self.minibatches
+        if self.pack_tokens and rows // unit % self.shards:
+            raise InputError(
+                f"the {rows // unit} prompts of a minibatch do not split over mesh.data * mesh.fsdp = {self.shards} "
+                "devices; change train.prompts_per_step or update.minibatches"
+            )
+        if not self.pack_tokens and self.microbatch and rows % self.microbatch:
+            raise InputError(
+                f"update.microbatch={self.microbatch} does not divide the {rows} rows of a minibatch; choose a divisor"
+            )

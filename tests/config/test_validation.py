@@ -1,0 +1,208 @@
+"""What a config refuses, what it derives, and that a stored one comes back."""
+
+import json
+import math
+
+import pytest
+
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.config import derived, files, validation
+from iiblpo_jax.defaults import default_config
+
+
+def changed(**values):
+    """The default config with `section__key=value` changes."""
+    config = default_config()
+    for name, value in values.items():
+        section, key = name.split("__")
+        config[section][key] = value
+    return config
+
+
+def test_the_default_is_valid_and_locked():
+    config = default_config()
+    validation.validate(config)
+    with pytest.raises(AttributeError):
+        config.train.stepz = 3
+
+
+def test_names_that_scripts_rely_on_exist():
+    names = """model.path task.name data.seed train.steps train.seed train.prompts_per_step rollout.roots rollout.slots
+    rollout.refill_at rollout.temperature rollout.max_tokens branch.k branch.fraction branch.points branch.parent
+    branch.prefix_loss latent.z latent.condition psa.layers psa.half_life ib.estimator ib.beta ib.filter ib.keep
+    ib.keep_contrast ib.reward_coef ib.entropy_coef objective.name optim.lr optim.psa_lr update.minibatches
+    update.epochs update.microbatch mesh.data mesh.fsdp mesh.sequence mesh.tensor checkpoint.every checkpoint.keep
+    eval.every eval.samples log.every""".split()
+    assert set(names) <= set(files.flatten(default_config()))
+
+
+def test_every_knob_that_is_checked_exists():
+    groups = (validation.AT_LEAST_ONE, validation.NOT_NEGATIVE, validation.POSITIVE, validation.SHARE)
+    checked = {*validation.CHOICES, *validation.BELOW_ONE}.union(*groups)
+    assert checked <= set(files.flatten(default_config()))
+
+
+def test_the_section_update_reads_as_an_attribute():
+    config = changed(update__minibatches=2)
+    assert config.update.minibatches == config["update"]["minibatches"] == 2
+    config.update.epochs = 3
+    assert files.resolve(config)["update"]["epochs"] == 3
+    config.task.update({"name": "gsm8k"})  # other sections keep the method
+    assert config.task.name == "gsm8k"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"branch__points": "shred"}, r"branch\.points = 'shred' \(did you mean shared\?\); use one of shared, "),
+        ({"latent__kind": "code"}, r"latent\.kind = 'code' \(did you mean codes\?\); use one of gaussian, codes"),
+        ({"latent__kind": "codes", "latent__z": 8}, r"latent\.kind = codes needs latent\.window"),
+        ({"latent__prior_weight": 1.0}, r"latent\.prior_weight = 1\.0; use a number from 0 to below 1"),
+        ({"ib__filter": "best"}, r"ib\.filter = 'best'; use one of score, contrast, random, none"),
+        ({"ib__compression": "descriptive"}, r"ib\.compression = 'descriptive' \(did you mean description\?\)"),
+        ({"objective__aggregate": "mean"}, r"objective\.aggregate = 'mean'"),
+        ({"rollout__weights": "int4"}, r"rollout\.weights = 'int4' \(did you mean int8\?\); use one of '', int8$"),
+        ({"rollout__kv_dtype": "fp8"}, r"rollout\.kv_dtype = 'fp8'; use one of '', float32, bfloat16$"),
+        ({"rollout__temperature": 0.0}, r"rollout\.temperature = 0\.0; use a number above 0"),
+        ({"rollout__top_p": 1.5}, r"rollout\.top_p = 1\.5; use a number above 0 and at most 1"),
+        ({"rollout__min_p": 1.0}, r"rollout\.min_p"),
+        ({"train__steps": 0}, r"train\.steps = 0; use 1 or more"),
+        ({"optim__lr": -1e-3}, r"optim\.lr = -0\.001; use 0 or more"),
+        ({"rollout__refill_at": 65}, r"rollout\.refill_at = 65 exceeds rollout\.slots = 64.*; use at most 64"),
+        ({"rollout__min_tokens": 5000}, r"rollout\.min_tokens = 5000 exceeds rollout\.max_tokens = 4096"),
+        ({"ib__estimator": "likelihood", "ib__keep": 9}, r"ib\.keep.*9.* 8 trajectories"),
+        ({"ib__estimator": "none", "ib__filter": "score"}, r"ib\.estimator = none leaves no score"),
+        ({"ib__keep": 4}, r"ib\.estimator = none leaves no score .* contrast with ib\.keep"),
+        ({"ib__estimator": "none", "ib__reward_coef": 0.1}, r"ib\.estimator = none leaves no score"),
+        # 32 prompts x 8 kept = 256 trajectories
+        ({"update__minibatches": 3}, r"minibatches = 3 does not divide the 256 .*; use one of 1, 2, 4, .*, 128, 256$"),
+        ({"update__minibatches": 64}, r"minibatches = 64 does not divide train\.prompts_per_step = 32,.*packed=False$"),
+        (
+            {"update__packed": False, "update__microbatch": 5},
+            r"microbatch = 5 does not divide the 64 .* of 1, 2, 4, 8, 16, 32, 64, or 0",
+        ),
+        ({"eval__k": (1, 8)}, r"eval\.k contains 8; .* 1 to eval\.samples = 4"),
+        ({"eval__temperature": 0.0}, r"eval\.temperature = 0 makes all eval\.samples = 4 samples equal"),
+        ({"latent__prior_power": 0.0}, r"prior_power = 0 gives a Gaussian no width; .* or latent\.kind=codes"),
+        ({"branch__credit": "siblings", "branch__parent": "previous"}, r"siblings compares branches of one root"),
+        ({"psa__layers": "some"}, r"psa\.layers = 'some'; use all"),
+        ({"mesh__fsdp": 0}, r"mesh\.fsdp = 0; use 1 or more, or -1"),
+        ({"mesh__fsdp": -1}, r"mesh\.data and mesh\.fsdp are both -1"),
+        ({"task__mix": {"math": -1.0}}, r"task\.mix gives math the weight -1\.0"),
+        ({"task__name": ""}, r"task\.name is empty"),
+    ],
+)
+def test_impossible_configs_are_refused_with_the_key_and_the_mend(change, message):
+    with pytest.raises(InputError, match=message) as caught:
+        validation.validate(changed(**change))
+    assert "\n" not in str(caught.value)
+
+
+def test_groups_and_what_is_kept_of_them():
+    def numbers(**values):
+        config = changed(**values)
+        return derived.group_size(config), derived.kept_per_prompt(config)
+
+    assert numbers() == (8, 8)  # 4 roots, a branch each; whatever has contrast
+    assert numbers(ib__filter="none") == (8, 8)
+    assert numbers(ib__filter="score") == numbers(ib__filter="random") == (8, 4)  # half of them
+    assert numbers(ib__keep=5) == (8, 5)
+    assert numbers(rollout__roots=3, branch__k=0, ib__filter="score") == (3, 1)
+
+
+def test_injected_layers():
+    assert derived.injected_layers(default_config(), 28) == 28
+    assert derived.injected_layers(changed(psa__layers="4"), 28) == 4
+    with pytest.raises(InputError, match=r"psa\.layers = 4 but the model has 3 layers; use at most 3"):
+        derived.injected_layers(changed(psa__layers="4"), 3)
+
+
+@pytest.mark.parametrize(
+    ("axes", "devices", "shape"),
+    [
+        ((-1, 1, 1), 1, (1, 1, 1, 1)),
+        ((-1, 2, 2), 8, (2, 2, 1, 2)),
+        ((1, -1, 4), 8, (1, 2, 1, 4)),
+        ((2, 2, 2), 8, (2, 2, 1, 2)),
+    ],
+)
+def test_mesh_shapes_that_fit(axes, devices, shape):
+    config = changed(mesh__data=axes[0], mesh__fsdp=axes[1], mesh__tensor=axes[2])
+    assert derived.mesh_shape(config.mesh, devices=devices) == shape
+
+
+@pytest.mark.parametrize(
+    ("axes", "devices", "mend"),
+    [
+        ((1, 8, 1), 4, "mesh.data=1 mesh.fsdp=4 mesh.sequence=1 mesh.tensor=1"),
+        ((2, 2, 1), 8, "mesh.data=1 mesh.fsdp=8 mesh.sequence=1 mesh.tensor=1"),
+        ((-1, 3, 2), 8, "mesh.data=1 mesh.fsdp=4 mesh.sequence=1 mesh.tensor=2"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused_with_numbers_that_do(axes, devices, mend):
+    config = changed(mesh__data=axes[0], mesh__fsdp=axes[1], mesh__tensor=axes[2])
+    with pytest.raises(InputError, match=rf"{devices} exist; use {mend}"):
+        derived.mesh_shape(config.mesh, devices=devices)
+    numbers = [int(part.split("=")[1]) for part in mend.split()]
+    assert math.prod(numbers) == devices
+
+
+def test_a_stored_config_comes_back(tmp_path):
+    config = changed(
+        psa__half_life=float("inf"), eval__k=(1, 2), task__options={"ks": (2, 3)}, objective__clip_high=0.28
+    )
+    files.save(config, tmp_path / "run")
+    text = (tmp_path / "run" / "config.json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    loaded = files.load(tmp_path / "run")
+    assert files.resolve(loaded) == files.resolve(config)
+    assert loaded.psa.half_life == float("inf") and loaded.eval.k == (1, 2) and loaded.task.options.ks == (2, 3)
+    assert loaded.objective.clip_low is None and loaded.is_locked
+    validation.validate(loaded)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "does not exist; give the workdir of a run"),
+        ("{half", "is not JSON"),
+        ("[1]", "holds no config"),
+        ('{"train": {"stepz": 1}}', "unknown config key train.stepz; did you mean train.steps?"),
+        ('{"train": {"steps": "many"}}', "train.steps = 'many'; it takes a int"),
+    ],
+)
+def test_a_stored_config_that_cannot_be_used_is_refused(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError) as caught:
+        files.load(tmp_path)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("train.step", "did you mean train.steps?"),
+        ("rollot.roots", "did you mean rollout.roots?"),
+        ("lr", "did you mean latent.lr or optim.lr?"),
+        ("train.colour", "known keys: train.max_bad_steps"),
+        ("colour.hue", "known sections: attention, branch"),
+    ],
+)
+def test_unknown_keys_are_told_the_nearest_one(key, hint):
+    assert hint in str(files.unknown_key(key, files.flatten(default_config())))
+
+
+@pytest.mark.parametrize(
+    ("model", "rollout", "kv", "weights", "exact"),
+    [
+        ("float32", "float32", "", "", True),
+        ("bfloat16", "bfloat16", "bfloat16", "", True),
+        ("float32", "bfloat16", "", "", False),
+        ("float32", "float32", "bfloat16", "", False),
+        ("float32", "float32", "", "int8", False),
+    ],
+)
+def test_a_rollout_is_exact_where_nothing_is_rounded_that_the_update_keeps(model, rollout, kv, weights, exact):
+    config = changed(model__dtype=model, rollout__dtype=rollout, rollout__kv_dtype=kv, rollout__weights=weights)
+    assert derived.rollout_is_exact(config) is exact

@@ -1,0 +1,313 @@
+"""Scores, kept sets, advantages and rows of a hand-made Forest: two prompts, two trees each, one branch a root."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iiblpo_jax.bottleneck import Information
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.model.decoder import bind, hidden_states, project
+from iiblpo_jax.objectives import make_objective
+from iiblpo_jax.rollout.forest import LENGTH, STOP, Forest
+from iiblpo_jax.rollout.marker import marker_table
+from iiblpo_jax.step.inform import inform
+from iiblpo_jax.step.score import ScoreSpec, score
+
+S, T = 3, 5
+PROMPT = np.array([[9, 8, 7], [6, 5, 0]])
+PROMPT_LEN = np.array([3, 2])
+LENGTH_R = np.array([4, 5, 3, 5, 2, 5, 4, 3])
+FINISH_R = np.array([STOP, LENGTH, STOP, STOP, STOP, LENGTH, STOP, STOP])
+PARENT_R = np.array([-1, 0, -1, 2, -1, 4, -1, 6])
+BRANCH_AT_R = np.array([0, 2, 0, 1, 0, 1, 0, 2])
+FALLBACK_R = np.arange(8) == 7
+REWARD_R = np.array([1, 0, 0, 1, 0, 0, 0.5, 0], np.float32)  # a half is partial credit, not a right answer
+MASK = np.arange(T) < LENGTH_R[:, None]
+OWN = MASK & (np.arange(T) >= BRANCH_AT_R[:, None])
+ENTROPY = np.random.default_rng(1).uniform(0.1, 2.0, (8, T)).astype(np.float32) * MASK
+# (R - mean) / std with ddof 1: means 1/2 and 1/8, standard deviations sqrt(1/3) and 1/4.
+GRPO_R = np.array([0.866025, -0.866025, -0.866025, 0.866025, -0.5, -0.5, 1.5, -0.5])
+
+
+def hand_made() -> Forest:
+    rng = np.random.default_rng(0)
+    tokens, logp = rng.integers(2, 23, (8, T)), rng.normal(-1, 0.2, (8, T))
+    for r, parent in enumerate(PARENT_R):
+        if parent >= 0:
+            tokens[r, : BRANCH_AT_R[r]] = tokens[parent, : BRANCH_AT_R[r]]
+    fields = {
+        "prompt_PS": PROMPT, "prompt_len_P": PROMPT_LEN, "tokens_RT": tokens * MASK, "logp_RT": logp * MASK,
+        "raw_logp_RT": (logp - 0.1) * MASK, "entropy_RT": ENTROPY, "length_R": LENGTH_R, "finish_R": FINISH_R,
+        "parent_R": PARENT_R, "branch_at_R": BRANCH_AT_R, "z_RZ": rng.normal(size=(8, 2)), "fallback_R": FALLBACK_R,
+    }  # fmt: skip
+    narrow = lambda x: x.astype({"f": np.float32, "i": np.int32, "b": bool}[x.dtype.kind])  # noqa: E731
+    return Forest(**{name: jnp.asarray(narrow(x)) for name, x in fields.items()})
+
+
+FOREST = hand_made()
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_config):
+    """Everything switched off: plain GRPO."""
+    return ScoreSpec(
+        model=tiny_config, objective=make_objective("grpo", max_tokens=T), estimator="none", compression="description",
+        beta=1.0, length_cost=0.0, distinct=False, rule="none", keep=4, keep_contrast=False, surprise=0.0,
+        reward_coef=0.0, temperature=0.7, start_id=1, reference=False, pack_tokens=64, attention="blocks", mesh=None,
+        levels=1, latents=False, half_life=4.0, strength=0.5,
+    )  # fmt: skip
+
+
+def scored(spec, information=None, reward_R=REWARD_R, **changes):
+    spec = dataclasses.replace(spec, **changes)
+    return score(FOREST, jnp.asarray(reward_R), information, jax.random.key(0), jnp.int32(0), spec=spec)
+
+
+def best(score_R, n):
+    """Indices of the n best of each prompt, in order of the trajectory."""
+    by_prompt = np.asarray(score_R).reshape(2, 4)
+    return np.concatenate([sorted(np.argsort(-by_prompt[p])[:n] + 4 * p) for p in range(2)])
+
+
+def group_advantage(reward_R, kept):
+    """(R - mean) / (std + 1e-6) over the kept trajectories of each prompt, 0 elsewhere."""
+    result = np.zeros(8)
+    for p in range(2):
+        mine = [r for r in kept if r // 4 == p]
+        group = np.asarray(reward_R, np.float64)[mine]
+        if np.ptp(group) > 0:
+            result[mine] = (group - group.mean()) / (group.std(ddof=1) + 1e-6)
+    return result
+
+
+def test_with_everything_off_it_is_plain_grpo(plain):
+    result = scored(plain)
+    np.testing.assert_allclose(result.advantage_R, GRPO_R, rtol=1e-5)
+    np.testing.assert_allclose(result.rows.advantage_N, GRPO_R, rtol=1e-5)
+    np.testing.assert_array_equal(result.rows.trajectory_N, np.arange(8))
+    assert result.kept_R.all() and not result.score_R.any()
+    assert result.rows.ref_logp_NT is None and result.rows.latent is None
+    assert not [name for name in result.metrics if name.startswith("ib/")]
+
+
+def test_rows_are_the_trajectories(plain):
+    rows = scored(plain).rows
+    np.testing.assert_array_equal(rows.group_N, [0, 0, 0, 0, 1, 1, 1, 1])
+    np.testing.assert_array_equal(rows.prompt_len_N, [3, 3, 3, 3, 2, 2, 2, 2])
+    np.testing.assert_array_equal(rows.mask_NT, MASK)
+    np.testing.assert_array_equal(rows.own_mask_NT, OWN)
+    np.testing.assert_array_equal(rows.correct_N, [1, 0, 0, 1, 0, 0, 0, 0])
+    for name in ("length", "parent", "branch_at"):
+        np.testing.assert_array_equal(getattr(rows, f"{name}_N"), getattr(FOREST, f"{name}_R"), err_msg=name)
+    np.testing.assert_array_equal(rows.rollout_logp_NT, FOREST.logp_RT)
+    np.testing.assert_array_equal(rows.raw_logp_NT, FOREST.raw_logp_RT)
+    for r in range(8):
+        prompt = PROMPT[r // 4][: PROMPT_LEN[r // 4]]
+        text = [*prompt, *FOREST.tokens_RT[r, : LENGTH_R[r]]]
+        np.testing.assert_array_equal(rows.tokens_NC[r], text + [0] * (S + T - len(text)))
+
+
+def test_metrics_by_hand(plain):
+    metrics = {name: float(value) for name, value in scored(plain).metrics.items()}
+    expected = {
+        "reward/mean": 2.5 / 8,
+        "reward/pass@1": 2 / 8,
+        "reward/pass@group": 1 / 2,
+        "reward/frac_zero_std": 0.0,
+        "reward/frac_mixed": 1 / 2,
+        "reward/frac_kept": 1.0,
+        "rollout/length_mean": 31 / 8,
+        "rollout/length_p95": 5.0,
+        "rollout/truncated": 2 / 8,
+        "rollout/entropy": ENTROPY[OWN].mean(),
+        "rollout/branches": 1.0,
+        "rollout/branch_fallback": 1 / 4,
+    }
+    assert metrics == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_group_without_spread_teaches_nothing_and_is_counted(plain):
+    result = scored(plain, reward_R=np.array([1, 1, 1, 1, 0, 1, 0, 0], np.float32))
+    assert not result.advantage_R[:4].any() and result.advantage_R[4:].all()
+    assert float(result.metrics["reward/frac_zero_std"]) == 0.5
+    assert float(result.metrics["reward/frac_mixed"]) == 0.5
+
+
+def test_entropy_scores_rank_filter_and_reward(plain):
+    result = scored(plain, estimator="entropy", rule="score", keep=2, reward_coef=0.1)
+    score_R = np.array([(GRPO_R[r] * ENTROPY[r, : LENGTH_R[r]]).mean() for r in range(8)])
+    kept = best(score_R, 2)
+    np.testing.assert_allclose(result.score_R, score_R, rtol=1e-5)
+    np.testing.assert_array_equal(np.flatnonzero(result.kept_R), kept)
+    np.testing.assert_array_equal(result.rows.trajectory_N, kept)
+    # Prompt 0 keeps its two right answers: no spread, so neither an advantage nor a self-reward.
+    assert kept[:2].tolist() == [0, 3] and not result.advantage_R[:4].any()
+    advantage_R = group_advantage(REWARD_R, kept)
+    advantage_R[kept[2:]] += 0.1 * np.clip(score_R[kept[2:]], -1, 1)
+    np.testing.assert_allclose(result.advantage_R, advantage_R, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result.rows.advantage_N, advantage_R[kept], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result.rows.ib_score_N, score_R[kept], rtol=1e-5)
+    assert float(result.metrics["reward/frac_zero_std"]) == 0.5  # of the kept trajectories
+    assert float(result.metrics["ib/auc_correct"]) == 1.0  # A_t H_t > 0 exactly for right answers
+    assert float(result.metrics["ib/kept_correct"]) == 0.5
+    assert "ib/answer" not in result.metrics
+
+
+def test_surprise_weighs_the_advantages_of_a_prompt(plain):
+    """Mean rewards 1/2 and 1/8 are 1 and 3 bits; the advantages are otherwise GRPO's."""
+    result = scored(plain, surprise=1.0)
+    np.testing.assert_allclose(result.advantage_R, GRPO_R * np.repeat([1, 3], 4), rtol=1e-5)
+    kept = scored(plain, surprise=1.0, rule="contrast", keep=2)  # the share of right answers is that of the group
+    np.testing.assert_allclose(np.unique(np.abs(kept.advantage_R)), [0, 2**-0.5, 3 * 2**-0.5], rtol=1e-5)
+
+
+def test_contrast_drops_groups_that_teach_nothing(plain):
+    result = scored(plain, reward_R=np.array([1, 1, 1, 1, 0, 1, 0, 0], np.float32), rule="contrast", keep=4)
+    assert not result.rows.mask_NT[:4].any() and result.rows.mask_NT[4:].any()
+    np.testing.assert_allclose(result.advantage_R[4:], [-0.5, 1.5, -0.5, -0.5], rtol=1e-5)
+    assert float(result.metrics["reward/frac_kept"]) == 0.5
+
+
+def test_a_repeated_trajectory_counts_once(plain):
+    """Trajectory 2 with the tokens of trajectory 1: advantages are those of the three that are left."""
+    same = lambda x_R: x_R.at[2].set(x_R[1])  # noqa: E731
+    forest = FOREST.replace(tokens_RT=same(FOREST.tokens_RT), length_R=same(FOREST.length_R))
+    spec = dataclasses.replace(plain, distinct=True)
+    result = score(forest, jnp.asarray(REWARD_R), None, jax.random.key(0), jnp.int32(0), spec=spec)
+    np.testing.assert_array_equal(result.kept_R, np.arange(8) != 2)
+    np.testing.assert_allclose(result.advantage_R[:4], [3**-0.5, -2 * 3**-0.5, 0, 3**-0.5], rtol=1e-5)
+    assert not result.rows.mask_NT[2].any() and result.rows.mask_NT[3].any()
+
+
+ANSWER_R = np.array([3.0, 0.5, 1.0, 2.0, 0.1, 0.9, 0.4, 0.2], np.float32)
+PROMPT_R = np.array([0.5, 0.1, 0.9, 0.2, 0.3, 0.8, 0.1, 0.6], np.float32)
+INFORMATION = Information(
+    answer_R=jnp.asarray(ANSWER_R), prompt_R=jnp.asarray(PROMPT_R),
+    ref_logp_RT=jnp.arange(40.0).reshape(8, T),
+)  # fmt: skip
+WITH_Z = {"estimator": "likelihood", "rule": "score", "keep": 2, "beta": 2.0, "reward_coef": 0.1, "latents": True}
+
+
+def likelihood_score(answer_R=ANSWER_R):
+    standardised = lambda x: (x - x.mean(1, keepdims=True)) / (x.std(1, keepdims=True) + 1e-4)  # noqa: E731
+    by_prompt = lambda x: np.asarray(x, np.float64).reshape(2, 4)  # noqa: E731
+    return (2.0 * standardised(by_prompt(answer_R)) - standardised(by_prompt(PROMPT_R))).ravel()
+
+
+def test_likelihood_scores_rank_filter_and_reward(plain):
+    result = scored(plain, INFORMATION, **WITH_Z)
+    score_R = likelihood_score()
+    kept = best(score_R, 2)
+    np.testing.assert_allclose(result.score_R, score_R, rtol=1e-4, atol=6e-4)
+    np.testing.assert_array_equal(result.rows.trajectory_N, kept)
+    np.testing.assert_array_equal(result.rows.ref_logp_NT, np.arange(40.0).reshape(8, T)[kept])
+    advantage_R = group_advantage(REWARD_R, kept)
+    for r in kept:
+        if advantage_R[r]:
+            advantage_R[r] += 0.1 * np.clip(score_R[r], -1, 1)
+    np.testing.assert_allclose(result.advantage_R, advantage_R, rtol=1e-4, atol=6e-4)
+    assert float(result.metrics["ib/answer"]) == pytest.approx(ANSWER_R.mean())
+    assert float(result.metrics["ib/prompt"]) == pytest.approx(PROMPT_R.mean())
+    assert float(result.metrics["ib/kept_score"]) == pytest.approx(score_R[kept].mean(), abs=6e-4)
+
+
+def test_contrast_swaps_the_best_of_the_missing_kind_for_the_worst_kept(plain):
+    result = scored(plain, INFORMATION, **WITH_Z, keep_contrast=True)
+    score_R = likelihood_score()
+    assert best(score_R, 2)[:2].tolist() == [0, 3]  # both right
+    wrong = max((1, 2), key=lambda r: score_R[r])
+    first = max((0, 3), key=lambda r: score_R[r])
+    assert set(np.flatnonzero(result.kept_R[:4])) == {first, wrong}
+    # Nobody is right in the other prompt: as it was.
+    np.testing.assert_array_equal(np.flatnonzero(result.kept_R[4:]) + 4, best(score_R, 2)[2:])
+    assert int(result.metrics["ib/contrast_rescued"]) == 1
+
+
+def test_rows_say_where_z_was_on(plain):
+    """z acts from the input token before t*, halving every half_life tokens; never on roots and fallbacks."""
+    rows = scored(plain, INFORMATION, **{**WITH_Z, "keep": 4}).rows
+    gamma_NC = np.zeros((8, S + T))
+    for r in (1, 3, 5):
+        start = PROMPT_LEN[r // 4] + BRANCH_AT_R[r] - 1
+        gamma_NC[r, start:] = 0.5 * 0.5 ** (np.arange(S + T - start) / 4.0)
+    on_NC = np.asarray(rows.latent.segment_BT) >= 0
+    np.testing.assert_allclose(np.where(on_NC, rows.latent.gamma_BT, 0.0), gamma_NC, rtol=1e-6)
+    np.testing.assert_array_equal(rows.latent.z_BJZ[:, 0][np.array([1, 3, 5])], FOREST.z_RZ[np.array([1, 3, 5])])
+
+
+def test_trajectories_without_a_finite_score_do_not_train(plain):
+    answer_R = np.where(np.arange(8) == 5, np.nan, ANSWER_R)
+    result = scored(plain, INFORMATION.replace(answer_R=jnp.asarray(answer_R)), **WITH_Z)
+    rows = result.rows
+    assert not result.kept_R[4:].any() and not rows.mask_NT[2:].any()  # its whole group has no standardised score
+    assert rows.mask_NT[:2].any() and np.isfinite(np.asarray(rows.advantage_N)).all()
+    np.testing.assert_array_equal(rows.trajectory_N[:2], [0, 3])
+
+
+# -- what the reference model says ------------------------------------------------------------------------------------
+
+TOKEN_BYTES = [b""] * 2 + [bytes([97 + i]) for i in range(21)]
+CUE, CUE_LEN = np.array([[4, 11], [12, 0]]), np.array([2, 1])
+ANSWER, ANSWER_LEN = np.array([[3, 0], [5, 6]]), np.array([1, 2])
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_config, tiny_params):
+    """teacher(context, text) -> log-prob of each token of `text` after `context`, temperature 0.7."""
+    logp_of = jax.jit(lambda row: jax.nn.log_softmax(project(model, hidden_states(model, row[None]))[0] / 0.7))
+    model = bind(tiny_config, tiny_params)
+
+    def logp(context, text):
+        row = np.zeros(16, np.int32)
+        row[: len(context) + len(text)] = [*context, *text]
+        logp_TV = np.asarray(logp_of(row))
+        return np.array([logp_TV[len(context) + i - 1, token] for i, token in enumerate(text)])
+
+    return logp
+
+
+def informed(spec, params, **changes):
+    markers = tuple(marker_table(TOKEN_BYTES, chr(97 + int(FOREST.tokens_RT[r, 1]) - 2)) for r in (0, 4))
+    pair = lambda x, n: (jnp.asarray(x), jnp.asarray(n))  # noqa: E731
+    return inform(
+        params, FOREST, markers, jnp.array([0, 1]), pair(CUE, CUE_LEN), pair(ANSWER, ANSWER_LEN),
+        spec=dataclasses.replace(spec, **changes),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{"estimator": "likelihood"}, {"reference": True}])
+def test_forwards_attend_as_the_spec_says(plain, tiny_params, monkeypatch, changes):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")  # which has no CUDA kernel: refused where it is chosen
+    with pytest.raises(InputError, match=r"use attention\.impl=blocks"):
+        informed(plain, tiny_params, attention="pallas", **changes)
+
+
+@pytest.mark.parametrize("compression", ["description", "information"])
+def test_information_equals_teacher_forcing(plain, tiny_params, teacher, compression):
+    found = informed(plain, tiny_params, estimator="likelihood", compression=compression)
+    for r in range(8):
+        p = r // 4
+        prompt, response = [*PROMPT[p, : PROMPT_LEN[p]]], [*np.asarray(FOREST.tokens_RT[r, : LENGTH_R[r]])]
+        reference = teacher(prompt, response)
+        np.testing.assert_allclose(found.ref_logp_RT[r, : LENGTH_R[r]], reference, atol=1e-4)
+        assert not found.ref_logp_RT[r, LENGTH_R[r] :].any()
+
+        marker = int(FOREST.tokens_RT[4 * p, 1])  # each prompt's task has a marker of its own
+        text = response[: LENGTH_R[r] - (FINISH_R[r] == STOP)]
+        cut = text.index(marker) if marker in text else len(text)
+        cue, answer = [*CUE[p, : CUE_LEN[p]]], [*ANSWER[p, : ANSWER_LEN[p]]]
+        gain = teacher([*prompt, *text[:cut], *cue], answer).sum() - teacher([*prompt, *cue], answer).sum()
+        assert float(found.answer_R[r]) == pytest.approx(gain / len(answer), abs=1e-4)
+        cost = (reference.sum() if compression == "information" else 0) - teacher([1], response).sum()
+        assert float(found.prompt_R[r]) == pytest.approx(cost / LENGTH_R[4 * p : 4 * p + 4].mean(), abs=1e-4)
+
+
+def test_reference_log_probs_alone(plain, tiny_params):
+    """A KL term without the likelihood estimator needs them too, and gets the same."""
+    alone, both = informed(plain, tiny_params, reference=True), informed(plain, tiny_params, estimator="likelihood")
+    np.testing.assert_allclose(alone.ref_logp_RT, both.ref_logp_RT, atol=1e-5)
+    assert np.isnan(alone.answer_R).all()
+    assert informed(plain, tiny_params) is None

@@ -1,0 +1,38 @@
+"""From a config to static descriptions."""
+
+from iiblpo_jax.defaults import default_config
+from iiblpo_jax.step import specs
+from iiblpo_jax.update.settings import UpdateSettings
+
+
+def test_update_settings():
+    c = default_config()
+    c.model.dtype, c.attention.impl, c.latent.condition, c.branch.prefix_loss = (
+        "bfloat16",
+        "pallas",
+        "conditioned",
+        False,
+    )
+    c.rollout.update({"roots": 5, "temperature": 0.9, "max_prompt": 20, "max_tokens": 30, "weights": "int8"})
+    c.rollout.dtype, c.branch.k, c.ib.filter = "bfloat16", 0, "none"
+    c["update"].update({"epochs": 2, "microbatch": 8, "remat": False, "importance_cap": 0.0})
+    method = specs.objective(c)
+    assert specs.update_settings(c, method) == UpdateSettings(
+        temperature=0.9,
+        minibatches=4,
+        epochs=2,
+        pack_tokens=400,
+        attention="pallas",
+        microbatch=8,
+        remat=False,
+        condition="conditioned",
+        importance_cap=0.0,
+        exact_rollout=False,
+        prefix_loss=False,
+        group_size=5,
+        dtype="bfloat16",
+    )
+    c.update.packed = False
+    assert specs.update_settings(c, method).pack_tokens == 0
+    c.update.packed, c.update.microbatch = True, 0
+    assert specs.update_settings(c, method).pack_tokens == 8192

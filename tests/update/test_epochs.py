@@ -1,0 +1,216 @@
+"""The optimizer loop: order of rows, agreement with separate steps, skipping, both conditions."""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from iiblpo_jax.common import masked
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.objectives import make_objective
+from iiblpo_jax.update import epochs as update
+from iiblpo_jax.update.epochs import make_update, shuffled
+from iiblpo_jax.update.gradient import MinibatchGradient
+from iiblpo_jax.update.optimizer import make_optimizer
+from iiblpo_jax.update.rows import UpdateRows
+from iiblpo_jax.update.settings import UpdateSettings
+from iiblpo_jax.update.state import init_state
+
+N, C, T = 6, 8, 5
+PLAIN = make_objective("grpo", max_tokens=T)
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_config):
+    rng = np.random.default_rng(0)
+    length = np.array([5, 3, 4, 2, 5, 1])
+    mask = (np.arange(T) < length[:, None]).astype(np.float32)
+    own = mask * (np.arange(T) >= np.array([0, 2, 0, 0, 1, 0])[:, None])
+    normal = lambda: rng.normal(-2, 0.3, (N, T)).astype(np.float32)  # noqa: E731
+    arrays = UpdateRows(
+        tokens_NC=rng.integers(1, tiny_config.vocab_size, (N, C)).astype(np.int32),
+        prompt_len_N=np.array([3, 3, 3, 2, 2, 2]),
+        mask_NT=mask,
+        own_mask_NT=own,
+        rollout_logp_NT=normal(),
+        raw_logp_NT=normal(),
+        advantage_N=rng.normal(size=N).astype(np.float32),
+        reward_N=np.ones(N, np.float32),
+        correct_N=np.ones(N, np.float32),
+        ib_score_N=np.zeros(N, np.float32),
+        group_N=np.arange(N) // 3,
+        length_N=length,
+        trajectory_N=np.arange(N),
+        parent_N=np.array([-1, 0, -1, -1, 3, -1]),
+        branch_at_N=np.array([0, 2, 0, 0, 1, 0]),
+    )
+    return jax.tree.map(jnp.asarray, arrays)
+
+
+SGD = optax.sgd(0.5, momentum=0.9)
+THREE_BY_TWO = UpdateSettings(epochs=2, minibatches=3, microbatch=1)
+
+
+@functools.cache
+def compiled_update(settings, config, optimizer):
+    return make_update(settings, PLAIN, config, optimizer)
+
+
+@functools.cache
+def compiled_gradient(config):
+    return jax.jit(MinibatchGradient(settings=UpdateSettings(microbatch=2), objective=PLAIN, model_config=config))
+
+
+@functools.cache
+def compiled_log_probs(config):
+    gradient = MinibatchGradient(settings=UpdateSettings(microbatch=2), objective=PLAIN, model_config=config)
+    return jax.jit(lambda params, rows: gradient.log_probs(params, rows)[0])
+
+
+def run(config, params, rows, settings, *, optimizer=SGD, key=0):
+    state = init_state(jax.tree.map(jnp.copy, {"policy": params}), optimizer)
+    return compiled_update(settings, config, optimizer)(state, rows, jax.random.key(key))
+
+
+def by_hand(config, params, rows, order_In):
+    """The optimizer steps on minibatches `order_In`, one call each, pi_old fixed before the first: (params, losses)."""
+    params = {"policy": params}
+    old_NT, opt_state, losses = compiled_log_probs(config)(params, rows), SGD.init(params), []
+    for order_n in order_In:
+        minibatch = jax.tree.map(lambda x, order_n=order_n: x[order_n], rows)
+        loss, gradients, _ = compiled_gradient(config)(
+            params, minibatch, old_NT[order_n], step=jnp.int32(0), key=jax.random.key(0)
+        )
+        changes, opt_state = SGD.update(gradients, opt_state)
+        params = optax.apply_updates(params, changes)
+        losses.append(loss)
+    return params, losses
+
+
+def order_of(key):
+    return np.asarray(shuffled(jax.random.split(jax.random.key(key))[0], N, epochs=2, minibatches=3))
+
+
+def assert_trees_close(a, b, atol=1e-6):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, atol=atol * max(1.0, float(jnp.abs(y).max())))
+
+
+def test_every_epoch_visits_every_row_once():
+    order = np.asarray(shuffled(jax.random.key(0), 12, epochs=3, minibatches=4))
+    assert order.shape == (12, 3)
+    for epoch in order.reshape(3, 12):
+        assert sorted(epoch) == list(range(12))
+    assert (order.reshape(3, 12)[0] != order.reshape(3, 12)[1]).any()
+
+
+def test_whole_groups_stay_together():
+    order = np.asarray(shuffled(jax.random.key(1), 12, epochs=2, minibatches=2, unit=3))
+    for minibatch in order:
+        blocks = minibatch.reshape(2, 3)
+        np.testing.assert_array_equal(blocks - blocks[:, :1], [[0, 1, 2]] * 2)
+        assert (blocks[:, 0] % 3 == 0).all()
+
+
+def test_one_step_is_one_gradient_step(tiny_config, tiny_params, rows):
+    state, metrics = run(tiny_config, tiny_params, rows, UpdateSettings(microbatch=2))
+    loss, gradients, _ = compiled_gradient(tiny_config)(
+        {"policy": tiny_params}, rows, None, step=jnp.int32(0), key=jax.random.key(0)
+    )
+    assert_trees_close(state.params, jax.tree.map(lambda w, g: w - 0.5 * g, {"policy": tiny_params}, gradients))
+    np.testing.assert_allclose(metrics["update/loss"], loss, atol=1e-6)
+    np.testing.assert_allclose(metrics["update/grad_norm"], optax.tree.norm(gradients), rtol=1e-5)
+    assert metrics["update/ratio_mean"] == 1.0
+    assert state.step == 1
+
+
+def test_several_steps_equal_separate_ones_against_the_first_policy(tiny_config, tiny_params, rows):
+    state, metrics = run(tiny_config, tiny_params, rows, THREE_BY_TWO, key=7)
+    params, losses = by_hand(tiny_config, tiny_params, rows, order_of(7))
+    assert_trees_close(state.params, params, atol=5e-5)  # six steps of a large rate amplify rounding
+    np.testing.assert_allclose(metrics["update/loss"], np.mean(losses), atol=1e-5)
+    assert abs(metrics["update/ratio_mean"] - 1) > 1e-3
+
+
+def test_zero_advantages_leave_the_policy_alone(tiny_config, tiny_params, rows):
+    """So every ratio of every step is 1, against log-probs computed before the first."""
+    state, metrics = run(tiny_config, tiny_params, rows.replace(advantage_N=jnp.zeros(N)), THREE_BY_TWO)
+    assert_trees_close(state.params["policy"], tiny_params, atol=0)
+    assert metrics["update/grad_norm"] == metrics["update/clip_low"] == metrics["update/clip_high"] == 0
+    np.testing.assert_allclose(metrics["update/ratio_mean"], 1.0, atol=1e-6)
+
+
+def test_a_bad_minibatch_is_skipped_and_counted(tiny_config, tiny_params, rows):
+    """A NaN advantage spoils one of three minibatches in both epochs: the others alone make parameters and momentum."""
+    bad = rows.replace(advantage_N=rows.advantage_N.at[2].set(jnp.nan))
+    state, metrics = run(tiny_config, tiny_params, bad, THREE_BY_TWO, key=3)
+    params, losses = by_hand(tiny_config, tiny_params, rows, [order for order in order_of(3) if 2 not in order])
+    assert metrics["update/skipped"] == 2
+    np.testing.assert_allclose(metrics["update/loss"], np.mean(losses), atol=1e-5)
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert_trees_close(state.params, params, atol=1e-5)
+
+
+def test_an_all_bad_update_changes_nothing(tiny_config, tiny_params, rows):
+    bad = rows.replace(advantage_N=jnp.full(N, jnp.inf))
+    state, metrics = run(tiny_config, tiny_params, bad, UpdateSettings(microbatch=2))
+    assert_trees_close(state.params["policy"], tiny_params, atol=0)
+    assert metrics["update/skipped"] == 1
+
+
+def test_prefix_loss_off_counts_own_tokens_only(tiny_config, tiny_params, rows):
+    off, _ = run(tiny_config, tiny_params, rows, UpdateSettings(microbatch=2, prefix_loss=False))
+    own, _ = run(tiny_config, tiny_params, rows.replace(mask_NT=rows.own_mask_NT), UpdateSettings(microbatch=2))
+    on, _ = run(tiny_config, tiny_params, rows, UpdateSettings(microbatch=2))
+    assert_trees_close(off.params, own.params)
+    assert float(jnp.abs(off.params["policy"]["embed"] - on.params["policy"]["embed"]).max()) > 1e-4
+
+
+def test_the_real_optimizer_raises_good_and_lowers_bad_tokens(tiny_config, tiny_params, rows):
+    """Ten updates on advantages +-1 move the log-probs apart."""
+    optim = types.SimpleNamespace(
+        lr=3e-3, psa_lr=1e-3, b1=0.9, b2=0.99, weight_decay=0.01, clip_norm=1.0, schedule="constant", warmup=2
+    )
+    sign_N = jnp.array([1.0, -1, 1, -1, 1, -1])
+    rows = rows.replace(advantage_N=sign_N)
+    optimizer = make_optimizer(optim, total_steps=10)
+    update = make_update(UpdateSettings(), PLAIN, tiny_config, optimizer)
+    state = init_state(jax.tree.map(jnp.copy, {"policy": tiny_params}), optimizer)
+
+    def mean_logp(params):
+        return masked.mean(compiled_log_probs(tiny_config)(params, rows), rows.mask_NT, axis=1)
+
+    before = mean_logp(state.params)
+    for i in range(10):
+        state, _ = update(state, rows, jax.random.key(i))
+    assert ((mean_logp(state.params) - before) * sign_N > 0.05).all()
+    assert state.step == 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "groups", "words"),
+    [
+        ({"minibatches": 4}, False, "update.minibatches=4 does not divide 6 trajectories"),
+        ({"minibatches": 3, "group_size": 3}, True, "update.minibatches=3 does not divide 2 prompts"),
+        ({"minibatches": 2, "microbatch": 2}, False, "update.microbatch=2 does not divide the 3 rows"),
+    ],
+)
+def test_uneven_splits_are_refused(settings, groups, words):
+    with pytest.raises(InputError, match=words):
+        UpdateSettings(**settings).check_rows(6, whole_groups=groups)
+
+
+@pytest.mark.parametrize(("ratio", "skipped"), [(1.0, 0), (999.0, 0), (1001.0, 1), (jnp.inf, 1), (jnp.nan, 1)])
+def test_a_step_whose_ratio_explodes_is_skipped(ratio, skipped):
+    """Loss and gradient are fine, and the ratios of its two tokens have the mean `ratio`."""
+    params = {"policy": jnp.ones(3)}
+    totals = {"ratio": jnp.float32(2 * ratio), "tokens": jnp.float32(2)}
+    gradient = lambda *_, **__: (jnp.float32(1), jax.tree.map(jnp.ones_like, params), totals)  # noqa: E731
+    sgd = optax.sgd(0.5)
+    state, found = update._optimizer_step(gradient, sgd, init_state(params, sgd), None, None, None)
+    np.testing.assert_array_equal(state.params["policy"], 1.0 if skipped else 0.5)
+    assert found["skipped"] == skipped and found["ratio"] == (0 if skipped else 2 * ratio)

@@ -1,0 +1,290 @@
+"""Gradients do not depend on how a minibatch is split or padded; weights and metrics from their definitions."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iiblpo_jax.common import masked
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.model.decoder import bind
+from iiblpo_jax.model.logprobs import response_logprobs
+from iiblpo_jax.model.steering.psa import bind_psa, latent_inputs
+from iiblpo_jax.objectives import make_objective, with_auxiliary
+from iiblpo_jax.update.gradient import MinibatchGradient, truncated_ratio
+from iiblpo_jax.update.measures import metrics
+from iiblpo_jax.update.rows import UpdateRows
+from iiblpo_jax.update.settings import UpdateSettings
+
+N, S, T, TEMPERATURE, PAD = 8, 4, 6, 0.9, 5
+BRANCH_AT = np.array([0, 0, 2, 1, 0, 0, 2, 0])
+PLAIN = make_objective("grpo", max_tokens=T)
+FULL = with_auxiliary(PLAIN, entropy_coef=0.1, kl_coef=0.2)
+
+
+@pytest.fixture(scope="module")
+def params(tiny_params, tiny_psa_params):
+    return {"policy": tiny_params, "psa": tiny_psa_params}
+
+
+@pytest.fixture(scope="module")
+def truth(tiny_config, params):
+    """rows -> (logp, entropy) as numpy: `plain` without z, `with_z` with it."""
+    model, psa = bind(tiny_config, params["policy"]), bind_psa(params["psa"], tiny_config)
+
+    @functools.partial(jax.jit, static_argnames="inject")
+    def log_probs(rows, inject):
+        injected = {"latent": rows.latent, "psa": psa} if inject else {}
+        return response_logprobs(model, rows.tokens_NC, rows.prompt_len_N, T, temperature=TEMPERATURE, **injected)
+
+    return lambda rows, inject=False: [np.asarray(x) for x in log_probs(rows, inject)]
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_config, truth) -> UpdateRows:
+    """Eight trajectories of two prompts, three of them branches with z on, recorded by slightly different policies."""
+    rng = np.random.default_rng(0)
+    prompt_len, length = np.repeat([3, 2], 4), rng.integers(3, T + 1, N)
+    tokens = rng.integers(1, tiny_config.vocab_size, (N, S + T))
+    tokens *= np.arange(S + T) < (prompt_len + length)[:, None]
+    mask = (np.arange(T) < length[:, None]).astype(np.float32)
+    rows = UpdateRows(
+        tokens_NC=tokens,
+        prompt_len_N=prompt_len,
+        mask_NT=mask,
+        own_mask_NT=mask * (np.arange(T) >= BRANCH_AT[:, None]),
+        rollout_logp_NT=np.zeros((N, T)),
+        raw_logp_NT=np.zeros((N, T)),
+        advantage_N=rng.normal(size=N),
+        reward_N=rng.normal(size=N),
+        correct_N=np.array([1.0, 0, 0, 1, 0, 1, 1, 1]),
+        ib_score_N=rng.normal(size=N),
+        group_N=np.arange(N) // 4,
+        length_N=length,
+        trajectory_N=np.arange(N),
+        parent_N=np.where(BRANCH_AT > 0, 0, -1),
+        branch_at_N=BRANCH_AT,
+    )
+    rows = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32 if x.dtype.kind == "f" else jnp.int32), rows)
+    logp = truth(rows)[0]
+    near = lambda scale: jnp.asarray(logp + rng.normal(0, scale, (N, T)), jnp.float32)  # noqa: E731
+    rows = rows.replace(rollout_logp_NT=near(0.5), raw_logp_NT=near(0.1), ref_logp_NT=near(0.3))
+    z_NJZ = jnp.asarray(rng.normal(size=(N, 1, 4)), jnp.float32)
+    latent = latent_inputs(z_NJZ, rows.branch_at_N[:, None], rows.prompt_len_N, S + T, half_life=4.0, strength=1.0)
+    return rows.replace(latent=latent)
+
+
+@functools.cache
+def compiled(config, objective, settings):
+    return jax.jit(MinibatchGradient(settings=settings, objective=objective, model_config=config))
+
+
+def compute(config, params, rows, objective, *, old=None, **settings):
+    gradient = compiled(config, objective, UpdateSettings(temperature=TEMPERATURE, **settings))
+    return gradient(params, rows, old, step=jnp.int32(0), key=jax.random.key(5))
+
+
+def old_logp(rows):
+    """Some ratios to it clip and others do not."""
+    return rows.rollout_logp_NT + 0.1
+
+
+def assert_same(a, b):
+    np.testing.assert_allclose(a[0], b[0], rtol=2e-6, atol=1e-6)
+    for x, y in zip(jax.tree.leaves(a[1]), jax.tree.leaves(b[1]), strict=True):
+        np.testing.assert_allclose(x, y, atol=3e-6 * max(1.0, float(jnp.abs(y).max())))
+
+
+def norm(tree):
+    return float(sum(jnp.sum(x * x) for x in jax.tree.leaves(tree))) ** 0.5
+
+
+def one_step(totals, **sums):
+    return metrics({**totals, "steps": 1, "loss": 0, "grad_norm": 0, "skipped": 0} | sums)
+
+
+def score_disco_b(batch):
+    """DisCO-b, L-ratio: per prompt, mean score of right answers minus mean score of wrong ones."""
+    score_R = masked.mean(jnp.exp(batch.logp_RT - batch.old_logp_RT), batch.mask_RT, axis=1)
+    gap_R = masked.group_mean(score_R, batch.group_R, batch.correct_R)
+    gap_R -= masked.group_mean(score_R, batch.group_R, 1 - batch.correct_R)
+    return -gap_R.mean()
+
+
+def random_half_of_the_uncertain(batch):
+    """An entropy quantile over the minibatch (80/20) and a random selection (Clip-Cov)."""
+    bound = jnp.nanquantile(jnp.where(batch.mask_RT > 0, batch.entropy_RT, jnp.nan), 0.5)
+    chosen = jax.random.bernoulli(batch.key, shape=batch.mask_RT.shape)
+    return batch.mask_RT * (batch.entropy_RT >= bound) * chosen
+
+
+CASES = {
+    "GRPO with A*H and KL": (FULL, "marginal", (1, 4)),
+    "GSPO, conditioned": (make_objective("gspo", max_tokens=T), "conditioned", (2,)),
+    "a loss over groups": (dataclasses.replace(FULL, group_loss=score_disco_b, needs_groups=True), "conditioned", (2,)),
+    "a mask over the minibatch": (
+        dataclasses.replace(FULL, token_mask=random_half_of_the_uncertain, whole_minibatch=True),
+        "marginal",
+        (2,),
+    ),
+}
+
+
+def relatives(rows, truth):
+    """The same trajectories, but of one prompt each four begin alike, and branches inherit what their parent said."""
+    tokens = np.array(rows.tokens_NC)
+    for n in range(N):
+        first = n - n % 4
+        alike = int(rows.prompt_len_N[n]) + max(int(BRANCH_AT[n]), n % 3)
+        tokens[n, :alike] = tokens[first, :alike]
+    tokens[N - 1] = tokens[N - 2]  # a trajectory that was drawn twice
+    rows = rows.replace(tokens_NC=jnp.asarray(tokens), length_N=rows.length_N.at[N - 1].set(rows.length_N[N - 2]))
+    return rows.replace(mask_NT=rows.mask_NT.at[N - 1].set(rows.mask_NT[N - 2]))
+
+
+@pytest.mark.parametrize("name, tokens", [*((name, 24) for name in CASES), ("GRPO with A*H and KL", S + T)])
+def test_packed_bins_give_the_same_loss_and_gradient(tiny_config, params, rows, truth, name, tokens):
+    objective, condition, _ = CASES[name]
+    rows = relatives(rows, truth)
+    run = lambda **pieces: compute(  # noqa: E731
+        tiny_config, params, rows, objective, old=old_logp(rows), condition=condition, group_size=4, **pieces
+    )
+    plain, packed = run(microbatch=0), run(pack_tokens=tokens)
+    assert_same(packed, plain)
+    assert plain[2].pop("positions") == N * (S + T)
+    for key, value in plain[2].items():
+        np.testing.assert_allclose(packed[2][key], value, rtol=1e-5, atol=1e-5, err_msg=key)
+
+
+def test_packed_bins_attend_as_the_settings_say(tiny_config, params, rows, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")  # which has no CUDA kernel: refused where it is chosen
+    with pytest.raises(InputError, match=r"use attention\.impl=blocks"):
+        compute(tiny_config, params, rows, FULL, pack_tokens=24, group_size=4, attention="pallas")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_any_split_gives_the_same_loss_and_gradient(tiny_config, params, rows, name):
+    objective, condition, sizes = CASES[name]
+    run = lambda size: compute(  # noqa: E731
+        tiny_config, params, rows, objective, old=old_logp(rows), microbatch=size, condition=condition
+    )
+    whole = run(0)
+    assert norm(whole[1]) > 1e-2
+    for size in sizes:
+        assert_same(run(size), whole)
+
+
+def widened(x):
+    """Row arrays with PAD more columns; token-level advantages instead of one a row."""
+    return jnp.pad(x, ((0, 0), (0, PAD))) if x.ndim == 2 else x
+
+
+def test_padding_columns_change_nothing(tiny_config, params, rows):
+    """Also: [N,T] advantages that repeat [N] ones are the same advantages."""
+    plain = compute(tiny_config, params, rows, FULL, old=old_logp(rows), microbatch=4)
+    wide = rows.replace(advantage_N=jnp.repeat(rows.advantage_N[:, None], T, axis=1))
+    wide = jax.tree.map(widened, wide).replace(
+        latent=rows.latent.replace(
+            segment_BT=jnp.pad(rows.latent.segment_BT, ((0, 0), (0, PAD)), mode="edge"),
+            gamma_BT=jnp.pad(rows.latent.gamma_BT, ((0, 0), (0, PAD)), mode="edge"),
+        )
+    )
+    assert_same(compute(tiny_config, params, wide, FULL, old=widened(old_logp(rows)), microbatch=4), plain)
+
+
+def test_loss_is_the_formula(tiny_config, params, rows, truth):
+    """GRPO + A*H + k3, marginal, token by token in numpy."""
+    loss, _, _ = compute(tiny_config, params, rows, FULL, old=old_logp(rows), microbatch=4)
+    logp, entropy = truth(rows)
+    old, mu, ref, mask = (np.asarray(x) for x in (old_logp(rows), rows.rollout_logp_NT, rows.ref_logp_NT, rows.mask_NT))
+    total = 0.0
+    for n, t in zip(*np.nonzero(mask), strict=True):
+        a, r = float(rows.advantage_N[n]), np.exp(logp[n, t] - old[n, t])
+        weight = min(np.exp(old[n, t] - mu[n, t]), 2.0) if BRANCH_AT[n] and t >= BRANCH_AT[n] else 1.0
+        surrogate = max(-a * r, -a * np.clip(r, 0.8, 1.2))
+        total += weight * (min(surrogate, -3 * a) if a < 0 else surrogate) - 0.1 * a * entropy[n, t]
+        d = ref[n, t] - logp[n, t]
+        total += 0.2 * (np.exp(d) - d - 1)
+    np.testing.assert_allclose(loss, total / mask.sum(), rtol=2e-5)
+
+
+def test_conditioned_scores_with_z(tiny_config, params, rows, truth):
+    """Log-probs recorded with z on are reproduced: the ratio is exactly 1, and the path of z gets gradients."""
+    rows = rows.replace(raw_logp_NT=jnp.asarray(truth(rows, inject=True)[0]))
+    _, gradients, totals = compute(tiny_config, params, rows, PLAIN, condition="conditioned", microbatch=2)
+    got = one_step(totals)
+    assert got["update/ratio_mean"] == got["latent/weight_ess"] == 1.0
+    assert got["mismatch/logp_max"] < 1e-5
+    assert all(jnp.abs(g).max() > 1e-6 for g in gradients["psa"].values())
+
+
+def test_marginal_scores_without_z(tiny_config, params, rows, truth):
+    """Tokens sampled with z differ by design and are left out of the mismatch; PSA gets no gradient."""
+    with_z, plain = truth(rows, inject=True)[0], truth(rows)[0]
+    rows = rows.replace(raw_logp_NT=jnp.asarray(with_z))
+    _, gradients, totals = compute(tiny_config, params, rows, PLAIN, microbatch=2)
+    assert (np.abs(with_z - plain) * np.asarray(rows.mask_NT)).max() > 0.1
+    assert one_step(totals)["mismatch/logp_max"] < 1e-5
+    assert norm(gradients["psa"]) == 0
+
+
+def test_metrics_from_their_definitions(tiny_config, params, rows, truth):
+    _, _, totals = compute(tiny_config, params, rows, PLAIN, microbatch=2)
+    got = one_step(totals, steps=2, loss=3.0, grad_norm=5.0, skipped=1)
+    (logp, entropy), mask = truth(rows), np.asarray(rows.mask_NT) > 0
+    on = mask & (BRANCH_AT[:, None] > 0) & (np.arange(T) >= BRANCH_AT[:, None])
+    weight = np.minimum(np.exp(logp - np.asarray(rows.rollout_logp_NT)), 2.0)[on]
+    gap = np.abs(logp - np.asarray(rows.raw_logp_NT))[mask & ~on]
+    d = (np.asarray(rows.ref_logp_NT) - logp)[mask]
+    expected = {
+        "update/loss": 1.5,
+        "update/grad_norm": 2.5,
+        "update/ratio_mean": 1.0,
+        "update/packing_ratio": float((rows.prompt_len_N + rows.length_N - 1).sum()) / (N * (S + T)),
+        "update/clip_low": 0.0,
+        "update/clip_high": 0.0,
+        "update/kl_ref": (np.exp(d) - d - 1).mean(),
+        "update/entropy": entropy[mask].mean(),
+        "update/skipped": 1,
+        "mismatch/logp_mean": gap.mean(),
+        "mismatch/logp_max": gap.max(),
+        "latent/weight_ess": weight.sum() ** 2 / (on.sum() * (weight**2).sum()),
+    }
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("change", ["no latent", "cap 0"])
+def test_without_weights_the_first_loss_is_minus_the_mean_advantage(tiny_config, params, rows, change):
+    settings = {"importance_cap": 0.0} if change == "cap 0" else {}
+    rows = rows.replace(latent=None) if change == "no latent" else rows
+    loss, _, totals = compute(tiny_config, params, rows, PLAIN, microbatch=4, **settings)
+    mask = np.asarray(rows.mask_NT)
+    np.testing.assert_allclose(loss, -(mask * np.asarray(rows.advantage_N)[:, None]).sum() / mask.sum(), atol=1e-6)
+    assert one_step(totals)["latent/weight_ess"] == 1
+
+
+def test_truncated_ratio_by_hand():
+    """Ratios e^-1, 1.5 and e^200."""
+    old, mu = jnp.array([-2.0, np.log(1.5), 100.0]), jnp.array([-1.0, 0.0, -100.0])
+    np.testing.assert_allclose(truncated_ratio(old, mu, cap=2.0), [np.exp(-1), 1.5, 2.0], rtol=1e-6)
+
+
+def test_after_a_rounded_rollout_every_token_is_weighed(tiny_config, params, rows, truth):
+    """Without z by pi_old / (mu before truncation), with z by pi_old / mu as always."""
+    (logp, _), mask = truth(rows), np.asarray(rows.mask_NT)
+    with_z = (BRANCH_AT[:, None] > 0) & (np.arange(T) >= BRANCH_AT[:, None])
+    behaviour = np.where(with_z, rows.rollout_logp_NT, rows.raw_logp_NT)
+    weight = np.minimum(np.exp(logp - behaviour), 2.0)
+    loss, _, totals = compute(tiny_config, params, rows, PLAIN, microbatch=4, exact_rollout=False)
+    np.testing.assert_allclose(
+        loss, -(mask * weight * np.asarray(rows.advantage_N)[:, None]).sum() / mask.sum(), rtol=1e-5
+    )
+    counted = weight[mask > 0]
+    np.testing.assert_allclose(
+        one_step(totals)["latent/weight_ess"], counted.sum() ** 2 / (counted.size * (counted**2).sum()), rtol=1e-5
+    )
