@@ -38,7 +38,10 @@ def main():
 
 def summary(found: dict) -> dict:
     """The headline numbers of what was run."""
-    rows = lambda name: found.get(name, {}).get("results", [])  # noqa: E731
+
+    def rows(name):
+        return found.get(name, {}).get("results", [])
+
     rollout = {
         f"{row['model']} {row['dtype']} {row['case']} {row['arm']}": row["tokens_per_s"]["median"]
         for row in rows("rollout")

@@ -42,7 +42,10 @@ COLUMNS = ("depth", "cache", "rollout_seconds", "padded_seconds", "packed_second
 def main():
     """Every depth, cold and warm; repetitions start from new folders."""
     parser = harness.arguments(__doc__, repetitions=1)
-    numbers = lambda text: [int(word) for word in harness.words(text)]  # noqa: E731
+
+    def numbers(text):
+        return [int(word) for word in harness.words(text)]
+
     parser.add_argument("--depths", type=numbers, default=[4, 16, 32])
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)  # a child process: this depth, once
     options = parser.parse_args()
@@ -80,13 +83,20 @@ def measure(depth: int) -> dict:
     config = dataclasses.replace(NARROW, n_layers=depth)
     params = jax.eval_shape(lambda: models.random_params(config))
     spec = RolloutSpec(
-        model=config, roots=ROWS.prompts, slots=SLOTS, max_tokens=ROWS.response, stop_ids=(models.STOP,),
+        model=config,
+        roots=ROWS.prompts,
+        slots=SLOTS,
+        max_tokens=ROWS.response,
+        stop_ids=(models.STOP,),
         branching=Branching(k=update.BRANCHES),
-    )  # fmt: skip
+    )
     published = PublicationSpec(model=config)
     prompts = jax.ShapeDtypeStruct((SLOTS, ROWS.prompt), jnp.int32)
     lengths = jax.ShapeDtypeStruct((SLOTS,), jnp.int32)
-    rollout = lambda: models.lower_rollout(params, published, spec, prompts, lengths).compile()  # noqa: E731
+
+    def rollout():
+        return models.lower_rollout(params, published, spec, prompts, lengths).compile()
+
     pack = ROWS.microbatch * (ROWS.prompt + ROWS.response)
     group = update.ROOTS * (1 + update.BRANCHES)
     return {

@@ -52,7 +52,11 @@ HALF, MIXED, FLAT = "latent.prior_weight=0.5", "latent.prior_weight=0.8", "laten
 SETTINGS = {
     "gaussian": GAUSSIAN,
     "gaussian_mixed": (
-        *GAUSSIAN, "latent.psa_lr=1e-2", "latent.psa_steps=600", "psa.half_life=4.0", "latent.prior_weight=0.7",
+        *GAUSSIAN,
+        "latent.psa_lr=1e-2",
+        "latent.psa_steps=600",
+        "psa.half_life=4.0",
+        "latent.prior_weight=0.7",
     ),
     "codes_follow": CODES,
     "codes_half": (*CODES, HALF),
@@ -60,7 +64,7 @@ SETTINGS = {
     "codes_half_flat": (*CODES, HALF, FLAT),
     "codes_follow_flat": (*CODES, "latent.prior_power=0.3"),
     "codes_mixed_flat": (*CODES, MIXED, FLAT),
-}  # fmt: skip
+}
 
 OUT = flags.DEFINE_string("out", "benchmarks/results/latents.jsonl", "JSON lines, one a setting.")
 TASKS = flags.DEFINE_list("tasks", ["arithmetic", "countdown"], "Config files in configs/.")
@@ -103,25 +107,36 @@ class Task:
         """Trains the latents of the config and compares them with plain resampling."""
         with tempfile.TemporaryDirectory() as directory:
             metrics = train_latents(
-                self.config, Path(directory) / "latent", self.model, self.params, self._questions(),
-                stop_ids=self.tokenizer.stop_ids, console=Console(quiet=True),
-            )  # fmt: skip
+                self.config,
+                Path(directory) / "latent",
+                self.model,
+                self.params,
+                self._questions(),
+                stop_ids=self.tokenizer.stop_ids,
+                console=Console(quiet=True),
+            )
             cvae, psa = load_latents(Path(directory) / "latent", self.model, self.params)
         latents = {"psa": params_of(psa), "cvae": params_of(cvae)}
         nll = {name: metrics[f"latent/nll_{name}"] for name in ("plain", "posterior", "prior", "prior_mixture")}
         result = {
-            "task": self.name, "kl_next8": metrics["latent/kl_next8"], "kl_next": metrics["latent/kl_between"],
-            "posterior_gain": 1 - nll["posterior"] / nll["plain"], "prior_loss": nll["prior"] / nll["plain"] - 1,
-            "mixture_loss": nll["prior_mixture"] / nll["plain"] - 1, "nll": nll,
-        }  # fmt: skip
+            "task": self.name,
+            "kl_next8": metrics["latent/kl_next8"],
+            "kl_next": metrics["latent/kl_between"],
+            "posterior_gain": 1 - nll["posterior"] / nll["plain"],
+            "prior_loss": nll["prior"] / nll["plain"] - 1,
+            "mixture_loss": nll["prior_mixture"] / nll["plain"] - 1,
+            "nll": nll,
+        }
         for siblings in ("independent", "stratified"):
             for k in map(int, BRANCHES.value):
                 plans, right = self._trees(k, latents, stratified=siblings == "stratified")
                 result[f"{siblings}_{k}"] = {
-                    "plan_ratio": distinct(plans) / plain[k]["plans"], "plans": distinct(plans),
-                    "accuracy_change": float(right.mean()) - plain[k]["accuracy"], "accuracy": float(right.mean()),
+                    "plan_ratio": distinct(plans) / plain[k]["plans"],
+                    "plans": distinct(plans),
+                    "accuracy_change": float(right.mean()) - plain[k]["accuracy"],
+                    "accuracy": float(right.mean()),
                     "plain": plain[k],
-                }  # fmt: skip
+                }
         return result
 
     def plain(self) -> dict:
@@ -136,9 +151,13 @@ class Task:
 
     def _questions(self):
         pipeline = PromptPipeline(
-            self.weighted, self.tokenizer, prompts_per_step=32, max_prompt=self.config.rollout.max_prompt,
-            max_answer=1, seed=self.config.data.seed,
-        )  # fmt: skip
+            self.weighted,
+            self.tokenizer,
+            prompts_per_step=32,
+            max_prompt=self.config.rollout.max_prompt,
+            max_answer=1,
+            seed=self.config.data.seed,
+        )
         return training_questions(pipeline, self.tokenizer, self.config.latent.prompts)
 
     def _trees(self, k: int, latents: dict | None = None, *, stratified: bool = False):

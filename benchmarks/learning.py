@@ -96,9 +96,12 @@ def work(store: Store, arms: list[Arm], budget: Budget) -> None:
     from learning_run import Plan, run  # jax, which a wrong command line is refused without
 
     plan = Plan(
-        points=POINTS.value, problems=PROBLEMS.value, samples=SAMPLES.value, final_problems=FINAL_PROBLEMS.value,
+        points=POINTS.value,
+        problems=PROBLEMS.value,
+        samples=SAMPLES.value,
+        final_problems=FINAL_PROBLEMS.value,
         final_samples=FINAL_SAMPLES.value,
-    )  # fmt: skip
+    )
     store.check(arms, plan.facts())
     runs = [(arm, seed) for seed in seeds() for arm in arms]
     for arm, seed in runs:

@@ -15,9 +15,15 @@ ROOT = Path(__file__).parents[1]
 # Every testbed T is configs/T.py and, for plain GRPO, configs/T_grpo.py; these are the changes that make an arm of it.
 TESTBEDS = ("arithmetic", "arithmetic_long", "countdown", "smollm2_sums")
 CODES = (
-    "latent.kind=codes", "latent.z=8", "latent.window=4", "latent.psa_lr=1e-2", "latent.psa_steps=600",
-    "latent.prompts=3072", "latent.samples=4", "psa.half_life=4.0",
-)  # fmt: skip
+    "latent.kind=codes",
+    "latent.z=8",
+    "latent.window=4",
+    "latent.psa_lr=1e-2",
+    "latent.psa_steps=600",
+    "latent.prompts=3072",
+    "latent.samples=4",
+    "psa.half_life=4.0",
+)
 PIECES = {
     "iib_lpo": (),
     "no_surprise": ("ib.surprise=0.0",),
@@ -33,10 +39,14 @@ PIECES = {
     "random_half": ("ib.filter=random", "ib.keep=4"),
     "score_half": ("ib.estimator=likelihood", "ib.filter=score", "ib.keep=4"),
     "branches_only": (
-        "latent.z=0", "ib.filter=none", "ib.estimator=none", "ib.reward_coef=0.0", "ib.entropy_coef=0.0",
+        "latent.z=0",
+        "ib.filter=none",
+        "ib.estimator=none",
+        "ib.reward_coef=0.0",
+        "ib.entropy_coef=0.0",
         "ib.surprise=0.0",
     ),
-}  # fmt: skip
+}
 # GRPO, and GRPO as DAPO has it: clip-higher, and groups of equal rewards dropped (their tokens count).
 BASELINES = {"grpo": (), "dapo": ("objective.name=dapo", "ib.filter=contrast")}
 NAMED = (*PIECES, *BASELINES)

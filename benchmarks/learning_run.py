@@ -31,9 +31,16 @@ STEP_MEANS = {"entropy": "rollout/entropy", "reward": "reward/mean", "frac_mixed
 LATENT_SECTIONS = ("model", "data", "task", "train", "rollout", "branch", "latent", "psa", "mesh")
 LATENT_CODE = ROOT / "iiblpo_jax" / "latents"
 NOT_LATENT = (
-    "train.steps", "train.max_bad_steps", "train.memory_report", "rollout.roots", "rollout.slots", "rollout.refill_at",
-    "latent.condition", "data.verifiers", "data.verifier_timeout",
-)  # fmt: skip
+    "train.steps",
+    "train.max_bad_steps",
+    "train.memory_report",
+    "rollout.roots",
+    "rollout.slots",
+    "rollout.refill_at",
+    "latent.condition",
+    "data.verifiers",
+    "data.verifier_timeout",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,9 +119,12 @@ def run(
         final = _final(trainer, plan.final(config))
         trainer.close()
     jax.clear_caches()
-    return key_of(arm, seed, budget) | {"evaluation": plan.facts()} | spent | {
-        "points": points, "before": before, "final": final
-    }  # fmt: skip
+    return (
+        key_of(arm, seed, budget)
+        | {"evaluation": plan.facts()}
+        | spent
+        | {"points": points, "before": before, "final": final}
+    )
 
 
 def prepared(config: RunConfig, workdir: Path, latents: Path) -> Trainer:

@@ -18,9 +18,12 @@ from iiblpo_jax.common.jsonl import read_jsonl
 def key_of(arm: Arm, seed: int, budget: Budget) -> dict:
     """What a run is known by; the line of a finished run holds it."""
     return {
-        "arm": arm.name, "file": arm.file, "overrides": list(arm.overrides), "seed": seed,
+        "arm": arm.name,
+        "file": arm.file,
+        "overrides": list(arm.overrides),
+        "seed": seed,
         "budget": {budget.unit: budget.amount},
-    }  # fmt: skip
+    }
 
 
 def arm_of(line: dict) -> Arm:

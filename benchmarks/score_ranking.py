@@ -38,8 +38,17 @@ IB = default_config().ib
 SAMPLES = 16  # of a problem, in the groups of rollouts
 ORDERS = {"concise > padded": (0, 1), "padded > loop": (1, 2), "concise > drift": (0, 3)}
 COLUMNS = (
-    "task", "groups", "score", "ordered", *ORDERS, "padded > drift", "auc", "corr_correct", "corr_length", "explained",
-)  # fmt: skip
+    "task",
+    "groups",
+    "score",
+    "ordered",
+    *ORDERS,
+    "padded > drift",
+    "auc",
+    "corr_correct",
+    "corr_length",
+    "explained",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,9 +107,12 @@ class Reference:
 
     def _bound(self, params, evidence, compression):
         return bottleneck.likelihood(
-            bind(self.config, params), evidence, start_id=self.tokenizer.start_id, compression=compression,
+            bind(self.config, params),
+            evidence,
+            start_id=self.tokenizer.start_id,
+            compression=compression,
             pack_tokens=2048,
-        )  # fmt: skip
+        )
 
     def batch(self, task, problems) -> PromptBatch:
         """The problems as the trainer would read them."""
@@ -113,12 +125,21 @@ class Reference:
         response_RT, length_R = pad_rows(tokens)
         table = marker_table(self.tokenizer.token_bytes(), task.marker)
         evidence = bottleneck.Evidence(
-            prompt_PS=batch.tokens_PS, prompt_len_P=batch.length_P, response_RT=response_RT, length_R=length_R,
-            cut_R=marker_cut(table, response_RT, length_R, finish_R), cue_PQ=batch.cue_PQ,
-            cue_len_P=batch.cue_length_P, answer_PA=batch.answer_PA, answer_len_P=batch.answer_length_P,
-        )  # fmt: skip
+            prompt_PS=batch.tokens_PS,
+            prompt_len_P=batch.length_P,
+            response_RT=response_RT,
+            length_R=length_R,
+            cut_R=marker_cut(table, response_RT, length_R, finish_R),
+            cue_PQ=batch.cue_PQ,
+            cue_len_P=batch.cue_length_P,
+            answer_PA=batch.answer_PA,
+            answer_len_P=batch.answer_length_P,
+        )
         found = self._likelihood(self.params, evidence, compression=IB.compression)
-        by_prompt = lambda x_R: np.asarray(x_R, np.float64).reshape(len(batch.length_P), -1)  # noqa: E731
+
+        def by_prompt(x_R):
+            return np.asarray(x_R, np.float64).reshape(len(batch.length_P), -1)
+
         length_PG = by_prompt(length_R)
         return Facts(
             answer_PG=by_prompt(found.answer_R),
@@ -145,9 +166,13 @@ def rollout_facts(reference: Reference, labelled: Labelled, *, max_tokens: int) 
     problems = [quadruple.problem for quadruple in labelled.quadruples]
     batch = reference.batch(labelled.task, problems)
     spec = RolloutSpec(
-        model=reference.config, roots=SAMPLES, slots=64, refill_at=16, max_tokens=max_tokens,
+        model=reference.config,
+        roots=SAMPLES,
+        slots=64,
+        refill_at=16,
+        max_tokens=max_tokens,
         stop_ids=reference.tokenizer.stop_ids,
-    )  # fmt: skip
+    )
     published = publish(reference.params, spec=PublicationSpec(model=reference.config))
     prompts = jnp.asarray(batch.tokens_PS), jnp.asarray(batch.length_P)
     forest, _ = rollout(published, *prompts, jax.random.key(0), spec=spec)
@@ -172,7 +197,10 @@ def verdict(score_PG: np.ndarray, facts: Facts) -> dict:
 
 def explained(score_PG: np.ndarray, *causes_PG: np.ndarray) -> float:
     """Share of the score's variance within groups that a linear function of the causes explains."""
-    centre = lambda x_PG: (x_PG - x_PG.mean(axis=1, keepdims=True)).ravel()  # noqa: E731
+
+    def centre(x_PG):
+        return (x_PG - x_PG.mean(axis=1, keepdims=True)).ravel()
+
     y, x = centre(score_PG), np.stack([centre(cause.astype(float)) for cause in causes_PG], axis=1)
     rest = y - x @ np.linalg.lstsq(x, y, rcond=None)[0]
     return float(1 - (rest**2).sum() / (y**2).sum())

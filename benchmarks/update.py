@@ -47,9 +47,7 @@ OPTIM = types.SimpleNamespace(
     lr=1e-6, psa_lr=1e-6, b1=0.9, b2=0.999, weight_decay=0.01, clip_norm=1.0, schedule="constant", warmup=0
 )
 AGREE = {"float32": 1e-4, "bfloat16": 3e-2}
-COLUMNS = (
-    "share", "arm", "tokens", "seconds", "tokens_per_s", "first_over_this", "work_bytes", "state_bytes", "mfu"
-)  # fmt: skip
+COLUMNS = ("share", "arm", "tokens", "seconds", "tokens_per_s", "first_over_this", "work_bytes", "state_bytes", "mfu")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +97,10 @@ def trained_model(scale: str, preset: str) -> ModelConfig:
 def parse():
     """The command line."""
     parser = harness.arguments(__doc__)
-    numbers = lambda text: [int(word) for word in harness.words(text)]  # noqa: E731
+
+    def numbers(text):
+        return [int(word) for word in harness.words(text)]
+
     parser.add_argument("--shares", type=numbers, default=[0, 25, 50, 75], help="inherited share of a branch, percent")
     parser.add_argument("--pack-tokens", type=int, help="nodes of a bin (default: those of a padded microbatch)")
     parser.add_argument("--dtype", default="float32" if jax.default_backend() == "cpu" else "bfloat16")
@@ -153,7 +154,9 @@ class Bench:
         optimizer = make_optimizer(OPTIM, total_steps=1000)
         objective = make_objective("grpo", max_tokens=self.size.response)
         update = make_update(settings, objective, self.config, optimizer)
-        fresh = lambda: init_state({"policy": jax.tree.map(jnp.copy, self.params)}, optimizer)  # noqa: E731
+
+        def fresh():
+            return init_state({"policy": jax.tree.map(jnp.copy, self.params)}, optimizer)
 
         @functools.cache
         def program():
@@ -170,17 +173,26 @@ class Bench:
             _, metrics = jax.block_until_ready(compiled(state, self.rows, jax.random.key(0)))
             seconds = time.perf_counter() - began
             return {
-                "seconds": seconds, "tokens": self.tokens, "loss": float(metrics["update/loss"]),
-                "grad_norm": float(metrics["update/grad_norm"]), "work_bytes": self.bytes[name]["work"],
-            }  # fmt: skip
+                "seconds": seconds,
+                "tokens": self.tokens,
+                "loss": float(metrics["update/loss"]),
+                "grad_norm": float(metrics["update/grad_norm"]),
+                "work_bytes": self.bytes[name]["work"],
+            }
 
         return run
 
     def _theirs(self, name: str, *, checkpointing: bool):
         reply = self.torch.ask(
-            "grpo", rows=str(self.file), microbatch=self.size.microbatch, learning_rate=0.0, clip=OPTIM.clip_norm,
-            checkpointing=checkpointing, dtype=self.options.dtype, memory=name not in self.bytes,
-        )  # fmt: skip
+            "grpo",
+            rows=str(self.file),
+            microbatch=self.size.microbatch,
+            learning_rate=0.0,
+            clip=OPTIM.clip_norm,
+            checkpointing=checkpointing,
+            dtype=self.options.dtype,
+            memory=name not in self.bytes,
+        )
         self.bytes.setdefault(name, {"work": reply["peak_bytes"]})  # by the first call, which is not timed
         facts = {key: reply[key] for key in ("seconds", "loss", "grad_norm")}
         return {**facts, "tokens": self.tokens, "work_bytes": self.bytes[name]["work"]}
@@ -216,8 +228,11 @@ class Bench:
 def shared_rows(config: ModelConfig, size: Sizes, cut: int) -> UpdateRows:
     """Rows of random tokens in Forest order: a branch repeats its root's first `cut` response tokens."""
     rng, n = np.random.default_rng(0), size.prompts * ROOTS * (1 + BRANCHES)
+
     # Not the last id: it is the padding of the exported model, whose embedding torch gives no gradient.
-    tokens = lambda *shape: rng.integers(1, config.vocab_size - 1, shape).astype(np.int32)  # noqa: E731
+    def tokens(*shape):
+        return rng.integers(1, config.vocab_size - 1, shape).astype(np.int32)
+
     response = tokens(size.prompts, ROOTS, 1 + BRANCHES, size.response)
     response[:, :, 1:, :cut] = response[:, :, :1, :cut]
     prompt = np.repeat(tokens(size.prompts, size.prompt), n // size.prompts, axis=0)
@@ -225,13 +240,22 @@ def shared_rows(config: ModelConfig, size: Sizes, cut: int) -> UpdateRows:
     at_N = np.where(j_N > 0, cut, 0)
     ones_NT, zeros_N = np.ones((n, size.response), np.float32), np.zeros(n, np.float32)
     rows = UpdateRows(
-        tokens_NC=np.concatenate([prompt, response.reshape(n, -1)], axis=1), mask_NT=ones_NT,
+        tokens_NC=np.concatenate([prompt, response.reshape(n, -1)], axis=1),
+        mask_NT=ones_NT,
         prompt_len_N=np.full(n, size.prompt, np.int32),
-        own_mask_NT=(np.arange(size.response) >= at_N[:, None]).astype(np.float32), rollout_logp_NT=-ones_NT,
-        raw_logp_NT=-ones_NT, advantage_N=rng.normal(size=n).astype(np.float32), reward_N=zeros_N, correct_N=zeros_N,
-        ib_score_N=zeros_N, group_N=rows_N // (n // size.prompts), length_N=np.full(n, size.response, np.int32),
-        trajectory_N=rows_N, parent_N=np.where(j_N > 0, rows_N - j_N, -1), branch_at_N=at_N,
-    )  # fmt: skip
+        own_mask_NT=(np.arange(size.response) >= at_N[:, None]).astype(np.float32),
+        rollout_logp_NT=-ones_NT,
+        raw_logp_NT=-ones_NT,
+        advantage_N=rng.normal(size=n).astype(np.float32),
+        reward_N=zeros_N,
+        correct_N=zeros_N,
+        ib_score_N=zeros_N,
+        group_N=rows_N // (n // size.prompts),
+        length_N=np.full(n, size.response, np.int32),
+        trajectory_N=rows_N,
+        parent_N=np.where(j_N > 0, rows_N - j_N, -1),
+        branch_at_N=at_N,
+    )
     return jax.tree.map(jnp.asarray, rows)
 
 

@@ -38,10 +38,13 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
     def questions():
         pipeline = PromptPipeline(
-            make_tasks(config.task, seed=config.data.seed), tokenizer,
-            prompts_per_step=config.train.prompts_per_step, max_prompt=config.rollout.max_prompt, max_answer=1,
+            make_tasks(config.task, seed=config.data.seed),
+            tokenizer,
+            prompts_per_step=config.train.prompts_per_step,
+            max_prompt=config.rollout.max_prompt,
+            max_answer=1,
             seed=config.data.seed,
-        )  # fmt: skip
+        )
         return training_questions(pipeline, tokenizer, config.latent.prompts)
 
     # --- train, or load and check

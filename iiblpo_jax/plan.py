@@ -47,9 +47,15 @@ def main(config: RunConfig, _: Path | None) -> None:
     )
     console = Console(stderr=True)
     plan = make_plan(
-        config, model, devices, topology=TOPOLOGY.value, lengths=lengths, memory=int(MEMORY.value * 2**30),
-        formulas=FORMULAS.value, progress=lambda text: console.print(text, highlight=False),
-    )  # fmt: skip
+        config,
+        model,
+        devices,
+        topology=TOPOLOGY.value,
+        lengths=lengths,
+        memory=int(MEMORY.value * 2**30),
+        formulas=FORMULAS.value,
+        progress=lambda text: console.print(text, highlight=False),
+    )
     if JSON.value:
         Path(JSON.value).parent.mkdir(parents=True, exist_ok=True)
         Path(JSON.value).write_text(json.dumps(plan.as_dict(), indent=1) + "\n")

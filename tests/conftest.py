@@ -25,10 +25,19 @@ from iiblpo_jax.model.decoder import Decoder, params_of
 from iiblpo_jax.model.steering.psa import PSA
 
 LONGEST = (
-    "test_processes.py", "test_mesh_runs.py", "test_killed.py", "test_benchmarks.py", "test_learning_benchmark.py",
-    "test_engine.py", "test_smollm2.py", "test_trainer.py", "test_gradient.py", "test_training.py", "test_notebook.py",
+    "test_processes.py",
+    "test_mesh_runs.py",
+    "test_killed.py",
+    "test_benchmarks.py",
+    "test_learning_benchmark.py",
+    "test_engine.py",
+    "test_smollm2.py",
+    "test_trainer.py",
+    "test_gradient.py",
+    "test_training.py",
+    "test_notebook.py",
     "test_stage_mesh.py",
-)  # fmt: skip
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -125,5 +134,8 @@ def tiny_params(tiny_config):
 def tiny_psa_params(tiny_config):
     """PSA of width 4 on both layers with a gain and values that are not zero, so that every path of z is exercised."""
     params = params_of(PSA(tiny_config, 4, 2, rngs=nnx.Rngs(1)))
-    random = lambda seed, like: jax.random.normal(jax.random.key(seed), like.shape)  # noqa: E731
+
+    def random(seed, like):
+        return jax.random.normal(jax.random.key(seed), like.shape)
+
     return {**params, "gain": 0.3 * random(2, params["gain"]), "value": 0.5 * random(3, params["value"])}

@@ -219,7 +219,11 @@ def test_nothing_to_export(refuse, tmp_path, workdir):
 def test_the_real_command_line(tmp_path, verb, argument, named):
     done = subprocess.run(
         [sys.executable, "-m", f"iiblpo_jax.{verb}", ARITHMETIC, f"--workdir={tmp_path / 'run'}", argument],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("error: ") and named in done.stderr

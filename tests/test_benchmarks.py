@@ -63,9 +63,10 @@ def test_arms_take_turns_and_ratios_are_within_a_turn():
     def arm(name, seconds):
         steps = iter(seconds)
         return harness.Arm(
-            name=name, warm=lambda: order.append(f"warm {name}"),
+            name=name,
+            warm=lambda: order.append(f"warm {name}"),
             run=lambda: (order.append(name), {"seconds": next(steps), "tokens": 12})[1],
-        )  # fmt: skip
+        )
 
     a, b = harness.compare([arm("a", [1.0, 2.0, 4.0]), arm("b", [3.0, 4.0, 4.0])], repetitions=3)
     assert order == ["warm a", "warm b", *"ababab"]
@@ -76,10 +77,20 @@ def test_arms_take_turns_and_ratios_are_within_a_turn():
 
 @pytest.mark.parametrize(
     "kind, rate",
-    [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA A100-SXM4-40GB", 312e12),
-     ("NVIDIA L4", 121e12), ("NVIDIA L40S", None), ("cpu", None), ("TPU v4", 275e12), ("TPU v5 lite", 197e12),
-     ("TPU v5", 459e12), ("TPU v5p", 459e12), ("TPU v6 lite", 918e12)],
-)  # fmt: skip
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", None),
+        ("cpu", None),
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v5p", 459e12),
+        ("TPU v6 lite", 918e12),
+    ],
+)
 def test_a_device_is_known_by_whole_words_of_its_kind(kind, rate):
     import harness
 

@@ -68,9 +68,17 @@ def test_half_a_description_of_several_processes_is_one_line_too(run):
 
 def test_overrides_of_every_type(run):
     done = run(
-        *OK, "--config.train.steps=7", "--config.eval.k=1,2", "--noconfig.eval.greedy", "--config.optim.lr", "1e-3",
-        "--config.psa.half_life=inf", "--config.update.minibatches=2", "--config.task.options.k_max=5", "--out=there",
-    )  # fmt: skip
+        *OK,
+        "--config.train.steps=7",
+        "--config.eval.k=1,2",
+        "--noconfig.eval.greedy",
+        "--config.optim.lr",
+        "1e-3",
+        "--config.psa.half_life=inf",
+        "--config.update.minibatches=2",
+        "--config.task.options.k_max=5",
+        "--out=there",
+    )
     assert done.stdout.split("\n")[0] == "7 (1, 2) False 0.001 inf 2 {'k_max': 5, 'k_min': 2} w there", done.stderr
     assert done.returncode == 0
 

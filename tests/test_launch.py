@@ -163,8 +163,9 @@ def commands(folder: Path, **bodies: str) -> dict:
 @pytest.mark.parametrize(("preempted", "status"), [(False, 0), (False, 7), (True, 0)])
 def test_slurm_requeues_a_job_that_was_stopped_and_no_other(tmp_path, preempted, status):
     step = "trap 'exit 0' USR1; for _ in $(seq 100); do sleep 0.1; done" if preempted else f"exit {status}"
-    env = commands(tmp_path, srun=f"echo $$ >{tmp_path}/step; {step}", scancel=f"kill -USR1 $(cat {tmp_path}/step)",
-                   scontrol="")  # fmt: skip
+    env = commands(
+        tmp_path, srun=f"echo $$ >{tmp_path}/step; {step}", scancel=f"kill -USR1 $(cat {tmp_path}/step)", scontrol=""
+    )
     process = subprocess.Popen(
         ["bash", ROOT / "launch" / "slurm.sbatch", "--config=a.py", "--workdir=w"],
         env=env | {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "42"},

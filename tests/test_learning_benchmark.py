@@ -34,15 +34,31 @@ def a_line(
     """A finished run of 900 tokens: points at 0, 300, 600 and 900, of which the last two are `late`."""
     curve = (0.1, 0.3, *late)
     points = [
-        {"tokens": 300 * i, "trajectories": 30 * i, "seconds": float(i), "steps": 3 * i, "entropy": 0.2 * i or None,
-         "eval": {"sums": {"pass@1": value}}}
+        {
+            "tokens": 300 * i,
+            "trajectories": 30 * i,
+            "seconds": float(i),
+            "steps": 3 * i,
+            "entropy": 0.2 * i or None,
+            "eval": {"sums": {"pass@1": value}},
+        }
         for i, value in enumerate(curve)
-    ]  # fmt: skip
+    ]
     return {
-        "arm": arm, "file": file, "overrides": list(overrides), "seed": seed, "budget": {"tokens": 900},
-        "evaluation": HOW, "tokens": tokens, "trajectories": 90, "seconds": 3.0, "steps": 9, "points": points,
-        "before": {"sums": {"pass@1": 0.1}}, "final": {"sums": {"pass@1": final}},
-    }  # fmt: skip
+        "arm": arm,
+        "file": file,
+        "overrides": list(overrides),
+        "seed": seed,
+        "budget": {"tokens": 900},
+        "evaluation": HOW,
+        "tokens": tokens,
+        "trajectories": 90,
+        "seconds": 3.0,
+        "steps": 9,
+        "points": points,
+        "before": {"sums": {"pass@1": 0.1}},
+        "final": {"sums": {"pass@1": final}},
+    }
 
 
 def cells(markdown: str, arm: str) -> dict[str, str]:
@@ -273,9 +289,10 @@ def test_budgets_and_families_have_tables_of_their_own():
     text = tables([a_line("a"), other, a_line("a", file="configs/countdown.py")], against="grpo")
     titles = [line.split(":**")[0].split(".**")[0] for line in text.splitlines() if line.startswith("**")]
     assert titles == [
-        "**arithmetic, sums: 900 generated tokens a run", "**arithmetic, sums: 3 seconds of training a run",
+        "**arithmetic, sums: 900 generated tokens a run",
+        "**arithmetic, sums: 3 seconds of training a run",
         "**countdown, sums: 900 generated tokens a run",
-    ]  # fmt: skip
+    ]
 
 
 def test_the_paired_test():
@@ -315,8 +332,10 @@ def test_curves_are_read_off_at_what_the_shortest_run_spent():
     text = tables([slow, a_line("fast", late=(0.5, 0.8))], against="fast")
     text = text[text.index("At equal trajectories and equal seconds of training") :]
     assert cells(text, "slow") == {
-        "arm": "slow", "pass@1 at 90 trajectories": "0.900", "pass@1 at 3 seconds": "0.400",
-    }  # fmt: skip
+        "arm": "slow",
+        "pass@1 at 90 trajectories": "0.900",
+        "pass@1 at 3 seconds": "0.400",
+    }
     assert cells(text, "fast")["pass@1 at 3 seconds"] == "0.800"
 
 
@@ -342,9 +361,17 @@ def test_a_tiny_series(tmp_path):
 
     def invoke(*arguments: str) -> subprocess.CompletedProcess:
         command = [
-            sys.executable, str(FOLDER / "learning.py"), f"--out={out}", "--seeds=0", "--points=2", "--problems=4",
-            "--samples=4", "--final_problems=4", "--final_samples=16", *arguments,
-        ]  # fmt: skip
+            sys.executable,
+            str(FOLDER / "learning.py"),
+            f"--out={out}",
+            "--seeds=0",
+            "--points=2",
+            "--problems=4",
+            "--samples=4",
+            "--final_problems=4",
+            "--final_samples=16",
+            *arguments,
+        ]
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "IIBLPO_CACHE": str(tmp_path / "compiled"),

@@ -77,7 +77,9 @@ def check_the_scores(r):
     gold = str(8 + 9 + 7 + 5)
     assert r["reward"] == [float("#" in text and text.rpartition("#")[2] == gold) for text in r["texts"]]
 
-    standard = lambda x: (x - np.mean(x)) / (np.std(x) + 1e-4)  # noqa: E731
+    def standard(x):
+        return (x - np.mean(x)) / (np.std(x) + 1e-4)
+
     length = np.array(r["length"])
     cost = np.array(r["prompt"]) + 0.5 * length / length.mean()  # ib.length_cost, nats a token
     score = standard(np.array(r["answer"])) - standard(cost)

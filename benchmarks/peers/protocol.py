@@ -21,9 +21,12 @@ class Peer:
 
     def __init__(self, interpreter: str, script: str, *arguments: str, environment: Mapping[str, str] | None = None):
         self.process = subprocess.Popen(
-            [interpreter, script, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [interpreter, script, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             env={**os.environ, **(environment or {})},
-        )  # fmt: skip
+        )
         self.facts = self._reply()
 
     def ask(self, command: str, **values) -> dict:

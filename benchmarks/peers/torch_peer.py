@@ -60,9 +60,14 @@ class TorchPeer:
             began = time.perf_counter()
             with torch.inference_mode():
                 out = self.model.generate(
-                    input_ids=ids, attention_mask=mask, max_new_tokens=max_tokens, do_sample=True, temperature=1.0,
-                    top_k=0, top_p=1.0,
-                )  # fmt: skip
+                    input_ids=ids,
+                    attention_mask=mask,
+                    max_new_tokens=max_tokens,
+                    do_sample=True,
+                    temperature=1.0,
+                    top_k=0,
+                    top_p=1.0,
+                )
             if DEVICE == "cuda":
                 torch.cuda.synchronize()
             seconds += time.perf_counter() - began
@@ -116,7 +121,9 @@ class TorchPeer:
         }
 
     def _optimizer(self, learning_rate):
-        decays = lambda name: not name.endswith(("norm.weight", "bias"))  # noqa: E731
+        def decays(name):
+            return not name.endswith(("norm.weight", "bias"))
+
         named = list(self.model.named_parameters())
         groups = [
             {"params": [p for n, p in named if decays(n)], "weight_decay": 0.01},

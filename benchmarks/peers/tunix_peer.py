@@ -50,12 +50,19 @@ def main():
     options = parser.parse_args()
     hf = json.loads((Path(options.model) / "config.json").read_text())
     config = qwen3.ModelConfig(
-        num_layers=hf["num_hidden_layers"], vocab_size=hf["vocab_size"], embed_dim=hf["hidden_size"],
-        hidden_dim=hf["intermediate_size"], num_heads=hf["num_attention_heads"], head_dim=hf["head_dim"],
-        num_kv_heads=hf["num_key_value_heads"], rope_theta=hf["rope_theta"], norm_eps=hf["rms_norm_eps"],
-        use_tied_embedding=hf["tie_word_embeddings"], dtype=jnp.dtype(options.dtype),
+        num_layers=hf["num_hidden_layers"],
+        vocab_size=hf["vocab_size"],
+        embed_dim=hf["hidden_size"],
+        hidden_dim=hf["intermediate_size"],
+        num_heads=hf["num_attention_heads"],
+        head_dim=hf["head_dim"],
+        num_kv_heads=hf["num_key_value_heads"],
+        rope_theta=hf["rope_theta"],
+        norm_eps=hf["rms_norm_eps"],
+        use_tied_embedding=hf["tie_word_embeddings"],
+        dtype=jnp.dtype(options.dtype),
         param_dtype=jnp.dtype(options.dtype),
-    )  # fmt: skip
+    )
     mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     model = qwen3_params.create_model_from_safe_tensors(options.model, config, mesh, dtype=jnp.dtype(options.dtype))
     tokenizer, samplers = Numbers(hf["eos_token_id"], hf["pad_token_id"]), {}

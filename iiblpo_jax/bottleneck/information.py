@@ -93,20 +93,30 @@ def likelihood(
     e = evidence
     p, r = e.prompt_len_P.shape[0], e.length_R.shape[0]
     group = r // p
-    of_row = lambda x_P: jnp.repeat(x_P, group, axis=0)  # noqa: E731
+
+    def of_row(x_P):
+        return jnp.repeat(x_P, group, axis=0)
+
     prompt, cue = (of_row(e.prompt_PS), of_row(e.prompt_len_P)), (of_row(e.cue_PQ), of_row(e.cue_len_P))
     start = (jnp.full((r, 1), start_id, e.response_RT.dtype), jnp.ones(r, e.length_R.dtype))
     response, answer = (e.response_RT, e.length_R), (of_row(e.answer_PA), of_row(e.answer_len_P))
     bare = [(e.prompt_PS, e.prompt_len_P), (e.cue_PQ, e.cue_len_P)]
     kinds = [
-        ([prompt], response), ([prompt, (e.response_RT, e.cut_R), cue], answer),
-        (bare, (e.answer_PA, e.answer_len_P)), ([start], response),
-    ]  # fmt: skip
+        ([prompt], response),
+        ([prompt, (e.response_RT, e.cut_R), cue], answer),
+        (bare, (e.answer_PA, e.answer_len_P)),
+        ([start], response),
+    ]
     width = e.prompt_PS.shape[1] + e.response_RT.shape[1] + e.cue_PQ.shape[1] + e.answer_PA.shape[1]
     logp = packed_texts(
-        model, [join_texts(*kind, p=p, width=width) for kind in kinds], max(e.response_RT.shape[1], answer[0].shape[1]),
-        temperature=temperature, pack_tokens=pack_tokens, attention=attention, shards=shards,
-    )  # fmt: skip
+        model,
+        [join_texts(*kind, p=p, width=width) for kind in kinds],
+        max(e.response_RT.shape[1], answer[0].shape[1]),
+        temperature=temperature,
+        pack_tokens=pack_tokens,
+        attention=attention,
+        shards=shards,
+    )
     ref_logp_RT, with_reasoning_RA, without_PA, alone_RT = (
         x.reshape(-1, x.shape[-1])[:, : text.shape[1]] for x, (_, (text, _)) in zip(logp, kinds, strict=True)
     )
@@ -126,13 +136,20 @@ def reference_logprobs(
     """log pi_ref(o_t | q, o_<t) [R,T], 0 beyond the response."""
     prompt = (forest.prompt_PS[forest.group_R], forest.prompt_len_P[forest.group_R])
     texts = join_texts(
-        [prompt], (forest.tokens_RT, forest.length_R), p=forest.prompt_len_P.shape[0],
+        [prompt],
+        (forest.tokens_RT, forest.length_R),
+        p=forest.prompt_len_P.shape[0],
         width=forest.prompt_PS.shape[1] + forest.tokens_RT.shape[1],
-    )  # fmt: skip
+    )
     (logp_PGT,) = packed_texts(
-        model, [texts], forest.tokens_RT.shape[1], temperature=temperature, pack_tokens=pack_tokens,
-        attention=attention, shards=shards,
-    )  # fmt: skip
+        model,
+        [texts],
+        forest.tokens_RT.shape[1],
+        temperature=temperature,
+        pack_tokens=pack_tokens,
+        attention=attention,
+        shards=shards,
+    )
     return logp_PGT.reshape(forest.tokens_RT.shape)
 
 
@@ -150,7 +167,10 @@ def join_texts(context: list, text: tuple[jax.Array, jax.Array], *, p: int, widt
     context_NC, context_len_N = join_rows(context)
     rows_NC = join(context_NC, context_len_N, *text)
     rows_NC = jnp.pad(rows_NC, [(0, 0), (0, width - rows_NC.shape[1])])
-    by_prompt = lambda x: x.reshape(p, -1, *x.shape[1:])  # noqa: E731
+
+    def by_prompt(x):
+        return x.reshape(p, -1, *x.shape[1:])
+
     return Texts(*map(by_prompt, (rows_NC, context_len_N, context_len_N + text[1])))
 
 
@@ -167,9 +187,16 @@ def packed_texts(
 
     def forward(bins):
         logp_WJT, _ = packed_logprobs(
-            model, packed.tokens_WNC, context_len_WN, bins, t, block=packed.spec.block, attention=attention,
-            temperature=temperature, remat=False,
-        )  # fmt: skip
+            model,
+            packed.tokens_WNC,
+            context_len_WN,
+            bins,
+            t,
+            block=packed.spec.block,
+            attention=attention,
+            temperature=temperature,
+            remat=False,
+        )
         return logp_WJT
 
     logp_PGT = packed.collect(forward).reshape(p, group, t)

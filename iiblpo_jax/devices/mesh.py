@@ -94,7 +94,10 @@ def shard_params(params: dict, shardings: dict) -> dict:
     """The same arrays, placed; of several processes, which all have the whole of them, each keeps its part."""
     if jax.process_count() == 1:
         return jax.device_put(params, shardings)  # which for several would gather everything, only to compare it
-    part = lambda x, place: jax.make_array_from_callback(x.shape, place, lambda index: x[index])  # noqa: E731
+
+    def part(x, place):
+        return jax.make_array_from_callback(x.shape, place, lambda index: x[index])
+
     return jax.tree.map(part, params, shardings)
 
 
@@ -167,7 +170,10 @@ def to_devices(tree, mesh: Mesh | None, *axes: str | None):
 
 def to_host(tree):
     """Arrays as NumPy arrays in every process; waits for them."""
-    whole = lambda x: multihost_utils.process_allgather(x, tiled=True) if _scattered(x) else x  # noqa: E731
+
+    def whole(x):
+        return multihost_utils.process_allgather(x, tiled=True) if _scattered(x) else x
+
     return jax.device_get(jax.tree.map(whole, tree))
 
 

@@ -9,9 +9,13 @@ def injection(pairs: Pairs, z_NZ, *, half_life: float, strength: float):
     """Latent that switches z on from the cut of every row."""
     rows = pairs.rows
     return latent_inputs(
-        z_NZ[:, None], pairs.cut_N[:, None], rows.prompt_len_N, rows.tokens_NC.shape[1],
-        half_life=half_life, strength=strength,
-    )  # fmt: skip
+        z_NZ[:, None],
+        pairs.cut_N[:, None],
+        rows.prompt_len_N,
+        rows.tokens_NC.shape[1],
+        half_life=half_life,
+        strength=strength,
+    )
 
 
 def rest_logprobs(model, pairs: Pairs, z_NZ, psa, *, temperature: float, half_life: float, strength: float):

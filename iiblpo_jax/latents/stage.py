@@ -88,9 +88,16 @@ def train_latents(
     rows = rows_of(gather(questions, own))
     temperature = config.rollout.temperature
     pairs = extract(
-        model_config, params, rows, keys[1], temperature=temperature, branching=specs.branching(config),
-        window=knobs.window if codes else 0, anywhere=0.0 if codes else 0.5, mesh=mesh,
-    )  # fmt: skip
+        model_config,
+        params,
+        rows,
+        keys[1],
+        temperature=temperature,
+        branching=specs.branching(config),
+        window=knobs.window if codes else 0,
+        anywhere=0.0 if codes else 0.5,
+        mesh=mesh,
+    )
     train, held_out = (pairs[index] for index in split_by_prompt(rows, fraction=HELD_OUT))
     console.print(
         f"latent stage: {len(questions)} prompts, {len(train.cut_N)} continuations to train on, "
@@ -103,15 +110,30 @@ def train_latents(
         cvae, _ = train_codes(train.context_ND, train.target_ND, keys[2], mesh=mesh, **sizes)
     else:
         cvae, _ = train_cvae(
-            train.context_ND, train.target_ND, keys[2], kl_weight=knobs.kl_weight, free_bits=knobs.free_bits,
-            kl_warmup=knobs.kl_warmup, mesh=mesh, **sizes,
-        )  # fmt: skip
+            train.context_ND,
+            train.target_ND,
+            keys[2],
+            kl_weight=knobs.kl_weight,
+            free_bits=knobs.free_bits,
+            kl_warmup=knobs.kl_warmup,
+            mesh=mesh,
+            **sizes,
+        )
     how = {"temperature": temperature, "half_life": config.psa.half_life, "strength": config.psa.strength}
     psa, _ = train_psa(
-        model_config, params, cvae, train, keys[3], n_injected=injected_layers(config, model_config.n_layers),
-        steps=knobs.psa_steps, batch=min(knobs.batch, max(PSA_ROWS, PSA_POSITIONS // rows.tokens_NC.shape[1])),
-        lr=knobs.psa_lr, prior_weight=knobs.prior_weight, mesh=mesh, **how,
-    )  # fmt: skip
+        model_config,
+        params,
+        cvae,
+        train,
+        keys[3],
+        n_injected=injected_layers(config, model_config.n_layers),
+        steps=knobs.psa_steps,
+        batch=min(knobs.batch, max(PSA_ROWS, PSA_POSITIONS // rows.tokens_NC.shape[1])),
+        lr=knobs.psa_lr,
+        prior_weight=knobs.prior_weight,
+        mesh=mesh,
+        **how,
+    )
 
     # --- does the model listen?
     metrics = diagnostics.diagnose(model_config, params, cvae, psa, held_out, keys[4], mesh=mesh, **how)

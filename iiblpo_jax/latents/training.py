@@ -70,9 +70,11 @@ def train_cvae(
         index_B, keys_B = draw(key, step, batch, n)
         mine = spread((context_ND[index_B], target_ND[index_B], keys_B))
         terms = cvae_lib.elbo_terms(
-            nnx.merge(graph, weights, statistics), *mine,
-            kl_weight=warmup(step, kl_weight, kl_warmup), free_bits=free_bits,
-        )  # fmt: skip
+            nnx.merge(graph, weights, statistics),
+            *mine,
+            kl_weight=warmup(step, kl_weight, kl_warmup),
+            free_bits=free_bits,
+        )
         return terms.loss
 
     frozen = (jax.random.fold_in(key, 1), statistics, context_ND, target_ND)
@@ -173,9 +175,14 @@ def train_psa(
         mine, keys_B = spread((pairs[index_B], keys_B))
         z_BZ = draw_mixed(bind_latent(cvae_params), mine, keys_B, prior_weight)
         logp_BT = rest_logprobs(
-            bind(config, params), mine, z_BZ, bind_psa(psa_params, config),
-            temperature=temperature, half_life=half_life, strength=strength,
-        )  # fmt: skip
+            bind(config, params),
+            mine,
+            z_BZ,
+            bind_psa(psa_params, config),
+            temperature=temperature,
+            half_life=half_life,
+            strength=strength,
+        )
         return -masked.mean(logp_BT, mine.rows.mask_from(mine.cut_N) & (row_B < batch)[:, None])
 
     frozen = (jax.random.fold_in(key, 1), params, params_of(cvae), pairs)

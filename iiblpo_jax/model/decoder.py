@@ -75,7 +75,10 @@ def hidden_states(
       remat: recompute each layer in the backward pass instead of keeping its activations.
     """
     config = model.config
-    of_rows = lambda x_BTD: constrain(x_BTD, "batch", None, None)  # noqa: E731
+
+    def of_rows(x_BTD):
+        return constrain(x_BTD, "batch", None, None)
+
     x_BTD = of_rows(constrain(model.embed[...], "vocab", None)[tokens_BT])
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     block_graph, stacked = nnx.split(model.layers)

@@ -59,11 +59,17 @@ def tree_advantage(o: Outcomes, *, tree_size: int, chain: bool, local: float) ->
     mean_R1 = masked.group_mean(o.reward_R, o.group_R, keep_R)[:, None]
     std_R1 = masked.group_std(o.reward_R, o.group_R, keep_R, ddof=1)[:, None]
     spread_R1 = masked.group_spread(o.reward_R, o.group_R, keep_R)[:, None] > 0
-    by_tree = lambda x_R: x_R.reshape(-1, tree_size)  # noqa: E731
+
+    def by_tree(x_R):
+        return x_R.reshape(-1, tree_size)
+
     value_RT, parent_RT = segment_values(
-        by_tree(o.reward_R), by_tree(keep_R), by_tree(mean_R1), forks(by_tree(o.branch_at_R), chain=chain),
+        by_tree(o.reward_R),
+        by_tree(keep_R),
+        by_tree(mean_R1),
+        forks(by_tree(o.branch_at_R), chain=chain),
         o.mask_RT.shape[1],
-    )  # fmt: skip
+    )
     gain_RT = value_RT - mean_R1 + local * (value_RT - parent_RT)
     return jnp.where(spread_R1, gain_RT / (std_R1 + STD_EPSILON), 0.0)
 

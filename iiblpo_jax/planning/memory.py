@@ -71,7 +71,10 @@ def measure(program: Program, alive, *, compiler_options: dict | None = None) ->
         donated=found.alias_size_in_bytes,
         beside=sum(bytes_per_device(leaf) for leaf in jax.tree.leaves(alive) if id(leaf) not in mine),
     )
-    place = lambda out, sharding: jax.ShapeDtypeStruct(out.shape, out.dtype, sharding=sharding)  # noqa: E731
+
+    def place(out, sharding):
+        return jax.ShapeDtypeStruct(out.shape, out.dtype, sharding=sharding)
+
     return memory, jax.tree.map(place, lowered.out_info, compiled.output_shardings)
 
 

@@ -86,11 +86,14 @@ class Plan:
             for p in self.programs
         ]
         return {
-            **{name: getattr(self, name) for name in fields}, "fits": not self.refusal,
-            "model": dataclasses.asdict(self.model), "lengths": dataclasses.asdict(self.lengths),
+            **{name: getattr(self, name) for name in fields},
+            "fits": not self.refusal,
+            "model": dataclasses.asdict(self.model),
+            "lengths": dataclasses.asdict(self.lengths),
             "work": {name: dataclasses.asdict(work) for name, work in self.work.items()},
-            "tokens_per_s": self.tokens_per_s, "programs": programs,
-        }  # fmt: skip
+            "tokens_per_s": self.tokens_per_s,
+            "programs": programs,
+        }
 
     def show(self, console: Console) -> None:
         """Prints it."""
@@ -172,12 +175,19 @@ def make_plan(
     chip, work = CHIPS.get(topology.partition(":")[0]), step_work(config, model, lengths, shape, parts)
     seconds = {} if chip is None else {name: w.seconds(chip, mesh.size) for name, w in work.items()}
     plan = Plan(
-        topology=topology, devices=mesh.size, shape=shape, model=model, work=work, seconds=seconds, lengths=lengths,
+        topology=topology,
+        devices=mesh.size,
+        shape=shape,
+        model=model,
+        work=work,
+        seconds=seconds,
+        lengths=lengths,
         limit=memory or (device_limit(devices[0]) if chip is None else chip.memory),
-        resident=_resident(config, model, run.programs, shape, parts), tokens=generated_tokens(config, lengths),
+        resident=_resident(config, model, run.programs, shape, parts),
+        tokens=generated_tokens(config, lengths),
         decode=_decode_form(config, model, run.programs),
         mfu=None if chip is None else work["update"].useful / mesh.size / chip.flops / seconds["update"],
-    )  # fmt: skip
+    )
 
     if formulas:
         return plan
@@ -224,14 +234,19 @@ def _compile(program: Program, alive) -> tuple[Compiled, object]:
 
 def _resident(config, model: ModelConfig, programs, shape: dict, parts: int) -> dict[str, int]:
     """Bytes a device by kind."""
-    total = lambda tree: sum(bytes_per_device(leaf) for leaf in jax.tree.leaves(tree))  # noqa: E731
+
+    def total(tree):
+        return sum(bytes_per_device(leaf) for leaf in jax.tree.leaves(tree))
+
     state, reference, cvae = programs.alive
     r = config.rollout
     token = kv_bytes(model, r.kv_dtype or r.dtype) // model.n_kv_heads * kv_heads_held(model, shape["tensor"])
     return {
-        "params": total(state.params), "optimizer": total(state.opt_state), "reference": total((reference, cvae)),
+        "params": total(state.params),
+        "optimizer": total(state.opt_state),
+        "reference": total((reference, cvae)),
         "KV cache": r.slots // parts * (r.max_prompt + r.max_tokens) * token,
-    }  # fmt: skip
+    }
 
 
 def _decode_form(config, model: ModelConfig, programs) -> str:

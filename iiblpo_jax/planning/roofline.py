@@ -158,7 +158,7 @@ def _inform(config, m: ModelConfig, lengths: Lengths, shape, likelihood: bool) -
         tail = specs.MAX_ANSWER
         flops += text_flops(
             m, texts=trajectories, start=lengths.prompt + lengths.response, length=tail, emitted=True
-        ) + text_flops(m, texts=prompts, start=lengths.prompt, length=tail, emitted=True)  # fmt: skip
+        ) + text_flops(m, texts=prompts, start=lengths.prompt, length=tail, emitted=True)
     pieces = max(1, math.ceil(own * (1 + likelihood) / _nodes(config, shape) / _shards(shape)))
     weights = (layer_weights(m) + head_weights(m)) * DTYPE_BYTES[config.model.dtype]
     return Work(flops=flops, useful=flops, bytes=pieces * weights / shape["tensor"])

@@ -79,11 +79,15 @@ def abstract_run(config, model: ModelConfig, mesh: Mesh) -> AbstractRun:
 
     # --- programs
     programs = StepPrograms(
-        state=state, reference=reference, cvae=cvae, inputs=_inputs(config, mesh), markers=_markers(config, model),
+        state=state,
+        reference=reference,
+        cvae=cvae,
+        inputs=_inputs(config, mesh),
+        markers=_markers(config, model),
         rollout_spec=specs.rollout_spec(config, model, STOP_IDS, mesh=mesh),
         score_spec=specs.score_spec(config, model, _StandIn(), method, mesh=mesh),
         publish=publisher(specs.publication_spec(config, model), policy, mesh),
-    )  # fmt: skip
+    )
     placement = jax.tree.map(lambda x: x.sharding, state)
     return AbstractRun(programs, make_update(settings, method, model, optimizer, state_shardings=placement))
 
@@ -109,7 +113,10 @@ def _shapes(make) -> dict:
 def _weights(make, mesh: Mesh) -> dict:
     """Shapes of a module's weights with their shardings in training."""
     shardings = meshes.param_shardings(nnx.eval_shape(make), mesh, meshes.TRAIN)
-    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+
+    def place(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
     return jax.tree.map(place, _shapes(make), shardings)
 
 
@@ -140,6 +147,8 @@ def _inputs(config, mesh: Mesh) -> dict:
 
 
 def _markers(config, model: ModelConfig) -> tuple[MarkerTable, ...]:
-    array = lambda *shape: jax.ShapeDtypeStruct((*shape, model.vocab_size), jnp.int32)  # noqa: E731
+    def array(*shape):
+        return jax.ShapeDtypeStruct((*shape, model.vocab_size), jnp.int32)
+
     table = MarkerTable(next_WV=array(MARKER_BYTES), end_WV=array(MARKER_BYTES), bytes_V=array(), word_V=array())
     return (table,) * max(1, len(config.task.mix))

@@ -69,9 +69,15 @@ class Evaluator:
     """
 
     def __init__(
-        self, config, tasks: Sequence[Task], model_config: ModelConfig, tokenizer: Tokenizer, scorer: Scorer, *,
+        self,
+        config,
+        tasks: Sequence[Task],
+        model_config: ModelConfig,
+        tokenizer: Tokenizer,
+        scorer: Scorer,
+        *,
         mesh: Mesh | None = None,
-    ):  # fmt: skip
+    ):
         self._mesh = mesh
         self._config, self._tokenizer, self._scorer = config, tokenizer, scorer
         self._model_config = model_config
@@ -81,12 +87,16 @@ class Evaluator:
             task.name: (
                 task,
                 heldout_batches(
-                    task, tokenizer, batch_size=per_call, max_prompt=config.rollout.max_prompt, max_answer=1,
+                    task,
+                    tokenizer,
+                    batch_size=per_call,
+                    max_prompt=config.rollout.max_prompt,
+                    max_answer=1,
                     limit=config.eval.problems,
                 ),
             )
             for task in tasks
-        }  # fmt: skip
+        }
 
     def __call__(self, policy: Published) -> dict[str, float]:
         """Metrics `eval/<task>/...` of a policy: those of `summary`, and greedy."""
@@ -106,10 +116,16 @@ class Evaluator:
     ) -> Answers:
         rollout_config = self._config.rollout
         spec = RolloutSpec(
-            model=self._model_config, roots=samples, slots=rollout_config.slots, refill_at=rollout_config.refill_at,
-            max_tokens=rollout_config.max_tokens, sampling=sampling, stop_ids=self._tokenizer.stop_ids,
-            kv_dtype=rollout_config.kv_dtype, mesh=self._mesh,
-        )  # fmt: skip
+            model=self._model_config,
+            roots=samples,
+            slots=rollout_config.slots,
+            refill_at=rollout_config.refill_at,
+            max_tokens=rollout_config.max_tokens,
+            sampling=sampling,
+            stop_ids=self._tokenizer.stop_ids,
+            kv_dtype=rollout_config.kv_dtype,
+            mesh=self._mesh,
+        )
         correct, answers, plans, tokens = [], [], [], []
         for index, batch in enumerate(batches):
             key = jax.random.fold_in(jax.random.key(self._config.eval.seed), index)

@@ -66,9 +66,7 @@ def empty_cache(config: ModelConfig, slots: int, capacity: int, dtype: str, *, u
 
         return [one() for _ in range(n)] if unrolled else one(n)
 
-    return Cache(
-        k=[zeros(slots, g, e, w) for w in widths], v=[zeros(slots, g, w, e) for w in widths], dtype=dtype
-    )  # fmt: skip
+    return Cache(k=[zeros(slots, g, e, w) for w in widths], v=[zeros(slots, g, w, e) for w in widths], dtype=dtype)
 
 
 def fill_prompts(cache: Cache, into_B: jax.Array, prompt_B, prompts: tuple[jax.Array, jax.Array]) -> Cache:

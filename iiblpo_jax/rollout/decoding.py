@@ -29,7 +29,9 @@ def injections(psa: PSA, z_BZ: jax.Array, n_layers: int, kv_copies: int) -> Inje
     kv_copies: of the Published that decodes.
     """
     below = n_layers - psa.gain.shape[0]
-    pad = lambda w: jnp.pad(w[...], [(below, 0)] + [(0, 0)] * (w.ndim - 1))  # noqa: E731
+
+    def pad(w):
+        return jnp.pad(w[...], [(below, 0)] + [(0, 0)] * (w.ndim - 1))
 
     def heads(w):
         x_JBGE = jnp.repeat(jnp.einsum("bz,jzge->jbge", z_BZ, pad(w)), kv_copies, axis=2)

@@ -115,9 +115,16 @@ class _Engine:
     """The loop bodies of one rollout, closed over its traced weights and prompts; one of several: number `part`."""
 
     def __init__(
-        self, spec: RolloutSpec, published: Published, prompt_PS, prompt_len_P, latents: dict | None, key, part,
+        self,
+        spec: RolloutSpec,
+        published: Published,
+        prompt_PS,
+        prompt_len_P,
+        latents: dict | None,
+        key,
+        part,
         gold: Gold | None,
-    ):  # fmt: skip
+    ):
         self.spec, self.branching, self.published = spec, spec.branching, published
         self.prompt_PS, self.prompt_len_P = prompt_PS, prompt_len_P
         self.gold = gold
@@ -129,7 +136,10 @@ class _Engine:
         self.rows = self.trees * self.branching.tree_size  # R
         self.first_row = part * self.rows  # in the whole Forest
         token_key, self.point_key, self.latent_key = jax.random.split(key, 3)
-        numbers = lambda key: jax.random.uniform(key, (spec.max_tokens,))  # noqa: E731
+
+        def numbers(key):
+            return jax.random.uniform(key, (spec.max_tokens,))
+
         self.uniform_RT = jax.vmap(numbers)(self._keys(token_key, jnp.arange(self.rows)))
 
     def initial(self) -> State:
@@ -137,9 +147,13 @@ class _Engine:
         z_width = 0 if self.cvae is None else self.cvae.latent
         int_R, zero = jnp.zeros(r, jnp.int32), jnp.zeros((), jnp.int32)
         grown = Grown(
-            record_RTX=jnp.zeros((r, spec.max_tokens, 4)), length_R=int_R, finish_R=int_R + LENGTH, branch_at_R=int_R,
-            fallback_R=int_R > 0, z_RZ=jnp.zeros((r, z_width)),
-        )  # fmt: skip
+            record_RTX=jnp.zeros((r, spec.max_tokens, 4)),
+            length_R=int_R,
+            finish_R=int_R + LENGTH,
+            branch_at_R=int_R,
+            fallback_R=int_R > 0,
+            z_RZ=jnp.zeros((r, z_width)),
+        )
         capacity, layout = self.prompt_PS.shape[1] + spec.max_tokens, self.published
         cache = empty_cache(
             spec.model, b, capacity, self.kv_dtype, unrolled=layout.unrolled, kv_copies=layout.kv_copies
@@ -152,11 +166,19 @@ class _Engine:
         tokens_RT, logp_RT, raw_logp_RT, entropy_RT = jnp.moveaxis(grown.record_RTX, 2, 0)
         parent_R = self._parent(jnp.arange(self.rows))
         return Forest(
-            prompt_PS=self.prompt_PS, prompt_len_P=self.prompt_len_P, tokens_RT=tokens_RT.astype(jnp.int32),
-            logp_RT=logp_RT, raw_logp_RT=raw_logp_RT, entropy_RT=entropy_RT, length_R=grown.length_R,
-            finish_R=grown.finish_R, parent_R=jnp.where(parent_R < 0, -1, self.first_row + parent_R),
-            branch_at_R=grown.branch_at_R, z_RZ=grown.z_RZ, fallback_R=grown.fallback_R,
-        )  # fmt: skip
+            prompt_PS=self.prompt_PS,
+            prompt_len_P=self.prompt_len_P,
+            tokens_RT=tokens_RT.astype(jnp.int32),
+            logp_RT=logp_RT,
+            raw_logp_RT=raw_logp_RT,
+            entropy_RT=entropy_RT,
+            length_R=grown.length_R,
+            finish_R=grown.finish_R,
+            parent_R=jnp.where(parent_R < 0, -1, self.first_row + parent_R),
+            branch_at_R=grown.branch_at_R,
+            z_RZ=grown.z_RZ,
+            fallback_R=grown.fallback_R,
+        )
 
     def _keys(self, key, row):
         """A key a trajectory, the same on whatever device it grows."""
@@ -215,7 +237,10 @@ class _Engine:
         slots = s.slots
         tree_B = take_trees(slots, s.next_tree, self.trees, self.branching)
         take_B, prompt_B = tree_B >= 0, jnp.maximum(tree_B, 0) // self.spec.roots
-        choose = lambda new_B, old_B: jnp.where(take_B, new_B, old_B)  # noqa: E731
+
+        def choose(new_B, old_B):
+            return jnp.where(take_B, new_B, old_B)
+
         prompt_len_B = self.prompt_len_P[prompt_B]
         slots = slots.replace(
             trajectory_B=choose(tree_B * self.branching.tree_size, slots.trajectory_B),
@@ -258,9 +283,13 @@ class _Engine:
         record_BTX = grown.record_RTX[parent_B]
         keys_B = self._keys(self.point_key, parent_B)
         at_B, fallback_B = branch_points(
-            record_BTX[..., 3], grown.length_R[parent_B], grown.finish_R[parent_B] == STOP,
-            trajectory_B % branching.tree_size - 1, keys_B, branching,
-        )  # fmt: skip
+            record_BTX[..., 3],
+            grown.length_R[parent_B],
+            grown.finish_R[parent_B] == STOP,
+            trajectory_B % branching.tree_size - 1,
+            keys_B,
+            branching,
+        )
         row_B = self._rows(start_B, trajectory_B)
         inherited_BT = jnp.arange(self.spec.max_tokens) < at_B[:, None]
         grown = grown.replace(
@@ -271,7 +300,10 @@ class _Engine:
         before_B = record_BTX[jnp.arange(self.spec.slots), jnp.maximum(at_B - 1, 0), 0].astype(jnp.int32)
         prompt_B = self._prompt(slots)
         token_B = jnp.where(at_B > 0, before_B, self._prompt_end(prompt_B))
-        choose = lambda new_B, old_B: jnp.where(start_B, new_B, old_B)  # noqa: E731
+
+        def choose(new_B, old_B):
+            return jnp.where(start_B, new_B, old_B)
+
         slots = slots.replace(
             token_B=choose(token_B, slots.token_B),
             index_B=choose(at_B, slots.index_B),
@@ -322,7 +354,10 @@ class _Engine:
         if self.gold:
             heard = listen(slots.heard_B, self.gold, self._prompt(slots), token_B)
             root_B = emits_B & (slots.trajectory_B % self.branching.tree_size == 0)
-            keep = lambda new, old: jnp.where(root_B, new, old)  # noqa: E731
+
+            def keep(new, old):
+                return jnp.where(root_B, new, old)
+
             slots = slots.replace(heard_B=jax.tree.map(keep, heard, slots.heard_B))
         return slots.replace(
             token_B=jnp.where(emits_B, token_B, slots.token_B),
@@ -339,11 +374,16 @@ class _Engine:
 
         def draw(injected: Injection, z_RZ):
             z_BZ = self._prior_draw(hidden_BD, trajectory_B)
-            pick = lambda new, old: jnp.where(probe_B.reshape(1, -1, *[1] * (old.ndim - 2)), new, old)  # noqa: E731
+
+            def pick(new, old):
+                return jnp.where(probe_B.reshape(1, -1, *[1] * (old.ndim - 2)), new, old)
+
             injected = jax.tree.map(pick, self._injections(z_BZ), injected)
             return injected, z_RZ.at[self._rows(probe_B, trajectory_B)].set(z_BZ, mode="drop")
 
-        keep = lambda injected, z_RZ: (injected, z_RZ)  # noqa: E731
+        def keep(injected, z_RZ):
+            return (injected, z_RZ)
+
         injected, z_RZ = jax.lax.cond(probe_B.any(), draw, keep, s.injected, s.grown.z_RZ)
         return s.replace(injected=injected, grown=s.grown.replace(z_RZ=z_RZ))
 

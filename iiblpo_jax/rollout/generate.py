@@ -61,9 +61,13 @@ def generate(
         )
     prompt_PS, length_P = pad_rows(ids)
     spec = RolloutSpec(
-        model=model.config, roots=1, slots=min(SLOTS, len(ids)), max_tokens=max_tokens,
-        sampling=sampling or Sampling(temperature=0.0), stop_ids=tokenizer.stop_ids,
-    )  # fmt: skip
+        model=model.config,
+        roots=1,
+        slots=min(SLOTS, len(ids)),
+        max_tokens=max_tokens,
+        sampling=sampling or Sampling(temperature=0.0),
+        stop_ids=tokenizer.stop_ids,
+    )
     published = publish(params_of(model), spec=PublicationSpec(model=model.config))
     forest, _ = rollout(published, jnp.array(prompt_PS), jnp.array(length_P), jax.random.key(seed), spec=spec)
     return tokenizer.decode_batch(response_tokens(forest))

@@ -107,14 +107,21 @@ def publish(params: dict, *, spec: PublicationSpec) -> Published:
     matrix = functools.partial(_matrix, spec=spec)
     stacked = params["layers"]
     if spec.unroll:
-        of_layer = lambda i: jax.tree.map(lambda w: w[i], stacked)  # noqa: E731
+
+        def of_layer(i):
+            return jax.tree.map(lambda w: w[i], stacked)
+
         layers = [_layer(of_layer(i), spec, matrix) for i in range(spec.model.n_layers)]
     else:
         layers = jax.vmap(lambda weights: _layer(weights, spec, matrix))(stacked)
     return Published(
-        embed=matrix(params["embed"]), head=None if spec.model.tied_embeddings else matrix(params["head"]),
-        layers=layers, final_norm_D=params["final_norm"], dtype=spec.dtype, kv_copies=spec.kv_copies,
-    )  # fmt: skip
+        embed=matrix(params["embed"]),
+        head=None if spec.model.tied_embeddings else matrix(params["head"]),
+        layers=layers,
+        final_norm_D=params["final_norm"],
+        dtype=spec.dtype,
+        kv_copies=spec.kv_copies,
+    )
 
 
 def publisher(spec: PublicationSpec, params: dict, mesh: Mesh | None = None) -> Callable[[dict], Published]:
@@ -172,10 +179,15 @@ def _layer(w: dict, spec: PublicationSpec, matrix) -> Layer:
         qk_norm = jnp.stack([w["q_norm"]] * (c.n_heads // groups) + [w["k_norm"]])
     o = w["o"].reshape(c.d_model, groups, -1, c.head_dim)
     return Layer(
-        attn_norm_D=w["attn_norm"], qkv=matrix(fuse(w["q"], w["k"], w["v"])), qkv_bias=qkv_bias, qk_norm=qk_norm,
-        o=matrix(o, inputs=3), mlp_norm_D=w["mlp_norm"], gate_up=matrix(jnp.stack([w["gate"], w["up"]])),
+        attn_norm_D=w["attn_norm"],
+        qkv=matrix(fuse(w["q"], w["k"], w["v"])),
+        qkv_bias=qkv_bias,
+        qk_norm=qk_norm,
+        o=matrix(o, inputs=3),
+        mlp_norm_D=w["mlp_norm"],
+        gate_up=matrix(jnp.stack([w["gate"], w["up"]])),
         down=matrix(w["down"]),
-    )  # fmt: skip
+    )
 
 
 def _matrix(weight: jax.Array, inputs: int = 1, *, spec: PublicationSpec) -> Matrix:

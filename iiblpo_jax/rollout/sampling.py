@@ -65,9 +65,11 @@ def sample(
     raw_logp_B = at_token_B - jnp.log(total_B)
     kept_B = total_B if q_BV is p_BV else _row_sum(q_BV)
     return Draw(
-        token_B=token_B, logp_B=jnp.zeros_like(total_B) if greedy else at_token_B - jnp.log(kept_B),
-        raw_logp_B=raw_logp_B, entropy_B=jnp.log(total_B) - _row_sum(p_BV * shifted_BV) / total_B,
-    )  # fmt: skip
+        token_B=token_B,
+        logp_B=jnp.zeros_like(total_B) if greedy else at_token_B - jnp.log(kept_B),
+        raw_logp_B=raw_logp_B,
+        entropy_B=jnp.log(total_B) - _row_sum(p_BV * shifted_BV) / total_B,
+    )
 
 
 def sample_on_mesh(logits_BV, uniform_B, sampling: Sampling, forbidden_BV=None) -> Draw:
@@ -83,16 +85,22 @@ def sample_on_mesh(logits_BV, uniform_B, sampling: Sampling, forbidden_BV=None) 
     def local(logits_BV, uniform_B, forbidden_BV):
         logits_bV = jax.lax.all_to_all(logits_BV, tensor, split_axis=0, concat_axis=1, tiled=True)
         b = logits_bV.shape[0]
-        mine = lambda x_B: jax.lax.dynamic_slice_in_dim(x_B, jax.lax.axis_index(tensor) * b, b)  # noqa: E731
+
+        def mine(x_B):
+            return jax.lax.dynamic_slice_in_dim(x_B, jax.lax.axis_index(tensor) * b, b)
+
         draw = sample(logits_bV, mine(uniform_B), sampling, None if forbidden_BV is None else mine(forbidden_BV))
         return jax.tree.map(lambda x_b: jax.lax.all_gather(x_b, tensor, tiled=True), draw)
 
     # All but the logits comes and goes whole: what the slots are doing is not to be split over `tensor`.
     whole = PartitionSpec()
     return jax.shard_map(
-        local, in_specs=(PartitionSpec(None, tensor), whole, whole), out_specs=whole, axis_names={tensor},
+        local,
+        in_specs=(PartitionSpec(None, tensor), whole, whole),
+        out_specs=whole,
+        axis_names={tensor},
         check_vma=False,
-    )(logits_BV, uniform_B, forbidden_BV)  # fmt: skip
+    )(logits_BV, uniform_B, forbidden_BV)
 
 
 def _row_sum(x_BV: jax.Array) -> jax.Array:

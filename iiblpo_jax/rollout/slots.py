@@ -50,9 +50,17 @@ def idle_slots(slots: int) -> Slots:
     """Slots before the first trajectory."""
     zero_B, no_B = jnp.zeros(slots, jnp.int32), jnp.zeros(slots, bool)
     return Slots(
-        trajectory_B=zero_B - 1, prompt_len_B=zero_B + 1, live_B=no_B, token_B=zero_B, index_B=zero_B,
-        branch_at_B=zero_B, probe_B=no_B, z_on_B=no_B, stopped_B=no_B, last_B=zero_B,
-    )  # fmt: skip
+        trajectory_B=zero_B - 1,
+        prompt_len_B=zero_B + 1,
+        live_B=no_B,
+        token_B=zero_B,
+        index_B=zero_B,
+        branch_at_B=zero_B,
+        probe_B=no_B,
+        z_on_B=no_B,
+        stopped_B=no_B,
+        last_B=zero_B,
+    )
 
 
 def pending(slots: Slots, branching: Branching) -> jax.Array:

@@ -77,9 +77,15 @@ class Checkpoints:
             self._prepared = step, _checksums(_flat(state))
 
     def save(
-        self, step: int, state, *, iterator=None, extra: dict | None = None, score: float | None = None,
+        self,
+        step: int,
+        state,
+        *,
+        iterator=None,
+        extra: dict | None = None,
+        score: float | None = None,
         force: bool = False,
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         """Starts writing a checkpoint if one is due; `state` may be donated as soon as this returns.
 
         A failure, of this save or of the one before it, is one line on stderr.
@@ -229,9 +235,11 @@ class Checkpoints:
 
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._kept, create=True, enable_async_checkpointing=True,
+            preservation_policy=self._kept,
+            create=True,
+            enable_async_checkpointing=True,
             async_options=ocp.options.AsyncOptions(timeout_secs=PATIENCE),
-        )  # fmt: skip
+        )
         return ocp.CheckpointManager(self.folder, options=options)
 
     def _restore(self, step: int, abstract_state) -> tuple:

@@ -106,14 +106,25 @@ def finding_table(finding: Finding, rows: UpdateRows) -> Table:
     """The worst rows first: those that are not finite, then those with the largest gap."""
     bad = int((~finding.finite_N).sum())
     table = Table(
-        "row", "trajectory", "tokens", "reward", "advantage", "max |logp gap|", "finite",
+        "row",
+        "trajectory",
+        "tokens",
+        "reward",
+        "advantage",
+        "max |logp gap|",
+        "finite",
         title=f"loss {finding.loss:.6g}, gradient norm {finding.grad_norm:.6g}, {bad} rows not finite",
-    )  # fmt: skip
+    )
     for n in np.lexsort((-finding.gap_N, finding.finite_N))[:WORST]:
         table.add_row(
-            str(n), str(rows.trajectory_N[n]), str(rows.length_N[n]), f"{rows.reward_N[n]:.3g}",
-            f"{jnp.mean(rows.advantage_N[n]):.4g}", f"{finding.gap_N[n]:.4g}", "yes" if finding.finite_N[n] else "NO",
-        )  # fmt: skip
+            str(n),
+            str(rows.trajectory_N[n]),
+            str(rows.length_N[n]),
+            f"{rows.reward_N[n]:.3g}",
+            f"{jnp.mean(rows.advantage_N[n]):.4g}",
+            f"{finding.gap_N[n]:.4g}",
+            "yes" if finding.finite_N[n] else "NO",
+        )
     return table
 
 

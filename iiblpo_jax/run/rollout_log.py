@@ -70,9 +70,14 @@ def _named(row: dict) -> dict:
 
 
 def log_columns(
-    batch: PromptBatch, forest: Forest, texts: list[str], rewards: np.ndarray, information, scored: Scored,
+    batch: PromptBatch,
+    forest: Forest,
+    texts: list[str],
+    rewards: np.ndarray,
+    information,
+    scored: Scored,
     estimator: str,
-) -> tuple[dict, dict]:  # fmt: skip
+) -> tuple[dict, dict]:
     """(columns that the host has, columns still on the device) of the rollout log."""
     count, group = len(texts), forest.group_size
     nothing = [None] * count

@@ -244,9 +244,13 @@ class Trainer:
 
     def _pipeline(self, tasks) -> PromptPipeline:
         return PromptPipeline(
-            tasks, self.tokenizer, prompts_per_step=self.config.train.prompts_per_step,
-            max_prompt=self.config.rollout.max_prompt, max_answer=self._answer_width, seed=self.config.data.seed,
-        )  # fmt: skip
+            tasks,
+            self.tokenizer,
+            prompts_per_step=self.config.train.prompts_per_step,
+            max_prompt=self.config.rollout.max_prompt,
+            max_answer=self._answer_width,
+            seed=self.config.data.seed,
+        )
 
     def _marker_table(self, marker: str) -> MarkerTable:
         pieces = self.tokenizer.token_bytes()
@@ -261,26 +265,40 @@ class Trainer:
             return training_questions(self._pipeline(tasks), self.tokenizer, self.config.latent.prompts)
 
         cvae, psa = ensure_latents(
-            self.config, workdir / "latent", self.model_config, self._reference, questions,
-            stop_ids=self.tokenizer.stop_ids, console=console, mesh=self._mesh,
-        )  # fmt: skip
+            self.config,
+            workdir / "latent",
+            self.model_config,
+            self._reference,
+            questions,
+            stop_ids=self.tokenizer.stop_ids,
+            console=console,
+            mesh=self._mesh,
+        )
         shardings = meshes.param_shardings(psa, self._mesh, meshes.TRAIN)
         return self._placed(params_of(cvae)), meshes.shard_params(params_of(psa), shardings)
 
     def _placed(self, state):
         """The state with every leaf on the mesh: what is there stays where it is, the rest goes on every device."""
         everywhere = jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec())
-        here = lambda x: getattr(x.sharding, "mesh", None) == self._mesh  # noqa: E731
+
+        def here(x):
+            return getattr(x.sharding, "mesh", None) == self._mesh
+
         return jax.tree.map(lambda x: x if here(x) else jax.device_put(x, everywhere), state)
 
     def _programs(self) -> StepPrograms:
         batch = next(self.pipeline)
         self.pipeline.set_state(self._position)
         return StepPrograms(
-            state=self.state, reference=self._reference, cvae=self._cvae, inputs=self._inputs(batch),
-            markers=tuple(self._markers.values()), rollout_spec=self._rollout_spec, score_spec=self._score_spec,
+            state=self.state,
+            reference=self._reference,
+            cvae=self._cvae,
+            inputs=self._inputs(batch),
+            markers=tuple(self._markers.values()),
+            rollout_spec=self._rollout_spec,
+            score_spec=self._score_spec,
             publish=self._publish,
-        )  # fmt: skip
+        )
 
     # -- pieces of a step ---------------------------------------------------------------------------------------------
 
@@ -292,17 +310,33 @@ class Trainer:
         inputs, began = self._inputs(batch), time.monotonic()
         markers = tuple(self._markers.values())
         forest, stats = rollout(
-            self._published(), *inputs["prompt"], rollout_key, spec=self._rollout_spec, latents=self._latent_params(),
+            self._published(),
+            *inputs["prompt"],
+            rollout_key,
+            spec=self._rollout_spec,
+            latents=self._latent_params(),
             gold=gold_of(self._rollout_spec.branching, markers, inputs),
-        )  # fmt: skip
+        )
         information = inform(
-            self._reference, forest, markers, inputs["marker_P"], inputs["cue"],
-            inputs["answer"], spec=self._score_spec,
-        )  # fmt: skip
+            self._reference,
+            forest,
+            markers,
+            inputs["marker_P"],
+            inputs["cue"],
+            inputs["answer"],
+            spec=self._score_spec,
+        )
         return PendingRollout(
-            step=step, batch=batch, forest=forest, stats=stats, information=information, select_key=select_key,
-            update_key=update_key, position=self.pipeline.get_state(), began=began,
-        )  # fmt: skip
+            step=step,
+            batch=batch,
+            forest=forest,
+            stats=stats,
+            information=information,
+            select_key=select_key,
+            update_key=update_key,
+            position=self.pipeline.get_state(),
+            began=began,
+        )
 
     def _finish(self) -> PendingUpdate:
         """Waits for the rollout under way, verifies it, and dispatches score and update; `state` is the new one."""
@@ -323,10 +357,18 @@ class Trainer:
         self._position, self._score = done.position, None
         self._checkpoints.prepare(done.step, self.state)
         return PendingUpdate(
-            step=done.step, rows=scored.rows, key=done.update_key, counted=counted,
-            scored=known, updated=updated_metrics(updated, self.state.params), log=log,
-            per_row=per_row, rollout_s=rollout_s, reward_s=dispatched - arrived, dispatched=dispatched,
-        )  # fmt: skip
+            step=done.step,
+            rows=scored.rows,
+            key=done.update_key,
+            counted=counted,
+            scored=known,
+            updated=updated_metrics(updated, self.state.params),
+            log=log,
+            per_row=per_row,
+            rollout_s=rollout_s,
+            reward_s=dispatched - arrived,
+            dispatched=dispatched,
+        )
 
     def _outcome(self, update: PendingUpdate) -> tuple[dict, dict | None]:
         """Waits for an update: the step's metrics and log columns."""

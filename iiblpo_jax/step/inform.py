@@ -44,19 +44,35 @@ def _inform(model, forest: Forest, markers, marker_P, cue, answer, spec: ScoreSp
         cut_NR = jnp.stack([marker_cut(m, forest.tokens_RT, forest.length_R, forest.finish_R) for m in markers])
         cut_R = jnp.take_along_axis(cut_NR, marker_P[forest.group_R][None], axis=0)[0]
         evidence = Evidence(
-            prompt_PS=forest.prompt_PS, prompt_len_P=forest.prompt_len_P, response_RT=forest.tokens_RT,
-            length_R=forest.length_R, cut_R=cut_R, cue_PQ=cue[0], cue_len_P=cue[1], answer_PA=answer[0],
+            prompt_PS=forest.prompt_PS,
+            prompt_len_P=forest.prompt_len_P,
+            response_RT=forest.tokens_RT,
+            length_R=forest.length_R,
+            cut_R=cut_R,
+            cue_PQ=cue[0],
+            cue_len_P=cue[1],
+            answer_PA=answer[0],
             answer_len_P=answer[1],
-        )  # fmt: skip
+        )
         return bottleneck.likelihood(
-            model, evidence, start_id=spec.start_id, compression=spec.compression, temperature=spec.temperature,
-            pack_tokens=spec.pack_tokens, attention=spec.attention, shards=meshes.shards(spec.mesh),
-        )  # fmt: skip
+            model,
+            evidence,
+            start_id=spec.start_id,
+            compression=spec.compression,
+            temperature=spec.temperature,
+            pack_tokens=spec.pack_tokens,
+            attention=spec.attention,
+            shards=meshes.shards(spec.mesh),
+        )
     if not spec.reference:
         return None
     logp_RT = reference_logprobs(
-        model, forest, temperature=spec.temperature, pack_tokens=spec.pack_tokens, attention=spec.attention,
+        model,
+        forest,
+        temperature=spec.temperature,
+        pack_tokens=spec.pack_tokens,
+        attention=spec.attention,
         shards=meshes.shards(spec.mesh),
-    )  # fmt: skip
+    )
     nothing_R = jnp.full(forest.length_R.shape, jnp.nan)
     return Information(answer_R=nothing_R, prompt_R=nothing_R, ref_logp_RT=logp_RT)

@@ -66,20 +66,27 @@ class StepPrograms:
         published = call(Program("publish", "use rollout.dtype=bfloat16", self.publish, (self.state.params["policy"],)))
         forest, _ = call(
             Program(
-                "rollout", "lower rollout.slots", rollout, (published, *self._inputs["prompt"], self.key),
+                "rollout",
+                "lower rollout.slots",
+                rollout,
+                (published, *self._inputs["prompt"], self.key),
                 {
-                    "spec": self._rollout_spec, "latents": latents,
+                    "spec": self._rollout_spec,
+                    "latents": latents,
                     "gold": gold_of(self._rollout_spec.branching, self._markers, self._inputs),
                 },
             )
-        )  # fmt: skip
+        )
         reads = (self._inputs["marker_P"], self._inputs["cue"], self._inputs["answer"])
         information = call(
             Program(
-                "inform", "lower train.prompts_per_step, or raise mesh.fsdp", inform,
-                (self._reference, forest, self._markers, *reads), {"spec": self._score_spec},
+                "inform",
+                "lower train.prompts_per_step, or raise mesh.fsdp",
+                inform,
+                (self._reference, forest, self._markers, *reads),
+                {"spec": self._score_spec},
             )
-        )  # fmt: skip
+        )
         reward_R = jax.ShapeDtypeStruct(forest.length_R.shape, "float32")
         arguments = (forest, reward_R, information, self.key, self.state.step)
         return call(Program("score", "lower train.prompts_per_step", score, arguments, {"spec": self._score_spec})).rows

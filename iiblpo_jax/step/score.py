@@ -114,7 +114,10 @@ def score(
       spec: static.
     """
     correct_R = reward_R >= CORRECT
-    by_prompt = lambda x_R: x_R.reshape(-1, forest.group_size)  # noqa: E731
+
+    def by_prompt(x_R):
+        return x_R.reshape(-1, forest.group_size)
+
     valid_PG = by_prompt(forest.length_R > 0)  # without its branches a sure root leaves rows empty
     everyone = _outcomes(forest, reward_R, step)
     score_PG = by_prompt(_scores(spec, forest, everyone, information, valid_PG))
@@ -123,9 +126,15 @@ def score(
         tokens_PGT = forest.tokens_RT.reshape(*valid_PG.shape, -1)
         counts_PG &= bottleneck.first_of_its_kind(tokens_PGT, by_prompt(forest.length_R), valid_PG)
     selection = bottleneck.select(
-        score_PG, by_prompt(correct_R), counts_PG, rule=spec.rule, keep=spec.keep, keep_contrast=spec.keep_contrast,
-        key=key, reward_PG=by_prompt(reward_R),
-    )  # fmt: skip
+        score_PG,
+        by_prompt(correct_R),
+        counts_PG,
+        rule=spec.rule,
+        keep=spec.keep,
+        keep_contrast=spec.keep_contrast,
+        key=key,
+        reward_PG=by_prompt(reward_R),
+    )
     kept_R = selection.kept_PG.ravel()
     outcomes = everyone.replace(keep_R=kept_R, ib_score_R=score_PG.ravel())
     advantage = advantages(spec.objective, outcomes, reward_coef=spec.reward_coef)
@@ -140,28 +149,45 @@ def score(
     metrics |= _rollout_metrics(forest)
     if spec.estimator != "none":
         metrics |= bottleneck.bottleneck_metrics(
-            score_PG, selection, by_prompt(correct_R), by_prompt(forest.length_R), valid_PG,
+            score_PG,
+            selection,
+            by_prompt(correct_R),
+            by_prompt(forest.length_R),
+            valid_PG,
             information=information if spec.estimator == "likelihood" else None,
-        )  # fmt: skip
+        )
     return Scored(score_R=score_PG.ravel(), kept_R=kept_R, advantage_R=per_row_R, rows=rows, metrics=metrics)
 
 
 def _outcomes(forest: Forest, reward_R, step) -> Outcomes:
     return Outcomes(
-        reward_R=reward_R, group_R=forest.group_R, correct_R=(reward_R >= CORRECT).astype(jnp.float32),
-        length_R=forest.length_R, trajectory_R=jnp.arange(reward_R.shape[0]), parent_R=forest.parent_R,
-        branch_at_R=forest.branch_at_R, mask_RT=forest.mask_RT.astype(jnp.float32), step=step,
-    )  # fmt: skip
+        reward_R=reward_R,
+        group_R=forest.group_R,
+        correct_R=(reward_R >= CORRECT).astype(jnp.float32),
+        length_R=forest.length_R,
+        trajectory_R=jnp.arange(reward_R.shape[0]),
+        parent_R=forest.parent_R,
+        branch_at_R=forest.branch_at_R,
+        mask_RT=forest.mask_RT.astype(jnp.float32),
+        step=step,
+    )
 
 
 def _scores(spec: ScoreSpec, forest: Forest, outcomes: Outcomes, information, valid_PG) -> jax.Array:
     """S_IB of every trajectory [R]."""
     if spec.estimator == "likelihood":
-        by_prompt = lambda x_R: x_R.reshape(valid_PG.shape)  # noqa: E731
+
+        def by_prompt(x_R):
+            return x_R.reshape(valid_PG.shape)
+
         return bottleneck.likelihood_score(
-            by_prompt(information.answer_R), by_prompt(information.prompt_R), by_prompt(forest.length_R), valid_PG,
-            beta=spec.beta, length_cost=spec.length_cost,
-        ).ravel()  # fmt: skip
+            by_prompt(information.answer_R),
+            by_prompt(information.prompt_R),
+            by_prompt(forest.length_R),
+            valid_PG,
+            beta=spec.beta,
+            length_cost=spec.length_cost,
+        ).ravel()
     if spec.estimator == "entropy":
         advantage = advantages(spec.objective, outcomes)
         advantage_RT = advantage if advantage.ndim == 2 else advantage[:, None]
@@ -171,17 +197,30 @@ def _scores(spec: ScoreSpec, forest: Forest, outcomes: Outcomes, information, va
 
 def _rows(spec: ScoreSpec, forest: Forest, kept_R, keep_PN, reward_R, score_R, advantage, information) -> UpdateRows:
     prompt_len_R = forest.prompt_len_P[forest.group_R]
+
     # A group with too few finite scores fills its places with trajectories that are not kept; no token of them counts.
-    count = lambda mask_RT: (mask_RT & kept_R[:, None]).astype(jnp.float32)  # noqa: E731
+    def count(mask_RT):
+        return (mask_RT & kept_R[:, None]).astype(jnp.float32)
+
     rows = UpdateRows(
-        tokens_NC=forest.sequences_RC, prompt_len_N=prompt_len_R, mask_NT=count(forest.mask_RT),
-        own_mask_NT=count(forest.own_RT), rollout_logp_NT=forest.logp_RT, raw_logp_NT=forest.raw_logp_RT,
-        advantage_N=advantage, reward_N=reward_R, correct_N=(reward_R >= CORRECT).astype(jnp.float32),
-        ib_score_N=score_R, group_N=forest.group_R, length_N=forest.length_R,
-        trajectory_N=jnp.arange(reward_R.shape[0]), parent_N=forest.parent_R, branch_at_N=forest.branch_at_R,
+        tokens_NC=forest.sequences_RC,
+        prompt_len_N=prompt_len_R,
+        mask_NT=count(forest.mask_RT),
+        own_mask_NT=count(forest.own_RT),
+        rollout_logp_NT=forest.logp_RT,
+        raw_logp_NT=forest.raw_logp_RT,
+        advantage_N=advantage,
+        reward_N=reward_R,
+        correct_N=(reward_R >= CORRECT).astype(jnp.float32),
+        ib_score_N=score_R,
+        group_N=forest.group_R,
+        length_N=forest.length_R,
+        trajectory_N=jnp.arange(reward_R.shape[0]),
+        parent_N=forest.parent_R,
+        branch_at_N=forest.branch_at_R,
         ref_logp_NT=None if information is None else information.ref_logp_RT,
         latent=_latent(spec, forest, prompt_len_R),
-    )  # fmt: skip
+    )
 
     def keep(x_R):  # prompt by prompt, so that a device takes from its own
         x_PN = jax.vmap(lambda x_G, keep_N: x_G[keep_N])(x_R.reshape(keep_PN.shape[0], -1, *x_R.shape[1:]), keep_PN)

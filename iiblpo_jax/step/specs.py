@@ -28,9 +28,14 @@ def branching(config) -> Branching:
     """The branch section."""
     b = config.branch
     return Branching(
-        k=b.k, fraction=b.fraction, min_suffix=b.min_suffix, points=b.points, parent=b.parent,
-        min_entropy=b.min_entropy, solved=b.solved,
-    )  # fmt: skip
+        k=b.k,
+        fraction=b.fraction,
+        min_suffix=b.min_suffix,
+        points=b.points,
+        parent=b.parent,
+        min_entropy=b.min_entropy,
+        solved=b.solved,
+    )
 
 
 def uses_latents(config) -> bool:
@@ -48,12 +53,22 @@ def rollout_spec(config, model: ModelConfig, stop_ids: Sequence[int], *, mesh: M
     """The training rollout."""
     r = config.rollout
     return RolloutSpec(
-        model=model, roots=r.roots, branching=branching(config), slots=r.slots, refill_at=r.refill_at,
-        max_tokens=r.max_tokens, min_tokens=r.min_tokens, stop_ids=tuple(stop_ids), kv_dtype=r.kv_dtype,
+        model=model,
+        roots=r.roots,
+        branching=branching(config),
+        slots=r.slots,
+        refill_at=r.refill_at,
+        max_tokens=r.max_tokens,
+        min_tokens=r.min_tokens,
+        stop_ids=tuple(stop_ids),
+        kv_dtype=r.kv_dtype,
         sampling=Sampling(temperature=r.temperature, top_k=r.top_k, top_p=r.top_p, min_p=r.min_p),
-        half_life=config.psa.half_life, strength=config.psa.strength,
-        stratified=config.latent.siblings == "stratified", prior_power=config.latent.prior_power, mesh=mesh,
-    )  # fmt: skip
+        half_life=config.psa.half_life,
+        strength=config.psa.strength,
+        stratified=config.latent.siblings == "stratified",
+        prior_power=config.latent.prior_power,
+        mesh=mesh,
+    )
 
 
 def objective(config) -> Objective:
@@ -63,9 +78,12 @@ def objective(config) -> Objective:
     method = make_objective(o.name, max_tokens=config.rollout.max_tokens, overrides=overrides)
     if config.branch.credit != "trajectory" and config.branch.k > 0:
         method = with_tree_credit(
-            method, tree_size=1 + config.branch.k, chain=config.branch.parent == "previous",
-            local=config.branch.local_credit, siblings=config.branch.credit == "siblings",
-        )  # fmt: skip
+            method,
+            tree_size=1 + config.branch.k,
+            chain=config.branch.parent == "previous",
+            local=config.branch.local_credit,
+            siblings=config.branch.credit == "siblings",
+        )
     return with_auxiliary(method, entropy_coef=config.ib.entropy_coef, kl_coef=config.update.kl_coef)
 
 
@@ -75,15 +93,29 @@ def score_spec(
     """Scoring, filter and advantages."""
     ib = config.ib
     return ScoreSpec(
-        model=model, objective=method, estimator=ib.estimator, compression=ib.compression, beta=ib.beta,
-        length_cost=ib.length_cost, rule=ib.filter, keep=derived.kept_per_prompt(config),
-        distinct=ib.distinct, keep_contrast=ib.keep_contrast and ib.filter in ("score", "random"),
-        surprise=ib.surprise, reward_coef=ib.reward_coef,
-        temperature=config.rollout.temperature, start_id=tokenizer.start_id, reference=config.update.kl_coef > 0,
-        pack_tokens=pack_tokens(config, shards=meshes.shards(mesh)), mesh=mesh, attention=config.attention.impl,
-        levels=branching(config).levels, latents=uses_latents(config), half_life=config.psa.half_life,
+        model=model,
+        objective=method,
+        estimator=ib.estimator,
+        compression=ib.compression,
+        beta=ib.beta,
+        length_cost=ib.length_cost,
+        rule=ib.filter,
+        keep=derived.kept_per_prompt(config),
+        distinct=ib.distinct,
+        keep_contrast=ib.keep_contrast and ib.filter in ("score", "random"),
+        surprise=ib.surprise,
+        reward_coef=ib.reward_coef,
+        temperature=config.rollout.temperature,
+        start_id=tokenizer.start_id,
+        reference=config.update.kl_coef > 0,
+        pack_tokens=pack_tokens(config, shards=meshes.shards(mesh)),
+        mesh=mesh,
+        attention=config.attention.impl,
+        levels=branching(config).levels,
+        latents=uses_latents(config),
+        half_life=config.psa.half_life,
         strength=config.psa.strength,
-    )  # fmt: skip
+    )
 
 
 def update_settings(config, method: Objective, *, mesh: Mesh | None = None) -> UpdateSettings:

@@ -44,9 +44,11 @@ def make_update(
     state would be compiled a second time.
     """
     gradient = MinibatchGradient(
-        settings=settings, objective=objective, model_config=model_config,
+        settings=settings,
+        objective=objective,
+        model_config=model_config,
         shardings=None if state_shardings is None else state_shardings.params,
-    )  # fmt: skip
+    )
     return jax.jit(partial(_update, gradient, optimizer), donate_argnums=0, out_shardings=(state_shardings, None))
 
 

@@ -15,7 +15,10 @@ def combine_totals(a: dict, b: dict) -> dict:
 def metrics(totals: dict) -> dict:
     """The scalars of one update from the totals of all its optimizer steps; 0 where nothing was counted."""
     t = totals
-    mean = lambda name, over: t[name] / jnp.maximum(t[over], 1.0)  # noqa: E731
+
+    def mean(name, over):
+        return t[name] / jnp.maximum(t[over], 1.0)
+
     weights = t["weight_tokens"] * t["weight_square"]
     return {
         "update/loss": mean("loss", "steps"),

@@ -55,9 +55,15 @@ class PaddedPieces:
         """(logp, entropy) of the response tokens of piece i, [rows, T]; with `psa`, z is injected."""
         rows, settings = self.rows(i), self._settings
         return response_logprobs(
-            model, rows.tokens_NC, rows.prompt_len_N, rows.mask_NT.shape[1], temperature=settings.temperature,
-            latent=None if psa is None else rows.latent, psa=psa, remat=settings.remat,
-        )  # fmt: skip
+            model,
+            rows.tokens_NC,
+            rows.prompt_len_N,
+            rows.mask_NT.shape[1],
+            temperature=settings.temperature,
+            latent=None if psa is None else rows.latent,
+            psa=psa,
+            remat=settings.remat,
+        )
 
     def collect_log_probs(self, model: Decoder, *, psa: PSA | None = None):
         """`log_probs` of all N rows."""
@@ -87,9 +93,13 @@ class PackedPieces:
         # Rows of which no token counts (fillers of a group that kept too few) need no forward.
         length_N = jnp.where(rows.mask_NT.any(-1), rows.prompt_len_N + rows.length_N, 0)
         self._packed = PackedRows(
-            rows.tokens_NC, length_N, tokens=settings.pack_tokens, group=settings.group_size, shards=settings.shards,
+            rows.tokens_NC,
+            length_N,
+            tokens=settings.pack_tokens,
+            group=settings.group_size,
+            shards=settings.shards,
             private_N=private_N,
-        )  # fmt: skip
+        )
         self.count = self._packed.count
         self.positions = self.count * settings.shards * self._packed.spec.tokens
 
@@ -118,10 +128,18 @@ class PackedPieces:
         by_shard = self._packed.by_shard
         latent = None if psa is None else node_latent(jax.tree.map(by_shard, rows.latent), bins)
         return packed_logprobs(
-            model, self._packed.tokens_WNC, by_shard(rows.prompt_len_N), bins, rows.mask_NT.shape[1],
-            block=self._packed.spec.block, attention=settings.attention, temperature=settings.temperature,
-            latent=latent, psa=psa, remat=settings.remat,
-        )  # fmt: skip
+            model,
+            self._packed.tokens_WNC,
+            by_shard(rows.prompt_len_N),
+            bins,
+            rows.mask_NT.shape[1],
+            block=self._packed.spec.block,
+            attention=settings.attention,
+            temperature=settings.temperature,
+            latent=latent,
+            psa=psa,
+            remat=settings.remat,
+        )
 
     def collect_log_probs(self, model: Decoder, *, psa: PSA | None = None):
         """`log_probs` of all N rows."""

@@ -82,7 +82,10 @@ def test_the_default_score_from_plain_forwards(ranking, labelled, reference, fac
         return sum(rows[len(context) + i - 1, token] for i, token in enumerate(text))
 
     ib = default_config().ib
-    standardised = lambda x: (np.array(x) - np.mean(x)) / (np.std(x) + 1e-4)  # noqa: E731
+
+    def standardised(x):
+        return (np.array(x) - np.mean(x)) / (np.std(x) + 1e-4)
+
     score_PG = ranking.SCORES["default"](facts)
     for p, quadruple in enumerate(labelled.quadruples[:3]):
         question, answer = encode(quadruple.problem.question), encode(quadruple.problem.answer)
@@ -101,9 +104,12 @@ def test_the_default_score_from_plain_forwards(ranking, labelled, reference, fac
 def test_orders_by_hand(ranking):
     score = np.array([[4.0, 3.0, 1.0, 2.0], [3.0, 3.0, 1.0, 0.0], [4.0, 1.0, 2.0, 3.0], [4.0, 3.0, 2.0, 5.0]])
     assert ranking.orders(score) == {
-        "ordered": 0.25, "concise > padded": 0.75, "padded > loop": 0.75, "concise > drift": 0.75,
+        "ordered": 0.25,
+        "concise > padded": 0.75,
+        "padded > loop": 0.75,
+        "concise > drift": 0.75,
         "padded > drift": 0.5,
-    }  # fmt: skip
+    }
 
 
 def test_variance_explained(ranking):

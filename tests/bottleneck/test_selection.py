@@ -52,7 +52,10 @@ def test_score_by_hand():
 
 def test_noise_in_the_last_digits_leaves_equal_trajectories_tied():
     rng = np.random.default_rng(1)
-    twin = lambda x: np.repeat(x, 2, axis=1).astype(np.float32)  # noqa: E731
+
+    def twin(x):
+        return np.repeat(x, 2, axis=1).astype(np.float32)
+
     answer, prompt, length = (twin(rng.normal(size=(40, 3))) for _ in range(3))
     noisy = answer + rng.choice([-1e-7, 0, 1e-7], answer.shape).astype(np.float32)
     score = np.asarray(likelihood_score(noisy, prompt, length, np.ones((40, 6), bool), beta=1.0))
@@ -135,9 +138,15 @@ def run_contrast(score, reward, valid, *, keep):
     arrays = np.array([score], np.float32), np.array([reward], np.float32), np.array([valid], bool)
     score_PG, reward_PG, valid_PG = arrays
     return jitted_select(
-        score_PG, reward_PG > 0.99, valid_PG, rule="contrast", keep=keep, keep_contrast=False, key=jax.random.key(0),
+        score_PG,
+        reward_PG > 0.99,
+        valid_PG,
+        rule="contrast",
+        keep=keep,
+        keep_contrast=False,
+        key=jax.random.key(0),
         reward_PG=reward_PG,
-    )  # fmt: skip
+    )
 
 
 @settings(max_examples=200, deadline=None)

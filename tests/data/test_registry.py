@@ -7,9 +7,18 @@ from iiblpo_jax.data.registry import NAMES, make_task, make_tasks
 
 def test_names():
     assert set(NAMES) == {
-        "arithmetic", "countdown", "sums", "gym:<name>", "gsm8k", "math", "dapo_math", "math500", "aime24", "aime25",
+        "arithmetic",
+        "countdown",
+        "sums",
+        "gym:<name>",
+        "gsm8k",
+        "math",
+        "dapo_math",
+        "math500",
+        "aime24",
+        "aime25",
         "olympiad",
-    }  # fmt: skip
+    }
 
 
 def test_generated_tasks_take_the_seed_and_options():

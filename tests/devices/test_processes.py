@@ -47,8 +47,12 @@ def test_nothing_set_is_one_process_and_costs_no_import():
 def test_the_three_variables():
     place = distributed.find(EXPLICIT, timeout=5)
     assert (place.address, place.host, place.port, place.count, place.index) == (
-        "10.0.0.1:5555", "10.0.0.1", 5555, 4, 3,
-    )  # fmt: skip
+        "10.0.0.1:5555",
+        "10.0.0.1",
+        5555,
+        4,
+        3,
+    )
     assert (place.watch_port, place.local_devices) == (5556, None)
 
 
@@ -92,9 +96,13 @@ def test_a_wrong_variable_is_named(changed, message):
 def test_slurm_is_found(no_cluster):
     """The port is JAX's rule: job id modulo 4096 above 61440."""
     for name, value in {
-        "SLURM_JOB_ID": "4099", "SLURM_STEP_NODELIST": "node[007-009]", "SLURM_NTASKS": "6", "SLURM_PROCID": "5",
-        "SLURM_LOCALID": "1", "SLURM_STEP_NUM_NODES": "3",
-    }.items():  # fmt: skip
+        "SLURM_JOB_ID": "4099",
+        "SLURM_STEP_NODELIST": "node[007-009]",
+        "SLURM_NTASKS": "6",
+        "SLURM_PROCID": "5",
+        "SLURM_LOCALID": "1",
+        "SLURM_STEP_NUM_NODES": "3",
+    }.items():
         no_cluster.setenv(name, value)
     place = distributed.find({"IIBLPO_DISTRIBUTED": "auto"}, timeout=5)
     assert (place.host, place.port, place.count, place.index) == ("node007", 61443, 6, 5)
@@ -145,9 +153,13 @@ def start(tmp_path, port: int, mode: str, environment: dict) -> list[subprocess.
     """Two processes of PROGRAM, after their first collective: 10^0 + 10^1."""
     (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM))
     shared = {
-        **environment, "PYTHONPATH": str(ROOT), "IIBLPO_NUM_PROCESSES": "2",
-        "IIBLPO_COORDINATOR": f"127.0.0.1:{port}", "IIBLPO_HEARTBEAT_TIMEOUT": "20", "IIBLPO_INIT_TIMEOUT": "60",
-    }  # fmt: skip
+        **environment,
+        "PYTHONPATH": str(ROOT),
+        "IIBLPO_NUM_PROCESSES": "2",
+        "IIBLPO_COORDINATOR": f"127.0.0.1:{port}",
+        "IIBLPO_HEARTBEAT_TIMEOUT": "20",
+        "IIBLPO_INIT_TIMEOUT": "60",
+    }
     processes = [
         subprocess.Popen(
             [sys.executable, "program.py", mode],

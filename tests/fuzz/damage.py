@@ -48,11 +48,53 @@ NUMBERS = [
     2**64 - 1,
 ]
 VALUES = [
-    DEEP, None, True, False, 0, 1, -1, 7, 2**31, 2**53, 2**63, 2**64, -(2**63), 10**30, 0.5, -0.0, 1e308, float("nan"),
-    float("inf"), "", "x", "1", "F32", "x\ny", "\x1b[2J", "\ud800", "x" * 5000, "../../x", "/etc/passwd", "é\u202e",
-    [], {}, [[]], [0], [0, 0], [-1, 5], [5, 2], [2**63, 2**63], {"": None}, ["a", 1], {"role": "user"},
-    [{"role": "user", "content": 5}], {"content": None}, "####", "\\boxed{", "1" * 5000,
-]  # fmt: skip
+    DEEP,
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    7,
+    2**31,
+    2**53,
+    2**63,
+    2**64,
+    -(2**63),
+    10**30,
+    0.5,
+    -0.0,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "1",
+    "F32",
+    "x\ny",
+    "\x1b[2J",
+    "\ud800",
+    "x" * 5000,
+    "../../x",
+    "/etc/passwd",
+    "é\u202e",
+    [],
+    {},
+    [[]],
+    [0],
+    [0, 0],
+    [-1, 5],
+    [5, 2],
+    [2**63, 2**63],
+    {"": None},
+    ["a", 1],
+    {"role": "user"},
+    [{"role": "user", "content": 5}],
+    {"content": None},
+    "####",
+    "\\boxed{",
+    "1" * 5000,
+]
 
 
 def hammer(strategy: st.SearchStrategy, read: Callable[[Any], None], *, name: str, examples: int = 100) -> None:
@@ -72,9 +114,11 @@ def hammer(strategy: st.SearchStrategy, read: Callable[[Any], None], *, name: st
     while True:
         run = hypothesis.given(strategy)(body)
         run = hypothesis.settings(
-            max_examples=BATCH if SECONDS else examples, database=None, deadline=None,
+            max_examples=BATCH if SECONDS else examples,
+            database=None,
+            deadline=None,
             suppress_health_check=list(hypothesis.HealthCheck),
-        )(run)  # fmt: skip
+        )(run)
         with limited_memory():
             hypothesis.seed(seed)(run)()
         seed += 1

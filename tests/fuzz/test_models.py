@@ -182,9 +182,17 @@ def test_config_json(tmp_path, tiny_config):
         families.config_to_hf(tiny_config),
         families.config_to_hf(tiny_config) | {"model_type": "mistral", "sliding_window": 5, "layer_types": ["a", "a"]},
         families.config_to_hf(tiny_config)
-        | {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
-                               "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}},
-    ]  # fmt: skip
+        | {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e4,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            }
+        },
+    ]
     path = tmp_path / "config.json"
 
     def read(drawn):

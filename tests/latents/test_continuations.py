@@ -37,13 +37,19 @@ def test_questions_are_distinct_unpadded_and_end_in_a_stop_token():
     batches = [batch((1, "ab"), (2, None)), batch((1, "ab"), (3, "c")), batch((4, "d"), (5, "e"))]
     questions = training_questions(iter(batches), Letters, 5)
     assert questions == [
-        Question([1, 2], [0, 1, 9]), Question([2, 3], None), Question([3, 4], [2, 9]), Question([4, 5], [3, 9])
-    ]  # fmt: skip
+        Question([1, 2], [0, 1, 9]),
+        Question([2, 3], None),
+        Question([3, 4], [2, 9]),
+        Question([4, 5], [3, 9]),
+    ]
 
 
 def test_gold_and_own_samples_are_half_and_half_where_there_is_gold():
     questions = [Question([1], [7, 9]), Question([2], None)]
-    own = lambda prompts: [[Continuation(i, p, [3, s], False) for s in range(3)] for i, p in enumerate(prompts)]  # noqa: E731
+
+    def own(prompts):
+        return [[Continuation(i, p, [3, s], False) for s in range(3)] for i, p in enumerate(prompts)]
+
     got = gather(questions, own)
     gold = [c for c in got if c.stopped]
     assert len(got) == 9 and gold == [Continuation(0, [1], [7, 9], True)] * 3

@@ -24,7 +24,10 @@ Z = 4
 @pytest.fixture(scope="module")
 def continuations():
     rng = np.random.default_rng(0)
-    draw = lambda n: rng.integers(0, 23, n).tolist()  # noqa: E731
+
+    def draw(n):
+        return rng.integers(0, 23, n).tolist()
+
     return [Continuation(i, draw(2 + i % 3), draw(4 + i), True) for i in range(5)]
 
 

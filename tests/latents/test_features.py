@@ -82,16 +82,25 @@ def test_cuts_are_half_at_candidates_and_half_anywhere(tiny_config, tiny_params)
 def test_a_surprise_is_the_gradient_of_the_log_probabilities(tiny_config, tiny_params, continuations):
     """Differentiated by the hidden states of the next three tokens; weights 1, 2^(-2/3), 2^(-4/3)."""
     pairs = extract(
-        tiny_config, tiny_params, rows_of(continuations), jax.random.key(3), temperature=TEMPERATURE,
-        branching=BRANCHING, window=3, anywhere=0.0,
-    )  # fmt: skip
+        tiny_config,
+        tiny_params,
+        rows_of(continuations),
+        jax.random.key(3),
+        temperature=TEMPERATURE,
+        branching=BRANCHING,
+        window=3,
+        anywhere=0.0,
+    )
     model, head_VD = bind(tiny_config, tiny_params), tiny_params["embed"]
     for n, c in enumerate(c for c in continuations if len(c.response) > 1):
         cut = int(pairs.cut_N[n])
         h_CD = hidden_states(model, jnp.array([c.prompt + c.response]))[0]
         expected = 0.0
         for i, token in enumerate(c.response[cut : cut + 3]):
-            logp = lambda h_D, token=token: jax.nn.log_softmax(head_VD @ h_D / TEMPERATURE)[token]  # noqa: E731
+
+            def logp(h_D, token=token):
+                return jax.nn.log_softmax(head_VD @ h_D / TEMPERATURE)[token]
+
             gradient_D = jax.grad(logp)(h_CD[len(c.prompt) + cut + i - 1])
             expected += 2 ** (-2 * i / 3) * TEMPERATURE * np.asarray(gradient_D)
         np.testing.assert_allclose(pairs.target_ND[n], expected, atol=2e-3 * np.abs(expected).max() + 1e-4)

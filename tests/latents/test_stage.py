@@ -31,7 +31,10 @@ def config():
 @pytest.fixture(scope="module")
 def run(config, tiny_config, tiny_params, tmp_path_factory):
     directory = tmp_path_factory.mktemp("run") / "latent"
-    questions = lambda: [Question([3, 4 + i], [5, 6, 7 + i, 8, 1]) for i in range(8)]  # noqa: E731
+
+    def questions():
+        return [Question([3, 4 + i], [5, 6, 7 + i, 8, 1]) for i in range(8)]
+
     before = jax.tree.map(np.array, tiny_params)
     out = io.StringIO()
     latents = ensure_latents(
@@ -87,7 +90,10 @@ def test_codes_go_through_the_same_stage(config, tiny_config, tiny_params, tmp_p
     """Own samples alone, cut where branches would be; what is stored is found again as codes, and by its own name."""
     config = config.copy_and_resolve_references()
     config.latent.update({"kind": "codes", "window": 2, "prior_weight": 0.5, "siblings": "stratified"})
-    questions = lambda: [Question([3, 4 + i], [5, 6, 7 + i, 8, 1]) for i in range(8)]  # noqa: E731
+
+    def questions():
+        return [Question([3, 4 + i], [5, 6, 7 + i, 8, 1]) for i in range(8)]
+
     arguments = config, tmp_path / "latent", tiny_config, tiny_params
     out = io.StringIO()
     codes, psa = ensure_latents(*arguments, questions, stop_ids=(1,), console=Console(file=out, width=120))

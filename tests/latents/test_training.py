@@ -38,7 +38,10 @@ def test_batches_depend_on_the_step_and_cover_the_data():
 def test_minimise_takes_exactly_the_steps_it_was_given():
     """With a gradient that is always 1, Adam's step is lr, scaled by the cosine: the path is lr * sum of cosines."""
     for steps in (3, 50, 60):  # less than, equal to, and more than one chunk
-        loss = lambda w, frozen, step: w * frozen  # noqa: E731
+
+        def loss(w, frozen, step):
+            return w * frozen
+
         weights, losses = minimise(loss, jnp.zeros(()), 1.0, lr=0.1, steps=steps, label="x")
         decay = 0.5 * (1 + np.cos(np.pi * np.arange(steps) / steps))
         np.testing.assert_allclose(weights, -0.1 * decay.sum(), rtol=1e-4)
@@ -53,9 +56,18 @@ def test_cvae_learns_what_the_context_does_not_tell():
     sign = rng.choice([-1.0, 1.0], n)
     target = (0.1 * context + sign[:, None] * np.ones(d)).astype(np.float32)
     cvae, losses = train_cvae(
-        jnp.array(context), jnp.array(target), jax.random.key(0), latent=2, hidden=32, steps=600, batch=128, lr=3e-3,
-        kl_weight=1.0, free_bits=0.0, kl_warmup=100,
-    )  # fmt: skip
+        jnp.array(context),
+        jnp.array(target),
+        jax.random.key(0),
+        latent=2,
+        hidden=32,
+        steps=600,
+        batch=128,
+        lr=3e-3,
+        kl_weight=1.0,
+        free_bits=0.0,
+        kl_warmup=100,
+    )
     keys = jax.random.split(jax.random.key(1), n)
     terms = elbo_terms(cvae, jnp.array(context), jnp.array(target), keys, kl_weight=1.0, free_bits=0.0)
     assert terms.recon < 0.25 * 0.5 * d  # standardised, the sign alone is nearly all of the unit variance
@@ -72,9 +84,15 @@ def test_the_prior_over_codes_learns_their_probabilities():
     code = (rng.random(n)[:, None] > odds[side].cumsum(1)).sum(1)
     target = np.eye(3, 4)[code] * 5 + 0.05 * rng.normal(size=(n, 4))
     codes, losses = train_codes(
-        jnp.array(np.eye(2, 4)[side], jnp.float32), jnp.array(target, jnp.float32), jax.random.key(0), latent=3,
-        hidden=16, steps=400, batch=256, lr=3e-3,
-    )  # fmt: skip
+        jnp.array(np.eye(2, 4)[side], jnp.float32),
+        jnp.array(target, jnp.float32),
+        jax.random.key(0),
+        latent=3,
+        hidden=16,
+        steps=400,
+        batch=256,
+        lr=3e-3,
+    )
     p = np.asarray(jax.nn.softmax(codes.prior_logits(jnp.eye(2, 4))))
     found = np.asarray(codes.code(jnp.array(np.eye(3, 4) * 5, jnp.float32)))  # which code each cluster became
     assert sorted(found) == [0, 1, 2]
@@ -97,9 +115,11 @@ def oracle(tiny_config):
     )
     code_VZ = rng.normal(size=(v, z)).astype(np.float32)
     pairs = Pairs(
-        rows=rows, cut_N=jnp.full(n, 2), context_ND=jnp.zeros((n, d)),
+        rows=rows,
+        cut_N=jnp.full(n, 2),
+        context_ND=jnp.zeros((n, d)),
         target_ND=jnp.array(np.pad(code_VZ[answer], [(0, 0), (0, d - z)])),
-    )  # fmt: skip
+    )
     return pairs, _copying_cvae(d, z)
 
 
@@ -181,9 +201,18 @@ def test_z_is_trusted_as_far_as_the_prior_weight_says(tiny_config, tiny_params, 
     codes.centres[...], codes.offset[...] = jnp.eye(2, d), jnp.array(p_c)
     codes.prior_mlp.w_out[...], codes.prior_mlp.b_out[...] = jnp.zeros((2, 4)), jnp.log(jnp.array(p_c))
     psa, _ = train_psa(
-        tiny_config, tiny_params, codes, pairs, jax.random.key(0), n_injected=2, steps=600, batch=256, lr=3e-2,
-        prior_weight=weight, **HOW,
-    )  # fmt: skip
+        tiny_config,
+        tiny_params,
+        codes,
+        pairs,
+        jax.random.key(0),
+        n_injected=2,
+        steps=600,
+        batch=256,
+        lr=3e-2,
+        prior_weight=weight,
+        **HOW,
+    )
 
     def logp(z_NZ):
         return np.asarray(rest_logprobs(bind(tiny_config, tiny_params), pairs, z_NZ, psa, **HOW))[:, 1]

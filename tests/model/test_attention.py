@@ -35,9 +35,12 @@ def test_llama3_scaling_of_fast_slow_and_middle_frequencies():
 def test_rope_makes_scores_depend_on_distance_alone():
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
     frequencies = attention.rope_frequencies(ModelConfig(**BASE))
-    score = lambda i, j: float(  # noqa: E731
-        (attention.rope(q, jnp.array([[i]]), frequencies) * attention.rope(k, jnp.array([[j]]), frequencies)).sum()
-    )
+
+    def score(i, j):
+        return float(
+            (attention.rope(q, jnp.array([[i]]), frequencies) * attention.rope(k, jnp.array([[j]]), frequencies)).sum()
+        )
+
     assert score(7, 3) == pytest.approx(score(104, 100), abs=1e-4)
     assert abs(score(7, 3) - score(7, 4)) > 1e-3
 

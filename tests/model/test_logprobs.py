@@ -76,7 +76,10 @@ def test_bfloat16_weight_gradient_is_summed_in_float32():
 def temp_bytes(function, v, tokens=1024, d=8):
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, tokens, d), (v, d))]
     targets = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
-    scalar = lambda h, w, targets: sum(x.sum() for x in function(h, w, targets))  # noqa: E731
+
+    def scalar(h, w, targets):
+        return sum(x.sum() for x in function(h, w, targets))
+
     compiled = jax.jit(jax.value_and_grad(scalar, argnums=(0, 1))).lower(*shapes, targets).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 

@@ -57,9 +57,13 @@ def test_greedy_tokens(smollm2, theirs):
     for prompt in PROMPTS:
         ids = tokenizer.encode(prompt)
         expected = theirs.generate(
-            torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), max_new_tokens=8,
-            do_sample=False, eos_token_id=2, pad_token_id=2,
-        )[0, len(ids) :].tolist()  # fmt: skip
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            max_new_tokens=8,
+            do_sample=False,
+            eos_token_id=2,
+            pad_token_id=2,
+        )[0, len(ids) :].tolist()
         row = np.zeros((1, 32), np.int32)
         row[0, : len(ids)] = ids
         for i in range(len(ids), len(ids) + len(expected)):

@@ -42,7 +42,10 @@ def test_k3_is_unbiased():
 def test_terms_are_added_under_the_methods_weights(make_batch):
     batch = make_batch()
     plain = make_objective("grpo", max_tokens=10)
-    loss = lambda o: o.loss(batch, o.weights(batch))[0]  # noqa: E731
+
+    def loss(o):
+        return o.loss(batch, o.weights(batch))[0]
+
     mask = np.asarray(batch.mask_RT)
     a_h = (mask * batch.advantage_RT * batch.entropy_RT).sum() / mask.sum()
     d = np.asarray(batch.ref_logp_RT - batch.logp_RT)

@@ -33,7 +33,10 @@ def test_padding_does_not_enter_the_length_constant(make_batch):
             if f.endswith("_RT") and getattr(batch, f) is not None
         }
     )
-    loss = lambda b: objective.loss(b, objective.weights(b))[0]  # noqa: E731
+
+    def loss(b):
+        return objective.loss(b, objective.weights(b))[0]
+
     np.testing.assert_allclose(loss(wide), loss(batch), rtol=1e-6)
 
 

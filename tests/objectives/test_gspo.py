@@ -8,7 +8,9 @@ from iiblpo_jax.objectives import make_objective
 
 
 def value_and_grad(objective, batch):
-    f = lambda logp: objective.loss(batch.replace(logp_RT=logp), objective.weights(batch))[0]  # noqa: E731
+    def f(logp):
+        return objective.loss(batch.replace(logp_RT=logp), objective.weights(batch))[0]
+
     return jax.value_and_grad(f)(batch.logp_RT)
 
 

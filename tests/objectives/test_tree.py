@@ -16,9 +16,13 @@ def outcomes(reward_R, branch_at_R, length_R, group, **fields):
     r = len(reward_R)
     mask_RT = jnp.arange(T) < jnp.asarray(length_R)[:, None]
     return Outcomes(
-        reward_R=jnp.asarray(reward_R, jnp.float32), group_R=jnp.arange(r) // group, length_R=jnp.asarray(length_R),
-        branch_at_R=jnp.asarray(branch_at_R), mask_RT=mask_RT, **fields,
-    )  # fmt: skip
+        reward_R=jnp.asarray(reward_R, jnp.float32),
+        group_R=jnp.arange(r) // group,
+        length_R=jnp.asarray(length_R),
+        branch_at_R=jnp.asarray(branch_at_R),
+        mask_RT=mask_RT,
+        **fields,
+    )
 
 
 def shared(own_from, chain, a, b, t):

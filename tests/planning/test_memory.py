@@ -59,8 +59,11 @@ def test_a_sharded_array_counts_by_its_part():
     assert abstract["whole"].sharding == place
     assert abstract["numpy"].sharding is None and abstract["loose"].sharding is None
     assert {name: bytes_per_device(x) for name, x in abstract.items()} == {
-        "whole": 96, "numpy": 20, "loose": 8, "key": 8,
-    }  # fmt: skip
+        "whole": 96,
+        "numpy": 20,
+        "loose": 8,
+        "key": 8,
+    }
 
 
 @pytest.mark.parametrize(
@@ -96,5 +99,11 @@ def test_the_table():
     Console(file=out, width=100).print(memory_table([program(arguments=3 * 2**20, beside=2**19)], 2**30))
     [row] = [line for line in out.getvalue().splitlines() if "update" in line]
     assert "1,024" in out.getvalue() and row.replace("│", " ").split() == [
-        "update", "3.0", "0.0", "0.0", "0.0", "0.5", "3.5",
-    ]  # fmt: skip
+        "update",
+        "3.0",
+        "0.0",
+        "0.0",
+        "0.0",
+        "0.5",
+        "3.5",
+    ]

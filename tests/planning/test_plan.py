@@ -93,9 +93,7 @@ def test_collectives_are_counted_by_kind_and_loop():
 
 
 def test_flops_of_a_forward_by_hand():
-    m = ModelConfig(
-        family="llama", vocab_size=100, d_model=8, d_ff=16, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=2
-    )  # fmt: skip
+    m = ModelConfig(family="llama", vocab_size=100, d_model=8, d_ff=16, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=2)
     # q and o 8 x 8 each, k and v 8 x 4 each, three 8 x 16: 576 a layer
     assert layer_weights(m) == 3 * 576
     assert forward_flops(m, nodes=5, pairs=15, emitted=2) == 2 * 1728 * 5 + 4 * 3 * 8 * 15 + 2 * 800 * 2
@@ -105,7 +103,7 @@ def test_flops_of_a_forward_agree_with_xla():
     """One layer, because XLA counts the body of a scan once; its full-square attention has T * T pairs."""
     m = ModelConfig(
         family="llama", vocab_size=1024, d_model=128, d_ff=512, n_layers=1, n_heads=4, n_kv_heads=2, head_dim=32
-    )  # fmt: skip
+    )
     graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(m, rngs=nnx.Rngs(0))))
     tokens = jax.ShapeDtypeStruct((1, 64), jnp.int32)
     compiled = jax.jit(lambda s, t: logits(nnx.merge(graph, s), t)).lower(state, tokens).compile()
@@ -172,7 +170,10 @@ def test_shapes_are_those_of_a_live_run(tmp_path):
         trainer.close()
     mesh = meshes.make_mesh(config.mesh, devices=jax.devices()[:1])
     ours = abstract_run(config, trainer.model_config, mesh).programs
-    sizes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), abstract_of(tree))  # noqa: E731
+
+    def sizes(tree):
+        return jax.tree.map(lambda x: (x.shape, x.dtype), abstract_of(tree))
+
     assert sizes(ours.alive) == sizes(live.alive)
     assert sizes(abstract_rows(ours)) == sizes(abstract_rows(live))
 
@@ -207,13 +208,23 @@ def run_verb(*arguments):
 def test_eight_virtual_devices(tmp_path):
     path = tmp_path / "plan.json"
     small = {
-        "train.prompts_per_step": 8, "rollout.slots": 8, "rollout.refill_at": 1, "rollout.max_prompt": 8,
-        "rollout.max_tokens": 8, "rollout.unroll": False, "mesh.fsdp": 2, "mesh.tensor": 2, "update.minibatches": 1,
-    }  # fmt: skip
+        "train.prompts_per_step": 8,
+        "rollout.slots": 8,
+        "rollout.refill_at": 1,
+        "rollout.max_prompt": 8,
+        "rollout.max_tokens": 8,
+        "rollout.unroll": False,
+        "mesh.fsdp": 2,
+        "mesh.tensor": 2,
+        "update.minibatches": 1,
+    }
     done = run_verb(
-        "--config=configs/arithmetic_grpo.py", "--topology=cpu:8", f"--json={path}", "--layers=2",
+        "--config=configs/arithmetic_grpo.py",
+        "--topology=cpu:8",
+        f"--json={path}",
+        "--layers=2",
         *(f"--config.{key}={value}" for key, value in small.items()),
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(path.read_text())
     assert found["fits"] and found["devices"] == 8 and found["shape"]["data"] == 2

@@ -72,9 +72,13 @@ def test_sampled_numbers_equal_a_recount(embedded, metrics):
     config = make_config()
     (task,) = evaluation_tasks(config)
     spec = RolloutSpec(
-        model=model.config, roots=SAMPLES, slots=PER_CALL, max_tokens=T, sampling=Sampling(temperature=1.5),
+        model=model.config,
+        roots=SAMPLES,
+        slots=PER_CALL,
+        max_tokens=T,
+        sampling=Sampling(temperature=1.5),
         stop_ids=tokenizer.stop_ids,
-    )  # fmt: skip
+    )
     batches = heldout_batches(task, tokenizer, batch_size=PER_CALL, max_prompt=S, max_answer=1, limit=PROBLEMS)
     right, lengths = [], []
     for index, batch in enumerate(batches):
@@ -139,7 +143,7 @@ def test_unique_correct_counts_plans_of_right_samples_only():
 def test_one_sample_has_neither_votes_nor_diversity():
     answers = Answers(
         correct_Nn=np.array([[True], [False]]), answers=[["7"], [None]], plans=[["a"], [None]], tokens=[[[1, 2]], [[3]]]
-    )  # fmt: skip
+    )
     assert summary(answers, (1,)) == {"pass@1": 0.5, "tokens": 1.5}
 
 

@@ -80,7 +80,10 @@ def test_segments_behind_the_longest_slot_change_no_bit(segments, tiny_config):
 
 def test_stacked_and_bfloat16_caches_hold_the_same(segments, tiny_config):
     q_BGRE = jax.random.normal(jax.random.key(2), (B, tiny_config.n_kv_heads, R, tiny_config.head_dim))
-    read = lambda cache, layer: attend(q_BGRE, cache, layer, POSITION_B, CAPACITY - 1, None, None)  # noqa: E731
+
+    def read(cache, layer):
+        return attend(q_BGRE, cache, layer, POSITION_B, CAPACITY - 1, None, None)
+
     for dtype, tolerance in (("float32", 1e-6), ("bfloat16", 2e-2)):
         listed, k, v = filled(tiny_config, dtype)
         stacked, _, _ = filled(tiny_config, dtype, unrolled=False)

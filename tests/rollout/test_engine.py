@@ -218,8 +218,10 @@ def test_solved_roots_have_no_branches_and_the_others_all(sample, slots, refill_
     pieces = [bytes([33 + i if i < 15 else 43 + i]) for i in range(23)]  # no letters or digits
     gold = Gold(
         markers=tuple(marker_table(pieces, pieces[tokens[2 * p, 0]].decode()) for p in range(3)),
-        marker_P=jnp.arange(3), answer_PA=jnp.asarray(tokens[::2, 1:2]), answer_len_P=jnp.ones(3, int),
-    )  # fmt: skip
+        marker_P=jnp.arange(3),
+        answer_PA=jnp.asarray(tokens[::2, 1:2]),
+        answer_len_P=jnp.ones(3, int),
+    )
 
     def says_it(root):
         marker, answer = tokens[root - root % 2, :2]
@@ -228,9 +230,7 @@ def test_solved_roots_have_no_branches_and_the_others_all(sample, slots, refill_
 
     solved = np.array([says_it(root) for root in range(6)])
     assert solved[::2].all() and not solved.all()
-    forest, _ = sample(
-        branching=dataclasses.replace(TREES, solved=False), gold=gold, slots=slots, refill_at=refill_at
-    )  # fmt: skip
+    forest, _ = sample(branching=dataclasses.replace(TREES, solved=False), gold=gold, slots=slots, refill_at=refill_at)
     grown = np.asarray(forest.length_R).reshape(6, 4) > 0
     np.testing.assert_array_equal(grown, np.where(solved[:, None], np.arange(4) == 0, True))
     kept = grown.ravel()

@@ -11,12 +11,19 @@ def hand_made():
     """One prompt, one root of 4 tokens, a chain of two branches at 2 and 3."""
     zeros = jnp.zeros((3, 5))
     return Forest(
-        prompt_PS=jnp.array([[7, 8, 0]]), prompt_len_P=jnp.array([2]),
+        prompt_PS=jnp.array([[7, 8, 0]]),
+        prompt_len_P=jnp.array([2]),
         tokens_RT=jnp.array([[1, 2, 3, 4, 0], [1, 2, 5, 6, 9], [1, 2, 5, 9, 0]]),
-        logp_RT=zeros, raw_logp_RT=zeros, entropy_RT=zeros,
-        length_R=jnp.array([4, 5, 4]), finish_R=jnp.array([1, 1, 1]), parent_R=jnp.array([-1, 0, 1]),
-        branch_at_R=jnp.array([0, 2, 3]), z_RZ=jnp.array([[0.0], [10.0], [20.0]]), fallback_R=jnp.array([False] * 3),
-    )  # fmt: skip
+        logp_RT=zeros,
+        raw_logp_RT=zeros,
+        entropy_RT=zeros,
+        length_R=jnp.array([4, 5, 4]),
+        finish_R=jnp.array([1, 1, 1]),
+        parent_R=jnp.array([-1, 0, 1]),
+        branch_at_R=jnp.array([0, 2, 3]),
+        z_RZ=jnp.array([[0.0], [10.0], [20.0]]),
+        fallback_R=jnp.array([False] * 3),
+    )
 
 
 def test_masks_and_rows():
@@ -25,8 +32,10 @@ def test_masks_and_rows():
     assert forest.mask_RT.sum(1).tolist() == [4, 5, 4]
     assert forest.own_RT.sum(1).tolist() == [4, 3, 1]
     assert forest.sequences_RC.tolist() == [
-        [7, 8, 1, 2, 3, 4, 0, 0], [7, 8, 1, 2, 5, 6, 9, 0], [7, 8, 1, 2, 5, 9, 0, 0],
-    ]  # fmt: skip
+        [7, 8, 1, 2, 3, 4, 0, 0],
+        [7, 8, 1, 2, 5, 6, 9, 0],
+        [7, 8, 1, 2, 5, 9, 0, 0],
+    ]
 
 
 def test_latent_path_lists_levels_from_the_root_side():

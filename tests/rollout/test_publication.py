@@ -31,7 +31,10 @@ def test_fused_matrices_hold_their_parts_in_order(biased, unroll, copies):
     heads = config.n_kv_heads * copies
     x_ND = jax.random.normal(jax.random.key(8), (5, config.d_model))
     for i in range(config.n_layers):
-        of_layer = lambda tree, i=i: jax.tree.map(lambda x: np.asarray(x[i]), tree)  # noqa: E731
+
+        def of_layer(tree, i=i):
+            return jax.tree.map(lambda x: np.asarray(x[i]), tree)
+
         w = of_layer(params["layers"])
         layer = published.layers[i] if unroll else of_layer(published.layers)
         each = config.n_heads // heads  # queries of a kv head
@@ -56,9 +59,18 @@ def test_fused_matrices_hold_their_parts_in_order(biased, unroll, copies):
 
 @pytest.mark.parametrize(
     ("heads", "kv", "parts", "copies", "held"),
-    [(32, 8, 1, 1, 8), (32, 8, 4, 1, 2), (32, 8, 16, 2, 1), (32, 8, 32, 4, 1), (12, 6, 4, 2, 3), (8, 1, 8, 8, 1),
-     (28, 4, 8, 1, 4), (32, 8, 64, 1, 8), (9, 3, 2, 1, 3)],
-)  # fmt: skip
+    [
+        (32, 8, 1, 1, 8),
+        (32, 8, 4, 1, 2),
+        (32, 8, 16, 2, 1),
+        (32, 8, 32, 4, 1),
+        (12, 6, 4, 2, 3),
+        (8, 1, 8, 8, 1),
+        (28, 4, 8, 1, 4),
+        (32, 8, 64, 1, 8),
+        (9, 3, 2, 1, 3),
+    ],
+)
 def test_kv_heads_are_copied_where_every_part_then_has_whole_heads(tiny_config, heads, kv, parts, copies, held):
     config = dataclasses.replace(tiny_config, n_heads=heads, n_kv_heads=kv)
     assert (kv_copies(config, parts), kv_heads_held(config, parts)) == (copies, held)
@@ -84,7 +96,10 @@ def test_int8_is_off_by_half_a_step_of_its_channel_at_most():
 def test_int8_products_and_embeddings_are_those_of_the_dequantised_matrices(biased):
     config, params = biased
     published = publish(params, spec=PublicationSpec(model=config, weights="int8"))
-    dense = lambda m: np.asarray(m.weight, np.float32) * np.asarray(m.scale)[..., None]  # noqa: E731
+
+    def dense(m):
+        return np.asarray(m.weight, np.float32) * np.asarray(m.scale)[..., None]
+
     x_ND = jax.random.normal(jax.random.key(8), (5, config.d_model))
     layer = published.layers[0]
     np.testing.assert_allclose(

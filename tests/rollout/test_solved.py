@@ -49,10 +49,11 @@ responses = st.lists(st.lists(st.integers(1, 8), min_size=1, max_size=T), min_si
 @given(rows=responses)
 def test_equals_a_search_in_the_text(rows):
     gold = Gold(
-        markers=(marker_table(VOCAB, HASH), marker_table(VOCAB, BRACE)), marker_P=jnp.array([0, 1, 0, 1]),
+        markers=(marker_table(VOCAB, HASH), marker_table(VOCAB, BRACE)),
+        marker_P=jnp.array([0, 1, 0, 1]),
         answer_PA=jnp.array([answer + [0] * (2 - len(answer)) for answer in ANSWERS]),
         answer_len_P=jnp.array([len(answer) for answer in ANSWERS]),
-    )  # fmt: skip
+    )
     padded = jnp.array([row + [0] * (T - len(row)) for row in rows])
     found = heard(gold, jnp.arange(4), padded, jnp.array([len(row) for row in rows]))
     expected = [searched(row, ANSWERS[p], (HASH, BRACE)[p % 2]) for p, row in enumerate(rows)]

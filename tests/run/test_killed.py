@@ -145,7 +145,10 @@ def kills(seed: int = 0) -> list[tuple]:
     Between the first two, one is told to stop.
     """
     random_ = random.Random(seed)
-    soon = lambda: random_.uniform(0.001, 0.05)  # noqa: E731
+
+    def soon():
+        return random_.uniform(0.001, 0.05)
+
     return [
         ("evaluation", 1, soon()),  # before anything is written
         ("SIGTERM", 4),

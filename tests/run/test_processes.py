@@ -59,11 +59,14 @@ class Runs:
             }
         return [
             subprocess.Popen(
-                [sys.executable, *command], env={**shared, "IIBLPO_PROCESS_ID": str(index)} if count > 1 else shared,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                [sys.executable, *command],
+                env={**shared, "IIBLPO_PROCESS_ID": str(index)} if count > 1 else shared,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
             for index in range(count)
-        ]  # fmt: skip
+        ]
 
     def wait(self, processes: list[subprocess.Popen]) -> list[str]:
         try:

@@ -32,11 +32,23 @@ def rows(tiny_config, tiny_params):
     logp_NT = response_logprobs(bind(tiny_config, tiny_params), tokens_NC, prompt_len_N, T)[0]
     number_N = jnp.arange(N, dtype=jnp.float32)
     return UpdateRows(
-        tokens_NC=tokens_NC, prompt_len_N=prompt_len_N, mask_NT=mask_NT, own_mask_NT=mask_NT, rollout_logp_NT=logp_NT,
-        raw_logp_NT=logp_NT.at[2, 1].add(0.7), advantage_N=number_N - 1.5, reward_N=number_N, correct_N=number_N,
-        ib_score_N=number_N, group_N=jnp.arange(N) // 2, length_N=jnp.asarray(LENGTH), trajectory_N=jnp.arange(N) + 10,
-        parent_N=jnp.full(N, -1), branch_at_N=jnp.zeros(N, jnp.int32), extras={"bonus": number_N},
-    )  # fmt: skip
+        tokens_NC=tokens_NC,
+        prompt_len_N=prompt_len_N,
+        mask_NT=mask_NT,
+        own_mask_NT=mask_NT,
+        rollout_logp_NT=logp_NT,
+        raw_logp_NT=logp_NT.at[2, 1].add(0.7),
+        advantage_N=number_N - 1.5,
+        reward_N=number_N,
+        correct_N=number_N,
+        ib_score_N=number_N,
+        group_N=jnp.arange(N) // 2,
+        length_N=jnp.asarray(LENGTH),
+        trajectory_N=jnp.arange(N) + 10,
+        parent_N=jnp.full(N, -1),
+        branch_at_N=jnp.zeros(N, jnp.int32),
+        extras={"bonus": number_N},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +110,11 @@ def test_rows_that_are_not_finite_come_first(gradient, tiny_params, rows):
     Console(file=out, width=120).print(finding_table(finding, bad))
     cells = [line.replace("│", " ").split() for line in out.getvalue().splitlines() if line.startswith("│")]
     assert [(row[0], row[1], row[-1]) for row in cells] == [
-        ("1", "11", "NO"), ("3", "13", "NO"), ("2", "12", "yes"), ("0", "10", "yes"),
-    ]  # fmt: skip
+        ("1", "11", "NO"),
+        ("3", "13", "NO"),
+        ("2", "12", "yes"),
+        ("0", "10", "yes"),
+    ]
     assert "2 rows not finite" in out.getvalue()
 
 

@@ -236,13 +236,19 @@ def test_the_microbatch_split_changes_nothing(plain, tmp_path):
     trainer.close()
     for name in ("update/loss", "update/grad_norm", "update/entropy"):
         assert split[name] == pytest.approx(metrics[name], rel=1e-5, abs=1e-7), name
-    moments = lambda t: jax.tree_util.tree_leaves_with_path(jax.device_get(t.state.opt_state))  # noqa: E731
+
+    def moments(t):
+        return jax.tree_util.tree_leaves_with_path(jax.device_get(t.state.opt_state))
+
     for (path, a), (_, b) in zip(moments(trainer), moments(whole), strict=True):
         # Gradients agree to 1e-5; their squares, Adam's nu, have twice the relative error.
         near = 2e-5 if ".nu" in jax.tree_util.keystr(path) else 1e-5
         np.testing.assert_allclose(a, b, atol=near * np.abs(b).max())
+
     # AdamW turns the rounding noise of a vanishing gradient into a visible part of a step of size lr = 1e-4.
-    params = lambda t: jax.tree.leaves(jax.device_get(t.state.params))  # noqa: E731
+    def params(t):
+        return jax.tree.leaves(jax.device_get(t.state.params))
+
     for a, b in zip(params(trainer), params(whole), strict=True):
         np.testing.assert_allclose(a, b, atol=3e-5)
         assert np.mean(np.abs(a - b) > 1e-6) < 1e-3
@@ -301,7 +307,10 @@ def test_the_memory_report(plain, monkeypatch):
 
 def test_a_group_without_spread_is_counted(plain, monkeypatch):
     *_, trainer = plain
-    rewards = lambda problems, texts: (np.ones(len(texts), np.float32), {})  # noqa: E731
+
+    def rewards(problems, texts):
+        return (np.ones(len(texts), np.float32), {})
+
     monkeypatch.setattr(trainer.scorer, "score", rewards)
     trainer._counts = {"bad_steps": 0, "zero_std_steps": 0}
     counts = [metrics["reward/zero_std_steps"] for _, metrics, _ in trainer.steps(2, 3)]

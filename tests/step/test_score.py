@@ -39,11 +39,23 @@ def hand_made() -> Forest:
         if parent >= 0:
             tokens[r, : BRANCH_AT_R[r]] = tokens[parent, : BRANCH_AT_R[r]]
     fields = {
-        "prompt_PS": PROMPT, "prompt_len_P": PROMPT_LEN, "tokens_RT": tokens * MASK, "logp_RT": logp * MASK,
-        "raw_logp_RT": (logp - 0.1) * MASK, "entropy_RT": ENTROPY, "length_R": LENGTH_R, "finish_R": FINISH_R,
-        "parent_R": PARENT_R, "branch_at_R": BRANCH_AT_R, "z_RZ": rng.normal(size=(8, 2)), "fallback_R": FALLBACK_R,
-    }  # fmt: skip
-    narrow = lambda x: x.astype({"f": np.float32, "i": np.int32, "b": bool}[x.dtype.kind])  # noqa: E731
+        "prompt_PS": PROMPT,
+        "prompt_len_P": PROMPT_LEN,
+        "tokens_RT": tokens * MASK,
+        "logp_RT": logp * MASK,
+        "raw_logp_RT": (logp - 0.1) * MASK,
+        "entropy_RT": ENTROPY,
+        "length_R": LENGTH_R,
+        "finish_R": FINISH_R,
+        "parent_R": PARENT_R,
+        "branch_at_R": BRANCH_AT_R,
+        "z_RZ": rng.normal(size=(8, 2)),
+        "fallback_R": FALLBACK_R,
+    }
+
+    def narrow(x):
+        return x.astype({"f": np.float32, "i": np.int32, "b": bool}[x.dtype.kind])
+
     return Forest(**{name: jnp.asarray(narrow(x)) for name, x in fields.items()})
 
 
@@ -54,11 +66,29 @@ FOREST = hand_made()
 def plain(tiny_config):
     """Everything switched off: plain GRPO."""
     return ScoreSpec(
-        model=tiny_config, objective=make_objective("grpo", max_tokens=T), estimator="none", compression="description",
-        beta=1.0, length_cost=0.0, distinct=False, rule="none", keep=4, keep_contrast=False, surprise=0.0,
-        reward_coef=0.0, temperature=0.7, start_id=1, reference=False, pack_tokens=64, attention="blocks", mesh=None,
-        levels=1, latents=False, half_life=4.0, strength=0.5,
-    )  # fmt: skip
+        model=tiny_config,
+        objective=make_objective("grpo", max_tokens=T),
+        estimator="none",
+        compression="description",
+        beta=1.0,
+        length_cost=0.0,
+        distinct=False,
+        rule="none",
+        keep=4,
+        keep_contrast=False,
+        surprise=0.0,
+        reward_coef=0.0,
+        temperature=0.7,
+        start_id=1,
+        reference=False,
+        pack_tokens=64,
+        attention="blocks",
+        mesh=None,
+        levels=1,
+        latents=False,
+        half_life=4.0,
+        strength=0.5,
+    )
 
 
 def scored(spec, information=None, reward_R=REWARD_R, **changes):
@@ -173,7 +203,10 @@ def test_contrast_drops_groups_that_teach_nothing(plain):
 
 def test_a_repeated_trajectory_counts_once(plain):
     """Trajectory 2 with the tokens of trajectory 1: advantages are those of the three that are left."""
-    same = lambda x_R: x_R.at[2].set(x_R[1])  # noqa: E731
+
+    def same(x_R):
+        return x_R.at[2].set(x_R[1])
+
     forest = FOREST.replace(tokens_RT=same(FOREST.tokens_RT), length_R=same(FOREST.length_R))
     spec = dataclasses.replace(plain, distinct=True)
     result = score(forest, jnp.asarray(REWARD_R), None, jax.random.key(0), jnp.int32(0), spec=spec)
@@ -185,15 +218,20 @@ def test_a_repeated_trajectory_counts_once(plain):
 ANSWER_R = np.array([3.0, 0.5, 1.0, 2.0, 0.1, 0.9, 0.4, 0.2], np.float32)
 PROMPT_R = np.array([0.5, 0.1, 0.9, 0.2, 0.3, 0.8, 0.1, 0.6], np.float32)
 INFORMATION = Information(
-    answer_R=jnp.asarray(ANSWER_R), prompt_R=jnp.asarray(PROMPT_R),
+    answer_R=jnp.asarray(ANSWER_R),
+    prompt_R=jnp.asarray(PROMPT_R),
     ref_logp_RT=jnp.arange(40.0).reshape(8, T),
-)  # fmt: skip
+)
 WITH_Z = {"estimator": "likelihood", "rule": "score", "keep": 2, "beta": 2.0, "reward_coef": 0.1, "latents": True}
 
 
 def likelihood_score(answer_R=ANSWER_R):
-    standardised = lambda x: (x - x.mean(1, keepdims=True)) / (x.std(1, keepdims=True) + 1e-4)  # noqa: E731
-    by_prompt = lambda x: np.asarray(x, np.float64).reshape(2, 4)  # noqa: E731
+    def standardised(x):
+        return (x - x.mean(1, keepdims=True)) / (x.std(1, keepdims=True) + 1e-4)
+
+    def by_prompt(x):
+        return np.asarray(x, np.float64).reshape(2, 4)
+
     return (2.0 * standardised(by_prompt(answer_R)) - standardised(by_prompt(PROMPT_R))).ravel()
 
 
@@ -271,11 +309,19 @@ def teacher(tiny_config, tiny_params):
 
 def informed(spec, params, **changes):
     markers = tuple(marker_table(TOKEN_BYTES, chr(97 + int(FOREST.tokens_RT[r, 1]) - 2)) for r in (0, 4))
-    pair = lambda x, n: (jnp.asarray(x), jnp.asarray(n))  # noqa: E731
+
+    def pair(x, n):
+        return (jnp.asarray(x), jnp.asarray(n))
+
     return inform(
-        params, FOREST, markers, jnp.array([0, 1]), pair(CUE, CUE_LEN), pair(ANSWER, ANSWER_LEN),
+        params,
+        FOREST,
+        markers,
+        jnp.array([0, 1]),
+        pair(CUE, CUE_LEN),
+        pair(ANSWER, ANSWER_LEN),
         spec=dataclasses.replace(spec, **changes),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("changes", [{"estimator": "likelihood"}, {"reference": True}])

@@ -30,7 +30,10 @@ def rows(tiny_config):
     length = np.array([5, 3, 4, 2, 5, 1])
     mask = (np.arange(T) < length[:, None]).astype(np.float32)
     own = mask * (np.arange(T) >= np.array([0, 2, 0, 0, 1, 0])[:, None])
-    normal = lambda: rng.normal(-2, 0.3, (N, T)).astype(np.float32)  # noqa: E731
+
+    def normal():
+        return rng.normal(-2, 0.3, (N, T)).astype(np.float32)
+
     arrays = UpdateRows(
         tokens_NC=rng.integers(1, tiny_config.vocab_size, (N, C)).astype(np.int32),
         prompt_len_N=np.array([3, 3, 3, 2, 2, 2]),
@@ -209,7 +212,10 @@ def test_a_step_whose_ratio_explodes_is_skipped(ratio, skipped):
     """Loss and gradient are fine, and the ratios of its two tokens have the mean `ratio`."""
     params = {"policy": jnp.ones(3)}
     totals = {"ratio": jnp.float32(2 * ratio), "tokens": jnp.float32(2)}
-    gradient = lambda *_, **__: (jnp.float32(1), jax.tree.map(jnp.ones_like, params), totals)  # noqa: E731
+
+    def gradient(*_, **__):
+        return (jnp.float32(1), jax.tree.map(jnp.ones_like, params), totals)
+
     sgd = optax.sgd(0.5)
     state, found = update._optimizer_step(gradient, sgd, init_state(params, sgd), None, None, None)
     np.testing.assert_array_equal(state.params["policy"], 1.0 if skipped else 0.5)

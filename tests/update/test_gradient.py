@@ -70,7 +70,10 @@ def rows(tiny_config, truth) -> UpdateRows:
     )
     rows = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32 if x.dtype.kind == "f" else jnp.int32), rows)
     logp = truth(rows)[0]
-    near = lambda scale: jnp.asarray(logp + rng.normal(0, scale, (N, T)), jnp.float32)  # noqa: E731
+
+    def near(scale):
+        return jnp.asarray(logp + rng.normal(0, scale, (N, T)), jnp.float32)
+
     rows = rows.replace(rollout_logp_NT=near(0.5), raw_logp_NT=near(0.1), ref_logp_NT=near(0.3))
     z_NJZ = jnp.asarray(rng.normal(size=(N, 1, 4)), jnp.float32)
     latent = latent_inputs(z_NJZ, rows.branch_at_N[:, None], rows.prompt_len_N, S + T, half_life=4.0, strength=1.0)
@@ -149,9 +152,12 @@ def relatives(rows, truth):
 def test_packed_bins_give_the_same_loss_and_gradient(tiny_config, params, rows, truth, name, tokens):
     objective, condition, _ = CASES[name]
     rows = relatives(rows, truth)
-    run = lambda **pieces: compute(  # noqa: E731
-        tiny_config, params, rows, objective, old=old_logp(rows), condition=condition, group_size=4, **pieces
-    )
+
+    def run(**pieces):
+        return compute(
+            tiny_config, params, rows, objective, old=old_logp(rows), condition=condition, group_size=4, **pieces
+        )
+
     plain, packed = run(microbatch=0), run(pack_tokens=tokens)
     assert_same(packed, plain)
     assert plain[2].pop("positions") == N * (S + T)
@@ -168,9 +174,10 @@ def test_packed_bins_attend_as_the_settings_say(tiny_config, params, rows, monke
 @pytest.mark.parametrize("name", CASES)
 def test_any_split_gives_the_same_loss_and_gradient(tiny_config, params, rows, name):
     objective, condition, sizes = CASES[name]
-    run = lambda size: compute(  # noqa: E731
-        tiny_config, params, rows, objective, old=old_logp(rows), microbatch=size, condition=condition
-    )
+
+    def run(size):
+        return compute(tiny_config, params, rows, objective, old=old_logp(rows), microbatch=size, condition=condition)
+
     whole = run(0)
     assert norm(whole[1]) > 1e-2
     for size in sizes:

@@ -60,7 +60,10 @@ def on_mesh(attend):
     mesh = meshes.current()
     if mesh is None:
         return attend
-    place = lambda x, *axes: meshes.partition(mesh, axes, shape=x.shape)  # noqa: E731
+
+    def place(x, *axes):
+        return meshes.partition(mesh, axes, shape=x.shape)
+
     sequence, parts = meshes.TRAIN["sequence"], meshes.shards(mesh, "sequence")
 
     def spread(q_WUGRE, k_WUGE, v_WUGE, bins: Bin, block: int, window: int | None):
@@ -117,7 +120,10 @@ class _Blocks:
         at_once = SCORES_AT_ONCE_CPU if meshes.platform() == "cpu" else SCORES_AT_ONCE
         self.chunk = min(blocks, max(1, at_once // (w * g * r * block * self.tile)))
         self.padded = -(-blocks // self.chunk) * self.chunk
-        grow = lambda x_WX: jnp.pad(x_WX, [(0, 0), (0, self.padded - blocks)])  # noqa: E731
+
+        def grow(x_WX):
+            return jnp.pad(x_WX, [(0, 0), (0, self.padded - blocks)])
+
         self.row, self.node = grow(bins.block_row_X), grow(bins.block_node_X)
         self.position, self.count = grow(bins.block_position_X), grow(bins.block_count_X)
         tiles = -(-bins.path_JC.shape[-1] // self.tile)
@@ -128,7 +134,10 @@ class _Blocks:
 
     def queries(self, c):
         """(row [W,x], node [W,x,Q] or U, position [W,x,Q]) of the queries of chunk c."""
-        cut = lambda x_WX: jax.lax.dynamic_slice_in_dim(x_WX, c * self.chunk, self.chunk, axis=1)  # noqa: E731
+
+        def cut(x_WX):
+            return jax.lax.dynamic_slice_in_dim(x_WX, c * self.chunk, self.chunk, axis=1)
+
         offset_Q = jnp.arange(self.block)
         used_WxQ = offset_Q < cut(self.count)[..., None]
         node_WxQ = jnp.where(used_WxQ, cut(self.node)[..., None] + offset_Q, self.nowhere)
@@ -188,9 +197,11 @@ def _forward(q_WUGRE, k_WUGE, v_WUGE, bins: Bin, block: int, window: int | None)
             new_top = jnp.maximum(top, s.max(-1))
             p, fade = jnp.exp(s - new_top[..., None]), jnp.exp(top - new_top)
             new = jnp.einsum(
-                "wxgrqs,wxsge->wxgrqe", p.astype(v_WUGE.dtype), _rows(v_WUGE, at_WxS),
+                "wxgrqs,wxsge->wxgrqe",
+                p.astype(v_WUGE.dtype),
+                _rows(v_WUGE, at_WxS),
                 preferred_element_type=jnp.float32,
-            )  # fmt: skip
+            )
             return new_top, total * fade + p.sum(-1), out * fade[..., None] + new
 
         start = (jnp.full(shape, OFF), jnp.zeros(shape), jnp.zeros((*shape, q.shape[-1])))
@@ -217,7 +228,10 @@ def _backward(block: int, window: int | None, saved, gradients):
         dq, dk, dv = totals
         row_Wx, node_WxQ, position_WxQ = b.queries(c)
         q, d = _rows(q_WUGRE, node_WxQ), _rows(d_out, node_WxQ)
-        by_head = lambda x_WUGR: _rows(x_WUGR, node_WxQ).transpose(0, 1, 3, 4, 2)[..., None]  # noqa: E731
+
+        def by_head(x_WUGR):
+            return _rows(x_WUGR, node_WxQ).transpose(0, 1, 3, 4, 2)[..., None]
+
         norm_x, offset_x = by_head(norm), by_head(offset_WUGR)
 
         def tile(t, totals):

@@ -102,9 +102,15 @@ def make_plan(
     bin_N, shared_N, donor_N, start_N, block_N = _next_fit(common_NG, inputs_N, spec)
     path_NC = _paths(shared_N, donor_N, start_N, inputs_N, group=group, width=c, nowhere=spec.tokens)
     return Plan(
-        bin_N=bin_N, path_NC=path_NC, shared_N=shared_N, inputs_N=inputs_N, start_N=start_N, block_N=block_N,
-        bins=bin_N[-1] + 1, nodes=jnp.sum(inputs_N - shared_N),
-    )  # fmt: skip
+        bin_N=bin_N,
+        path_NC=path_NC,
+        shared_N=shared_N,
+        inputs_N=inputs_N,
+        start_N=start_N,
+        block_N=block_N,
+        bins=bin_N[-1] + 1,
+        nodes=jnp.sum(inputs_N - shared_N),
+    )
 
 
 def _common_nodes(tokens_PGC, limit_PG):
@@ -149,7 +155,10 @@ def _paths(shared_N, donor_N, start_N, inputs_N, *, group: int, width: int, nowh
     """path_NC: a donor's path up to what is shared, then the row's own nodes."""
     position_C = jnp.arange(width)
     own_NC = start_N[:, None] + position_C - shared_N[:, None]
-    by_group = lambda x: x.reshape(-1, group, *x.shape[1:])  # noqa: E731
+
+    def by_group(x):
+        return x.reshape(-1, group, *x.shape[1:])
+
     shared_PG, donor_PG, own_PGC = by_group(shared_N), by_group(donor_N) % group, by_group(own_NC)
 
     def resolve(j, path_PGC):
@@ -194,7 +203,10 @@ def take_bin(plan: Plan, tokens_NC: jax.Array, index: jax.Array, spec: PackSpec)
     row_J = first + jnp.arange(spec.rows)
     valid_J = (row_J < n) & (plan.bin_N.at[row_J].get(mode="clip") == index)
     row_J = jnp.minimum(row_J, n - 1)
-    at = lambda x_N: x_N[row_J]  # noqa: E731
+
+    def at(x_N):
+        return x_N[row_J]
+
     own_J = jnp.where(valid_J, at(plan.inputs_N) - at(plan.shared_N), 0)
     total = own_J.sum()
     # Places without a row begin where the last row ends, so that starts never decrease.
@@ -212,11 +224,17 @@ def take_bin(plan: Plan, tokens_NC: jax.Array, index: jax.Array, spec: PackSpec)
     row_X = jnp.searchsorted(block_J, block_X, side="right") - 1
     offset_X = (block_X - block_J[row_X]) * spec.block
     return Bin(
-        row_J=row_J, valid_J=valid_J, path_JC=jnp.where(valid_J[:, None], at(plan.path_NC), spec.tokens),
-        token_U=token_U, position_U=position_U, owner_U=owner_U,
-        block_row_X=row_X, block_node_X=start_J[row_X] + offset_X, block_position_X=at(plan.shared_N)[row_X] + offset_X,
+        row_J=row_J,
+        valid_J=valid_J,
+        path_JC=jnp.where(valid_J[:, None], at(plan.path_NC), spec.tokens),
+        token_U=token_U,
+        position_U=position_U,
+        owner_U=owner_U,
+        block_row_X=row_X,
+        block_node_X=start_J[row_X] + offset_X,
+        block_position_X=at(plan.shared_N)[row_X] + offset_X,
         block_count_X=jnp.clip(own_J[row_X] - offset_X, 0, spec.block),
-    )  # fmt: skip
+    )
 
 
 def part_of(bins: Bin, part: jax.Array, parts: int) -> Bin:
@@ -228,11 +246,17 @@ def part_of(bins: Bin, part: jax.Array, parts: int) -> Bin:
     first_WX = bins.block_node_X - part * size
     start_WX, end_WX = (jnp.clip(x, 0, size) for x in (first_WX, first_WX + bins.block_count_X))
     order_WX = jnp.argsort(end_WX == start_WX, axis=-1, stable=True)  # used blocks first
-    take = lambda x_WX: jnp.take_along_axis(x_WX, order_WX, axis=-1)  # noqa: E731
+
+    def take(x_WX):
+        return jnp.take_along_axis(x_WX, order_WX, axis=-1)
+
     return dataclasses.replace(
-        bins, block_row_X=take(bins.block_row_X), block_node_X=take(start_WX), block_count_X=take(end_WX - start_WX),
+        bins,
+        block_row_X=take(bins.block_row_X),
+        block_node_X=take(start_WX),
+        block_count_X=take(end_WX - start_WX),
         block_position_X=take(bins.block_position_X + start_WX - first_WX),
-    )  # fmt: skip
+    )
 
 
 class PackedRows:
@@ -255,8 +279,13 @@ class PackedRows:
         _, n, c = self.tokens_WNC.shape
         parts = meshes.shards(meshes.current(), "sequence")
         self.spec = spec = pack_spec(tokens, rows=n, width=c, parts=parts)
-        split = lambda x: x if x is None else self.by_shard(x)  # noqa: E731
-        plan = lambda rows, length, private: make_plan(rows, length, group=group, spec=spec, private_N=private)  # noqa: E731
+
+        def split(x):
+            return x if x is None else self.by_shard(x)
+
+        def plan(rows, length, private):
+            return make_plan(rows, length, group=group, spec=spec, private_N=private)
+
         self._plan = jax.vmap(plan)(self.tokens_WNC, split(length_N), split(private_N))
         self.count = self._plan.bins.max()
 

@@ -35,7 +35,10 @@ def packed_hidden_states(
     """
     config = model.config
     path_attend = on_mesh(implementation(attention, config.head_dim))
-    spread = lambda x_WUD: constrain(x_WUD, "batch", "sequence", None)  # noqa: E731
+
+    def spread(x_WUD):
+        return constrain(x_WUD, "batch", "sequence", None)
+
     # Rows of the table are split over `fsdp` as nodes are: looked up as it lies, all nodes would be gathered.
     x_WUD = spread(constrain(model.embed[...], "vocab", None)[bins.token_U])
     block_graph, stacked = nnx.split(model.layers)
@@ -91,11 +94,17 @@ def packed_logprobs(
     order_WU = jnp.argsort(target_WU < 0, axis=1, stable=True)
     place_WU = jnp.argsort(order_WU, axis=1)
     used = jnp.sum(target_WU >= 0, axis=1).max()
-    take = lambda x_WU, i_WU: jax.vmap(lambda x, i: x[i])(x_WU, i_WU)  # noqa: E731
+
+    def take(x_WU, i_WU):
+        return jax.vmap(lambda x, i: x[i])(x_WU, i_WU)
+
     outputs = chunked_logprobs(
-        take(h_WUD, order_WU), output_weights(model), jnp.maximum(take(target_WU, order_WU), 0),
-        temperature=temperature, used=used,
-    )  # fmt: skip
+        take(h_WUD, order_WU),
+        output_weights(model),
+        jnp.maximum(take(target_WU, order_WU), 0),
+        temperature=temperature,
+        used=used,
+    )
     place_WU = jnp.pad(place_WU, [(0, 0), (0, 1)], constant_values=u)
     at_WJT = take(place_WU, jnp.minimum(node_WJT, u))
     return tuple(jax.vmap(lambda x, i: x.at[i].get(mode="fill", fill_value=0.0))(x_WU, at_WJT) for x_WU in outputs)

@@ -85,7 +85,7 @@ def forward_kernel(q_ref, k_ref, v_ref, path_ref, tiles_ref, _, __, out_ref, nor
 
 def query_gradient_kernel(
     q_ref, k_ref, v_ref, path_ref, tiles_ref, d_ref, norm_ref, offset_ref, _, dq_ref, *, queries, keys, window
-):  # fmt: skip
+):
     """dq [U,E] of one query head; d is the gradient of out, offset [U] what is subtracted from every dp of a query."""
     row, at, position_Q, used_Q, position, count = _tile(tiles_ref, pl.program_id(1), queries)
     q_QE, d_QE = _load(q_ref, at, used_Q), _load(d_ref, at, used_Q)
@@ -104,9 +104,26 @@ def query_gradient_kernel(
 
 
 def key_gradient_kernel(
-    q_ref, k_ref, v_ref, key_tiles_ref, query_tiles_ref, d_ref, norm_ref, offset_ref, seers_ref, number_ref, shared_ref,
-    _, __, dk_ref, dv_ref, *, queries, keys, window,
-):  # fmt: skip
+    q_ref,
+    k_ref,
+    v_ref,
+    key_tiles_ref,
+    query_tiles_ref,
+    d_ref,
+    norm_ref,
+    offset_ref,
+    seers_ref,
+    number_ref,
+    shared_ref,
+    _,
+    __,
+    dk_ref,
+    dv_ref,
+    *,
+    queries,
+    keys,
+    window,
+):
     """dk, dv [U,E] that one query head contributes.
 
     seers [Y,X] lists the query tiles that see each key tile, number [Y] says how many they are, and shared [Y,J] how

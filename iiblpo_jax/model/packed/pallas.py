@@ -155,18 +155,25 @@ def _attend_here(q_WUGRE, k_WUGE, v_WUGE, path_WJC, blocks_WX4, block, window):
     tiles, queries = _divided(blocks_WX4, block, _fit(QUERIES, k_WUGE))
     path = _readable(path_WJC, keys, u)
     out, norm = _call(
-        forward_kernel, "path_attend",
-        [(q, _of_head(q)), (k_WUGE, _of_head(k_WUGE, r)), (v_WUGE, _of_head(v_WUGE, r)), (path, _whole(path)),
-         (tiles, _whole(tiles))],
+        forward_kernel,
+        "path_attend",
+        [
+            (q, _of_head(q)),
+            (k_WUGE, _of_head(k_WUGE, r)),
+            (v_WUGE, _of_head(v_WUGE, r)),
+            (path, _whole(path)),
+            (tiles, _whole(tiles)),
+        ],
         [jnp.zeros(q.shape, v_WUGE.dtype), jnp.zeros((w, g * r, u), jnp.float32)],
-        grid=(g * r, tiles.shape[1], w), queries=queries, keys=keys, window=window,
-    )  # fmt: skip
+        grid=(g * r, tiles.shape[1], w),
+        queries=queries,
+        keys=keys,
+        window=window,
+    )
     return out.reshape(q_WUGRE.shape), norm.transpose(0, 2, 1).reshape(w, u, g, r)
 
 
-def _gradients_here(
-    q_WUGRE, k_WUGE, v_WUGE, path_WJC, blocks_WX4, d_WUGRE, norm_WUGR, offset_WUGR, block, window
-):  # fmt: skip
+def _gradients_here(q_WUGRE, k_WUGE, v_WUGE, path_WJC, blocks_WX4, d_WUGRE, norm_WUGR, offset_WUGR, block, window):
     """(dq, dk, dv) of the bins and heads of one device."""
     w, u, g, r, e = q_WUGRE.shape
     q, d, keys = _heads(q_WUGRE), _heads(d_WUGRE), _fit(KEYS, k_WUGE)
@@ -177,17 +184,26 @@ def _gradients_here(
     qkv = [(q, _of_head(q)), (k_WUGE, _of_head(k_WUGE, r)), (v_WUGE, _of_head(v_WUGE, r))]
     rest = [(x, _of_head(x)) for x in (d, norm, offset)]
     (dq,) = _call(
-        query_gradient_kernel, "path_attend_dq", [*qkv, (path, _whole(path)), (tiles, _whole(tiles)), *rest],
+        query_gradient_kernel,
+        "path_attend_dq",
+        [*qkv, (path, _whole(path)), (tiles, _whole(tiles)), *rest],
         [jnp.zeros(q.shape, q.dtype)],
-        grid=(g * r, tiles.shape[1], w), queries=queries, keys=keys, window=window,
-    )  # fmt: skip
+        grid=(g * r, tiles.shape[1], w),
+        queries=queries,
+        keys=keys,
+        window=window,
+    )
     tables = [(x, _whole(x)) for x in _seers(key_tiles, own_keys, tiles, path_WJC, window)]
     dk, dv = _call(
-        key_gradient_kernel, "path_attend_dkv",
+        key_gradient_kernel,
+        "path_attend_dkv",
         [*qkv, (key_tiles, _whole(key_tiles)), (tiles, _whole(tiles)), *rest, *tables],
         [jnp.zeros(q.shape, jnp.float32) for _ in range(2)],
-        grid=(g * r, key_tiles.shape[1], w), queries=queries, keys=own_keys, window=window,
-    )  # fmt: skip
+        grid=(g * r, key_tiles.shape[1], w),
+        queries=queries,
+        keys=own_keys,
+        window=window,
+    )
     dk, dv = (x.reshape(w, u, g, r, e).sum(axis=3) for x in (dk, dv))
     return dq.reshape(q_WUGRE.shape), dk.astype(k_WUGE.dtype), dv.astype(v_WUGE.dtype)
 
@@ -200,8 +216,13 @@ def _split(function, static_argnums: tuple, rule: str):
     def partition(block, window, mesh, arg_shapes, result_shapes):
         spec = (*arg_shapes[0].sharding.spec, *(None,) * 5)
         axes = {"w": spec[0], "g": spec[2]}
-        place = lambda names: NamedSharding(mesh, PartitionSpec(*(axes.get(name) for name in names)))  # noqa: E731
-        run = lambda *arrays: function(*arrays, block, window)  # noqa: E731
+
+        def place(names):
+            return NamedSharding(mesh, PartitionSpec(*(axes.get(name) for name in names)))
+
+        def run(*arrays):
+            return function(*arrays, block, window)
+
         return mesh, run, tuple(map(place, results)), tuple(map(place, operands))
 
     wrapped.def_partition(partition=partition, sharding_rule=rule)
@@ -210,6 +231,7 @@ def _split(function, static_argnums: tuple, rule: str):
 
 _attend = _split(_attend_here, (5, 6), "w u g r e, w u g e, w u g e, w j c, w x f -> w u g r e, w u g r")
 _gradients = _split(
-    _gradients_here, (8, 9),
+    _gradients_here,
+    (8, 9),
     "w u g r e, w u g e, w u g e, w j c, w x f, w u g r e, w u g r, w u g r -> w u g r e, w u g e, w u g e",
-)  # fmt: skip
+)

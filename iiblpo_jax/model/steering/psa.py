@@ -93,7 +93,10 @@ def latent_inputs(
 def layer_weights(psa: PSA, n_layers: int) -> dict:
     """Projections with a leading axis of all L layers: zeros and `on` = False below the injected ones."""
     n = psa.gain.shape[0]
-    pad = lambda w: jnp.pad(w[...], [(n_layers - n, 0)] + [(0, 0)] * (w.ndim - 1))  # noqa: E731
+
+    def pad(w):
+        return jnp.pad(w[...], [(n_layers - n, 0)] + [(0, 0)] * (w.ndim - 1))
+
     on_L = jnp.arange(n_layers) >= n_layers - n
     return {"gain": pad(psa.gain), "key": pad(psa.key), "value": pad(psa.value), "on": on_L}
 
@@ -130,7 +133,10 @@ def node_injection(weights: dict, z_WIZ: jax.Array, index_WU: jax.Array, gamma_W
       gamma_WU: its strength, 0 = off.
     """
     z = z_WIZ.astype(jnp.float32)
-    of_node = lambda x_WI: jax.vmap(lambda x, i: x[i])(x_WI, index_WU)  # noqa: E731
+
+    def of_node(x_WI):
+        return jax.vmap(lambda x, i: x[i])(x_WI, index_WU)
+
     on_WU = (gamma_WU > 0) & weights["on"]
     pseudo = NodePseudo(
         k_WUGE=of_node(jnp.einsum("wiz,zge->wige", z, weights["key"])),

@@ -25,11 +25,21 @@ CONFIGS = {
     "qwen3": ModelConfig(family="qwen3", n_heads=3, n_kv_heads=3, head_dim=16, qk_norm=True, **SIZES),
 }
 NAMES = {
-    "attn_norm": "attn_norm.weight", "q": "attn_q.weight", "k": "attn_k.weight", "v": "attn_v.weight",
-    "o": "attn_output.weight", "q_bias": "attn_q.bias", "k_bias": "attn_k.bias", "v_bias": "attn_v.bias",
-    "q_norm": "attn_q_norm.weight", "k_norm": "attn_k_norm.weight", "mlp_norm": "ffn_norm.weight",
-    "gate": "ffn_gate.weight", "up": "ffn_up.weight", "down": "ffn_down.weight",
-}  # fmt: skip
+    "attn_norm": "attn_norm.weight",
+    "q": "attn_q.weight",
+    "k": "attn_k.weight",
+    "v": "attn_v.weight",
+    "o": "attn_output.weight",
+    "q_bias": "attn_q.bias",
+    "k_bias": "attn_k.bias",
+    "v_bias": "attn_v.bias",
+    "q_norm": "attn_q_norm.weight",
+    "k_norm": "attn_k_norm.weight",
+    "mlp_norm": "ffn_norm.weight",
+    "gate": "ffn_gate.weight",
+    "up": "ffn_up.weight",
+    "down": "ffn_down.weight",
+}
 
 
 def random_params(config):
@@ -154,13 +164,21 @@ def test_llama3_scaling_is_recovered_from_its_divisors(tmp_path):
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    scaling = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-               "original_max_position_embeddings": 8192}  # fmt: skip
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
     config = CONFIGS["llama"]
     hf = LlamaConfig(
-        hidden_size=96, num_attention_heads=3, head_dim=32, rope_parameters=scaling | {"rope_theta": config.rope_theta},
+        hidden_size=96,
+        num_attention_heads=3,
+        head_dim=32,
+        rope_parameters=scaling | {"rope_theta": config.rope_theta},
         max_position_embeddings=131072,
-    )  # fmt: skip
+    )
     scaled = ROPE_INIT_FUNCTIONS["llama3"](hf, torch.device("cpu"))[0].numpy()
     plain = config.rope_theta ** (-np.arange(0, 32, 2) / 32)
     factors = (plain / scaled).astype(np.float32)

@@ -189,8 +189,9 @@ def test_package_paths(directory, tmp_path, monkeypatch, tiny_config):
     refused("package:../x", "is not installed")
 
 
-@pytest.mark.parametrize(("stored", "target"), [(np.float32, np.float32), (ml_dtypes.bfloat16, np.float32),
-                                                (np.float32, ml_dtypes.bfloat16)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("stored", "target"), [(np.float32, np.float32), (ml_dtypes.bfloat16, np.float32), (np.float32, ml_dtypes.bfloat16)]
+)
 def test_loading_takes_at_most_a_fifth_more_than_the_model(tmp_path, digits_tokenizer, stored, target):
     """An embedding of a third of the model and large layers: a copy of either would show. jax adopts the arrays."""
     config = ModelConfig(

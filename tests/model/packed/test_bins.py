@@ -27,8 +27,11 @@ def test_a_node_is_a_position_and_the_token_that_follows():
     # Row 1 has 3 and its successor 4 in common with row 0, but feeds 4 again: another token follows.
     assert plan.shared_N.tolist() == [0, 3, 4, 5]
     assert plan.path_NC[:, :6].tolist() == [
-        [0, 1, 2, 3, 4, 32], [0, 1, 2, 5, 6, 7], [0, 1, 2, 3, 32, 32], [0, 1, 2, 3, 4, 32]
-    ]  # fmt: skip
+        [0, 1, 2, 3, 4, 32],
+        [0, 1, 2, 5, 6, 7],
+        [0, 1, 2, 3, 32, 32],
+        [0, 1, 2, 3, 4, 32],
+    ]
     assert int(plan.nodes) == 8
     assert int(plan.bins) == 1
 

@@ -46,9 +46,16 @@ def test_log_probs_and_entropies(tiny_config, tiny_params, tiny_psa_params, rows
         def forward(bins):
             nodes = None if latent is None else node_latent(jax.tree.map(by_shard, latent), bins)
             return packed_logprobs(
-                model, packed.tokens_WNC, by_shard(context_N), bins, T, block=packed.spec.block, temperature=0.9,
-                latent=nodes, psa=psa,
-            )  # fmt: skip
+                model,
+                packed.tokens_WNC,
+                by_shard(context_N),
+                bins,
+                T,
+                block=packed.spec.block,
+                temperature=0.9,
+                latent=nodes,
+                psa=psa,
+            )
 
         return packed.collect(forward)
 

@@ -28,7 +28,10 @@ def pack(shards: int = 1):
         if n % 4:
             alike = rng.integers(0, min(lengths[n - 1], length) + 1)
             rows[n, :alike] = rows[n - 1, :alike]
-    packed = lambda rows, lengths: PackedRows(rows, lengths, tokens=90, group=4, shards=shards)  # noqa: E731
+
+    def packed(rows, lengths):
+        return PackedRows(rows, lengths, tokens=90, group=4, shards=shards)
+
     return jax.jit(lambda *x: packed(*x).bins(0))(rows, lengths)
 
 
@@ -144,9 +147,12 @@ def test_bins_and_heads_stay_on_their_devices(run_script):
 
 @pytest.mark.parametrize(
     ("backend", "width", "words"),
-    [("tpu", 128, "this is a TPU; use attention.impl=blocks"), ("gpu", 96, "96; use attention.impl=blocks"),
-     ("gpu", 8, "8; use attention.impl=blocks")],
-)  # fmt: skip
+    [
+        ("tpu", 128, "this is a TPU; use attention.impl=blocks"),
+        ("gpu", 96, "96; use attention.impl=blocks"),
+        ("gpu", 8, "8; use attention.impl=blocks"),
+    ],
+)
 def test_refused_where_it_cannot_run(monkeypatch, backend, width, words):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     with pytest.raises(InputError, match=words):

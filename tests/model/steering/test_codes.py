@@ -16,7 +16,7 @@ from iiblpo_jax.model.steering.codes import (
     nearest,
     stratified,
     uniforms,
-)  # fmt: skip
+)
 from iiblpo_jax.model.steering.cvae import CVAE
 
 D, Z, HIDDEN = 6, 5, 16

@@ -20,12 +20,15 @@ LLAMA3 = (  # from the tokenizer.json of Llama 3
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 PIPELINES = {
     "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
-    "smollm": pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ]),
+    "smollm": pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    ),
     "qwen2": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN2), "isolated"), BYTES]),
     "llama-bpe": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3), "isolated"), BYTES]),
-}  # fmt: skip
+}
 TEMPLATE = "{% for m in messages %}{{ '<|start|>' + m.content + '<|end|>' }}{% endfor %}"
 
 
@@ -91,10 +94,16 @@ def test_sentencepiece_vocabularies(tmp_path):
 
     (tmp_path / "corpus.txt").write_text("\n".join(CORPUS))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "corpus.txt"), model_prefix=str(tmp_path / "t"), vocab_size=330, model_type="bpe",
-        byte_fallback=True, character_coverage=1.0, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        input=str(tmp_path / "corpus.txt"),
+        model_prefix=str(tmp_path / "t"),
+        vocab_size=330,
+        model_type="bpe",
+        byte_fallback=True,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
         minloglevel=2,
-    )  # fmt: skip
+    )
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "t.model"))
     size = theirs.get_piece_size()
     kinds = [

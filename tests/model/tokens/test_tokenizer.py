@@ -57,10 +57,16 @@ def sentencepiece_model(tmp_path_factory):
     root = tmp_path_factory.mktemp("spm")
     (root / "corpus.txt").write_text("\n".join(CORPUS))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(root / "corpus.txt"), model_prefix=str(root / "tokenizer"), vocab_size=320, model_type="bpe",
-        byte_fallback=True, character_coverage=1.0, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        input=str(root / "corpus.txt"),
+        model_prefix=str(root / "tokenizer"),
+        vocab_size=320,
+        model_type="bpe",
+        byte_fallback=True,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
         minloglevel=2,
-    )  # fmt: skip
+    )
     return root / "tokenizer.model"
 
 
@@ -254,16 +260,20 @@ def test_sentencepiece_byte_pieces(sentencepiece_directory):
 
 
 def test_sentencepiece_with_added_tokens_and_a_template(sentencepiece_directory):
-    (sentencepiece_directory / "tokenizer_config.json").write_text(json.dumps({
-        "added_tokens_decoder": {
-            "2": {"content": "</s>", "special": True},
-            "320": {"content": "<|im_end|>", "special": True},
-            "321": {"content": "<|im_start|>", "special": True},
-            "322": {"content": "<tool>", "special": False},
-        },
-        "pad_token": {"content": "<|im_start|>"},
-        "chat_template": CHATML,
-    }))  # fmt: skip
+    (sentencepiece_directory / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "added_tokens_decoder": {
+                    "2": {"content": "</s>", "special": True},
+                    "320": {"content": "<|im_end|>", "special": True},
+                    "321": {"content": "<|im_start|>", "special": True},
+                    "322": {"content": "<tool>", "special": False},
+                },
+                "pad_token": {"content": "<|im_start|>"},
+                "chat_template": CHATML,
+            }
+        )
+    )
     tokenizer = load_directory(sentencepiece_directory)
     assert (tokenizer.vocab_size, tokenizer.stop_ids, tokenizer.pad_id) == (323, (2, 320), 321)
     ids = tokenizer.render_chat([{"role": "user", "content": "dog<tool>"}])
