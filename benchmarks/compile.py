@@ -27,6 +27,7 @@ from iiblpo_jax.rollout.branching import Branching
 from iiblpo_jax.rollout.publication import PublicationSpec
 from iiblpo_jax.rollout.spec import RolloutSpec
 from iiblpo_jax.update.epochs import make_update
+from iiblpo_jax.update.gradient import MinibatchGradient
 from iiblpo_jax.update.optimizer import make_optimizer
 from iiblpo_jax.update.settings import UpdateSettings
 from iiblpo_jax.update.state import init_state
@@ -114,7 +115,8 @@ def compile_update(config, params, settings: UpdateSettings):
     objective = make_objective("grpo", max_tokens=ROWS.response)
     state = jax.eval_shape(lambda: init_state({"policy": params}, optimizer))
     rows = update.shared_rows(config, ROWS, ROWS.response // 2)
-    return make_update(settings, objective, config, optimizer).lower(state, rows, jax.random.key(0)).compile()
+    gradient = MinibatchGradient(settings=settings, objective=objective, model_config=config)
+    return make_update(gradient, optimizer).lower(state, rows, jax.random.key(0)).compile()
 
 
 def seconds(call) -> float:

@@ -10,8 +10,8 @@ for each shard, which is fsdp 8 x data.
 import argparse
 from pathlib import Path
 
-from iiblpo_jax import plan
 from iiblpo_jax.config import derived, files
+from iiblpo_jax.planning import topology
 from iiblpo_jax.planning.plan import MIB, make_plan
 from iiblpo_jax.planning.roofline import Lengths
 
@@ -68,9 +68,9 @@ def planned(path: str, slice_: str, mesh: tuple[int, ...], prompts: int, arm: st
     config.rollout.max_tokens *= 2 if arm == "T x 2" else 1
     config.branch.k *= 2 if arm == "K x 2" else 1
     config.rollout.slots = prompts * derived.group_size(config)
-    model = plan.architecture(config.model.path)
+    model = topology.architecture(config.model.path)
     lengths = Lengths(prompt=config.rollout.max_prompt / 2, response=config.rollout.max_tokens / 2)
-    devices, name = plan.tpu_devices(f"v5p:{slice_}"), f"v5p:{slice_}"
+    devices, name = topology.tpu_devices(f"v5p:{slice_}"), f"v5p:{slice_}"
     return make_plan(config, model, devices, topology=name, lengths=lengths, formulas=True), prompts
 
 

@@ -22,7 +22,7 @@ from ranking_set import KINDS, TASKS, Labelled, labelled_set
 from iiblpo_jax import bottleneck
 from iiblpo_jax.bottleneck.diagnostics import auc_within_prompts, correlation_within_prompts
 from iiblpo_jax.common.errors import InputError
-from iiblpo_jax.common.padded import pad_rows
+from iiblpo_jax.common.padded import Padded, pad_rows
 from iiblpo_jax.data.pipeline import PromptBatch, heldout_batches
 from iiblpo_jax.defaults import default_config
 from iiblpo_jax.model.decoder import bind, params_of
@@ -106,13 +106,8 @@ class Reference:
         self._likelihood = jax.jit(self._bound, static_argnames="compression")
 
     def _bound(self, params, evidence, compression):
-        return bottleneck.likelihood(
-            bind(self.config, params),
-            evidence,
-            start_id=self.tokenizer.start_id,
-            compression=compression,
-            pack_tokens=2048,
-        )
+        reading = bottleneck.Reading(start_id=self.tokenizer.start_id, pack_tokens=2048)
+        return bottleneck.likelihood(bind(self.config, params), **evidence, reading=reading, compression=compression)
 
     def batch(self, task, problems) -> PromptBatch:
         """The problems as the trainer would read them."""
@@ -124,17 +119,13 @@ class Reference:
         """Reads P * G responses, token lists with their stop tokens; those of a problem lie together."""
         response_RT, length_R = pad_rows(tokens)
         table = marker_table(self.tokenizer.token_bytes(), task.marker)
-        evidence = bottleneck.Evidence(
-            prompt_PS=batch.tokens_PS,
-            prompt_len_P=batch.length_P,
-            response_RT=response_RT,
-            length_R=length_R,
-            cut_R=marker_cut(table, response_RT, length_R, finish_R),
-            cue_PQ=batch.cue_PQ,
-            cue_len_P=batch.cue_length_P,
-            answer_PA=batch.answer_PA,
-            answer_len_P=batch.answer_length_P,
-        )
+        evidence = {
+            "prompt": Padded(batch.tokens_PS, batch.length_P),
+            "response": Padded(response_RT, length_R),
+            "cut_R": marker_cut(table, response_RT, length_R, finish_R),
+            "cue": Padded(batch.cue_PQ, batch.cue_length_P),
+            "answer": Padded(batch.answer_PA, batch.answer_length_P),
+        }
         found = self._likelihood(self.params, evidence, compression=IB.compression)
 
         def by_prompt(x_R):

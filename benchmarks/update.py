@@ -35,9 +35,10 @@ from iiblpo_jax.cli import enable_compilation_cache
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.packed.bins import PackSpec, make_plan
 from iiblpo_jax.objectives import make_objective
+from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.update.epochs import make_update
+from iiblpo_jax.update.gradient import MinibatchGradient
 from iiblpo_jax.update.optimizer import make_optimizer
-from iiblpo_jax.update.rows import UpdateRows
 from iiblpo_jax.update.settings import UpdateSettings
 from iiblpo_jax.update.state import init_state
 
@@ -125,9 +126,9 @@ class Bench:
         self.config, self.params, self.options, self.size, self.torch = config, params, options, size, torch
         self.cut = round(share * size.response)
         self.rows = shared_rows(config, size, self.cut)
-        self.tokens = int(self.rows.mask_NT.sum())
+        self.tokens = int(self.rows.mask_RT.sum())
         self.file = folder / f"rows-{self.cut}.npz"
-        names = ("tokens_NC", "prompt_len_N", "mask_NT", "advantage_N")
+        names = ("tokens_RC", "prompt_len_R", "mask_RT", "advantage_R")
         np.savez(self.file, **{name: np.asarray(getattr(self.rows, name)) for name in names})
         self.bytes = {}
 
@@ -153,7 +154,8 @@ class Bench:
     def _ours(self, name: str, settings: UpdateSettings):
         optimizer = make_optimizer(OPTIM, total_steps=1000)
         objective = make_objective("grpo", max_tokens=self.size.response)
-        update = make_update(settings, objective, self.config, optimizer)
+        gradient = MinibatchGradient(settings=settings, objective=objective, model_config=self.config)
+        update = make_update(gradient, optimizer)
 
         def fresh():
             return init_state({"policy": jax.tree.map(jnp.copy, self.params)}, optimizer)
@@ -220,12 +222,12 @@ class Bench:
             return 6 * layer * count + 12 * c.n_layers * c.n_heads * c.head_dim * keys + 6 * head * min(count, t)
 
         if not shared:
-            return self.rows.tokens_NC.shape[0] * nodes(0)
+            return self.rows.tokens_RC.shape[0] * nodes(0)
         whole = nodes(0) + (ROOTS - 1) * nodes(s)  # the roots of a prompt share it
         return self.size.prompts * (whole + ROOTS * BRANCHES * nodes(s + self.cut))
 
 
-def shared_rows(config: ModelConfig, size: Sizes, cut: int) -> UpdateRows:
+def shared_rows(config: ModelConfig, size: Sizes, cut: int) -> Rows:
     """Rows of random tokens in Forest order: a branch repeats its root's first `cut` response tokens."""
     rng, n = np.random.default_rng(0), size.prompts * ROOTS * (1 + BRANCHES)
 
@@ -236,34 +238,35 @@ def shared_rows(config: ModelConfig, size: Sizes, cut: int) -> UpdateRows:
     response = tokens(size.prompts, ROOTS, 1 + BRANCHES, size.response)
     response[:, :, 1:, :cut] = response[:, :, :1, :cut]
     prompt = np.repeat(tokens(size.prompts, size.prompt), n // size.prompts, axis=0)
-    j_N, rows_N = np.arange(n) % (1 + BRANCHES), np.arange(n)
-    at_N = np.where(j_N > 0, cut, 0)
-    ones_NT, zeros_N = np.ones((n, size.response), np.float32), np.zeros(n, np.float32)
-    rows = UpdateRows(
-        tokens_NC=np.concatenate([prompt, response.reshape(n, -1)], axis=1),
-        mask_NT=ones_NT,
-        prompt_len_N=np.full(n, size.prompt, np.int32),
-        own_mask_NT=(np.arange(size.response) >= at_N[:, None]).astype(np.float32),
-        rollout_logp_NT=-ones_NT,
-        raw_logp_NT=-ones_NT,
-        advantage_N=rng.normal(size=n).astype(np.float32),
-        reward_N=zeros_N,
-        correct_N=zeros_N,
-        ib_score_N=zeros_N,
-        group_N=rows_N // (n // size.prompts),
-        length_N=np.full(n, size.response, np.int32),
-        trajectory_N=rows_N,
-        parent_N=np.where(j_N > 0, rows_N - j_N, -1),
-        branch_at_N=at_N,
+    j_R, rows_R = np.arange(n) % (1 + BRANCHES), np.arange(n)
+    at_R = np.where(j_R > 0, cut, 0)
+    ones_RT, zeros_R = np.ones((n, size.response), np.float32), np.zeros(n, np.float32)
+    rows = Rows(
+        tokens_RC=np.concatenate([prompt, response.reshape(n, -1)], axis=1),
+        mask_RT=ones_RT,
+        prompt_len_R=np.full(n, size.prompt, np.int32),
+        own_mask_RT=(np.arange(size.response) >= at_R[:, None]).astype(np.float32),
+        rollout_logp_RT=-ones_RT,
+        raw_logp_RT=-ones_RT,
+        advantage_R=rng.normal(size=n).astype(np.float32),
+        reward_R=zeros_R,
+        correct_R=zeros_R,
+        keep_R=np.ones(n, bool),
+        ib_score_R=zeros_R,
+        group_R=rows_R // (n // size.prompts),
+        length_R=np.full(n, size.response, np.int32),
+        trajectory_R=rows_R,
+        parent_R=np.where(j_R > 0, rows_R - j_R, -1),
+        branch_at_R=at_R,
     )
     return jax.tree.map(jnp.asarray, rows)
 
 
-def one_bin(rows: UpdateRows, group: int, count: int) -> int:
+def one_bin(rows: Rows, group: int, count: int) -> int:
     """Nodes of the first `count` rows, rounded up to 64."""
-    roomy = PackSpec(tokens=rows.tokens_NC.size, rows=count, block=64, blocks=rows.tokens_NC.size)
-    length_N = rows.prompt_len_N + rows.length_N
-    plan = make_plan(rows.tokens_NC[:count], length_N[:count], group=min(group, count), spec=roomy)
+    roomy = PackSpec(tokens=rows.tokens_RC.size, rows=count, block=64, blocks=rows.tokens_RC.size)
+    length_R = rows.prompt_len_R + rows.length_R
+    plan = make_plan(rows.tokens_RC[:count], length_R[:count], group=min(group, count), spec=roomy)
     return -(-int(plan.nodes) // 64) * 64
 
 

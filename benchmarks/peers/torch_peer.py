@@ -88,7 +88,7 @@ class TorchPeer:
         dtype: str,
         memory: bool,
     ) -> dict:
-        """One optimizer step on the rows of an .npz file: tokens_NC, prompt_len_N, mask_NT, advantage_N.
+        """One optimizer step on the rows of an .npz file: tokens_RC, prompt_len_R, mask_RT, advantage_R.
 
         The loss is that of objectives/grpo.py at the first step of a rollout: token-mean over the whole batch of
         max(-A r, -A clip(r, .8, 1.2)), r = pi / pi_old, and pi_old is the policy itself. `dtype` is that of the
@@ -142,7 +142,7 @@ class TorchPeer:
         return optimizer
 
     def _step(self, data, microbatch, clip, *, exact: bool):
-        total, n = data["mask_NT"].sum(), data["tokens_NC"].shape[0]
+        total, n = data["mask_RT"].sum(), data["tokens_RC"].shape[0]
         loss = 0.0
         for start in range(0, n, microbatch):
             piece = {name: x[start : start + microbatch] for name, x in data.items()}
@@ -157,17 +157,17 @@ class TorchPeer:
         return loss, norm
 
     def _loss(self, piece):
-        t = piece["mask_NT"].shape[1]
-        hidden = self.model.model(input_ids=piece["tokens_NC"].long()).last_hidden_state
-        at = piece["prompt_len_N"].long()[:, None] + torch.arange(t, device=DEVICE) - 1
-        at = at.clamp(max=piece["tokens_NC"].shape[1] - 2)
+        t = piece["mask_RT"].shape[1]
+        hidden = self.model.model(input_ids=piece["tokens_RC"].long()).last_hidden_state
+        at = piece["prompt_len_R"].long()[:, None] + torch.arange(t, device=DEVICE) - 1
+        at = at.clamp(max=piece["tokens_RC"].shape[1] - 2)
         logits = self.model.lm_head(hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[-1]))).float()
-        targets = piece["tokens_NC"].long().gather(1, at + 1)
+        targets = piece["tokens_RC"].long().gather(1, at + 1)
         logp = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
         ratio = torch.exp(logp - logp.detach())
-        advantage = piece["advantage_N"][:, None]
+        advantage = piece["advantage_R"][:, None]
         losses = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(0.8, 1.2))
-        return (losses * piece["mask_NT"]).sum()
+        return (losses * piece["mask_RT"]).sum()
 
     def _reset_peak(self) -> int:
         """Bytes in use now, from where the peak starts again."""

@@ -6,7 +6,7 @@ prompt are contiguous, so R = P * G reshapes to [P, G] with G = M * (1 + K).
 """
 
 from iiblpo_jax.bottleneck.diagnostics import bottleneck_metrics
-from iiblpo_jax.bottleneck.information import Evidence, Information, entropy_score, likelihood
+from iiblpo_jax.bottleneck.information import Information, Reading, entropy_score, likelihood, reference_logprobs
 from iiblpo_jax.bottleneck.selection import (
     Selection,
     first_of_its_kind,
@@ -17,14 +17,15 @@ from iiblpo_jax.bottleneck.selection import (
 )
 
 __all__ = [
-    "Evidence",
     "Information",
+    "Reading",
     "Selection",
     "bottleneck_metrics",
     "entropy_score",
     "first_of_its_kind",
     "likelihood",
     "likelihood_score",
+    "reference_logprobs",
     "select",
     "standardise",
     "surprise",

@@ -1,9 +1,10 @@
 """The `ib/*` metrics: is the score worth ranking by, and what did the filter do? All in graph."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
-from iiblpo_jax.bottleneck.information import Information
 from iiblpo_jax.bottleneck.selection import Selection
 from iiblpo_jax.common import masked
 
@@ -36,10 +37,11 @@ def bottleneck_metrics(
     length_PG: jax.Array,
     valid_PG: jax.Array,
     *,
-    information: Information | None,
+    terms: Mapping[str, jax.Array],
 ) -> dict[str, jax.Array]:
-    """Scalars named `ib/*`. `information` is None for the entropy estimator, which has no two terms to report.
+    """Scalars named `ib/*`.
 
+    `terms`: `ib_answer` and `ib_prompt` [R] of the likelihood estimator, raw; empty where there are none to report.
     `ib/answer` and `ib/prompt` are raw nats, `ib/prompt` whatever compression term is used (`ib.compression`);
     `ib/kept_correct` is the share of right answers among the kept;
     `ib/contrast_rescued` is the number of prompts in which `keep_contrast` swapped a trajectory in.
@@ -52,7 +54,5 @@ def bottleneck_metrics(
         "ib/corr_length": correlation_within_prompts(score_PG, length_PG, valid_PG),
         "ib/contrast_rescued": jnp.sum(selection.rescued_P),
     }
-    if information is not None:
-        metrics["ib/answer"] = masked.mean(information.answer_R.reshape(score_PG.shape), valid_PG)
-        metrics["ib/prompt"] = masked.mean(information.prompt_R.reshape(score_PG.shape), valid_PG)
-    return metrics
+    raw = {name.replace("_", "/"): masked.mean(x_R.reshape(score_PG.shape), valid_PG) for name, x_R in terms.items()}
+    return metrics | raw

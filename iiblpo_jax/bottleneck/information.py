@@ -3,41 +3,39 @@
 `likelihood` asks the frozen reference model, `entropy_score` the rollout's own entropies.
 """
 
+import dataclasses
 import itertools
-from typing import Literal
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from iiblpo_jax.common import masked
-from iiblpo_jax.common.padded import join, join_rows
+from iiblpo_jax.common.padded import Padded, join, join_rows
 from iiblpo_jax.model.decoder import Decoder
 from iiblpo_jax.model.packed.bins import PackedRows
 from iiblpo_jax.model.packed.forward import packed_logprobs
 from iiblpo_jax.rollout.forest import Forest
 
 
-@struct.dataclass(kw_only=True)
-class Evidence:
-    """What `likelihood` reads. Every array is right padded; Q = cue length, A = answer length.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a frozen model reads rows; static.
 
-    prompt_PS, prompt_len_P: the questions, as the policy saw them.
-    response_RT, length_R: whole responses with their stop token; trajectories of one prompt are contiguous.
-    cut_R: tokens of the response before its final answer (`marker_cut`).
-    cue_PQ, cue_len_P: the text that asks for the answer, such as "The answer is ".
-    answer_PA, answer_len_P: the gold answer; at least one token.
+    Attributes:
+      temperature: divides all logits: the rollout's, so that reference log-probs match the policy's in the KL term.
+      start_id: the one token of context that stands for "no question".
+      pack_tokens: nodes of one forward (model/packed/bins.py).
+      attention: attention.impl of the config.
+      shards: devices among which prompts are split.
     """
 
-    prompt_PS: jax.Array
-    prompt_len_P: jax.Array
-    response_RT: jax.Array
-    length_R: jax.Array
-    cut_R: jax.Array
-    cue_PQ: jax.Array
-    cue_len_P: jax.Array
-    answer_PA: jax.Array
-    answer_len_P: jax.Array
+    temperature: float = 1.0
+    start_id: int = 0
+    pack_tokens: int = 2**13
+    attention: str = "blocks"
+    shards: int = 1
 
 
 @struct.dataclass(kw_only=True)
@@ -56,14 +54,14 @@ class Information:
 
 def likelihood(
     model: Decoder,
-    evidence: Evidence,
     *,
-    start_id: int,
-    compression: Literal["description", "information"] = "description",
-    temperature: float = 1.0,
-    pack_tokens: int = 2**13,
-    attention: str = "blocks",
-    shards: int = 1,
+    prompt: Padded,
+    response: Padded,
+    cut_R: jax.Array,
+    cue: Padded,
+    answer: Padded,
+    reading: Reading,
+    compression: str = "description",
 ) -> Information:
     """Both terms of the score under a frozen model.
 
@@ -83,73 +81,57 @@ def likelihood(
 
     Args:
         model: the reference. It must have S + T + Q + A positions.
-        start_id: the one token of context that stands for "no question".
+        prompt: the P questions, as the policy saw them.
+        response: R whole responses with their stop token; those of one prompt are contiguous.
+        cut_R: tokens of the response before its final answer (`marker_cut`).
+        cue: of each prompt, the text that asks for the answer, such as "The answer is ".
+        answer: of each prompt, the gold answer; at least one token.
+        reading: static.
         compression: see above.
-        temperature: divides all logits, so that `ref_logp_RT` matches the policy's log-probs in the KL term.
-        pack_tokens: nodes of one forward.
-        attention: attention.impl of the config.
-        shards: devices among which prompts are split.
     """
-    e = evidence
-    p, r = e.prompt_len_P.shape[0], e.length_R.shape[0]
-    group = r // p
-
-    def of_row(x_P):
-        return jnp.repeat(x_P, group, axis=0)
-
-    prompt, cue = (of_row(e.prompt_PS), of_row(e.prompt_len_P)), (of_row(e.cue_PQ), of_row(e.cue_len_P))
-    start = (jnp.full((r, 1), start_id, e.response_RT.dtype), jnp.ones(r, e.length_R.dtype))
-    response, answer = (e.response_RT, e.length_R), (of_row(e.answer_PA), of_row(e.answer_len_P))
-    bare = [(e.prompt_PS, e.prompt_len_P), (e.cue_PQ, e.cue_len_P)]
-    kinds = [
-        ([prompt], response),
-        ([prompt, (e.response_RT, e.cut_R), cue], answer),
-        (bare, (e.answer_PA, e.answer_len_P)),
-        ([start], response),
-    ]
-    width = e.prompt_PS.shape[1] + e.response_RT.shape[1] + e.cue_PQ.shape[1] + e.answer_PA.shape[1]
-    logp = packed_texts(
-        model,
-        [join_texts(*kind, p=p, width=width) for kind in kinds],
-        max(e.response_RT.shape[1], answer[0].shape[1]),
-        temperature=temperature,
-        pack_tokens=pack_tokens,
-        attention=attention,
-        shards=shards,
-    )
+    length_R, p = response.length_N, prompt.length_N.shape[0]
+    group = length_R.shape[0] // p
+    texts = _texts(prompt, response, cut_R, cue, answer, start_id=reading.start_id)
+    logp = packed_texts(model, texts, max(response.width, answer.width), reading)
+    widths = (response.width, answer.width, answer.width, response.width)
     ref_logp_RT, with_reasoning_RA, without_PA, alone_RT = (
-        x.reshape(-1, x.shape[-1])[:, : text.shape[1]] for x, (_, (text, _)) in zip(logp, kinds, strict=True)
+        x.reshape(-1, x.shape[-1])[:, :width] for x, width in zip(logp, widths, strict=True)
     )
-    gain_R = jnp.sum(with_reasoning_RA, axis=1) - of_row(jnp.sum(without_PA, axis=1))
-    mean_length_P = jnp.mean(e.length_R.reshape(p, group), axis=1)
+    gain_R = jnp.sum(with_reasoning_RA, axis=1) - jnp.repeat(jnp.sum(without_PA, axis=1), group)
+    mean_length_P = jnp.mean(length_R.reshape(p, group), axis=1)
     cost_RT = ref_logp_RT - alone_RT if compression == "information" else -alone_RT
     return Information(
-        answer_R=gain_R / answer[1],
-        prompt_R=jnp.sum(cost_RT, axis=1) / of_row(mean_length_P),
+        answer_R=gain_R / jnp.repeat(answer.length_N, group),
+        prompt_R=jnp.sum(cost_RT, axis=1) / jnp.repeat(mean_length_P, group),
         ref_logp_RT=ref_logp_RT,
     )
 
 
-def reference_logprobs(
-    model: Decoder, forest: Forest, *, temperature: float, pack_tokens: int, attention: str, shards: int = 1
-) -> jax.Array:
+def _texts(prompt: Padded, response: Padded, cut_R, cue: Padded, answer: Padded, *, start_id: int) -> list["Texts"]:
+    """The four kinds of rows of `likelihood`, in the order of its docstring."""
+    (tokens_RT, length_R), p = response, prompt.length_N.shape[0]
+    prompt_R, cue_R, answer_R = (x.repeat(length_R.shape[0] // p) for x in (prompt, cue, answer))
+    start = Padded(jnp.full((length_R.shape[0], 1), start_id, tokens_RT.dtype), jnp.ones_like(length_R))
+    kinds = [
+        ([prompt_R], response),
+        ([prompt_R, Padded(tokens_RT, cut_R), cue_R], answer_R),
+        ([prompt, cue], answer),
+        ([start], response),
+    ]
+    width = sum(x.width for x in (prompt, response, cue, answer))
+    return [join_texts(*kind, p=p, width=width) for kind in kinds]
+
+
+def reference_logprobs(model: Decoder, forest: Forest, reading: Reading) -> jax.Array:
     """log pi_ref(o_t | q, o_<t) [R,T], 0 beyond the response."""
-    prompt = (forest.prompt_PS[forest.group_R], forest.prompt_len_P[forest.group_R])
+    prompt = Padded(forest.prompt_PS, forest.prompt_len_P).repeat(forest.group_size)
     texts = join_texts(
         [prompt],
-        (forest.tokens_RT, forest.length_R),
+        Padded(forest.tokens_RT, forest.length_R),
         p=forest.prompt_len_P.shape[0],
         width=forest.prompt_PS.shape[1] + forest.tokens_RT.shape[1],
     )
-    (logp_PGT,) = packed_texts(
-        model,
-        [texts],
-        forest.tokens_RT.shape[1],
-        temperature=temperature,
-        pack_tokens=pack_tokens,
-        attention=attention,
-        shards=shards,
-    )
+    (logp_PGT,) = packed_texts(model, [texts], forest.tokens_RT.shape[1], reading)
     return logp_PGT.reshape(forest.tokens_RT.shape)
 
 
@@ -162,7 +144,7 @@ class Texts:
     length_PG: jax.Array
 
 
-def join_texts(context: list, text: tuple[jax.Array, jax.Array], *, p: int, width: int) -> Texts:
+def join_texts(context: Sequence[Padded], text: Padded, *, p: int, width: int) -> Texts:
     """Rows [context pieces, text] of P prompts, padded to `width` columns."""
     context_NC, context_len_N = join_rows(context)
     rows_NC = join(context_NC, context_len_N, *text)
@@ -174,16 +156,18 @@ def join_texts(context: list, text: tuple[jax.Array, jax.Array], *, p: int, widt
     return Texts(*map(by_prompt, (rows_NC, context_len_N, context_len_N + text[1])))
 
 
-def packed_texts(
-    model: Decoder, kinds: list[Texts], t: int, *, temperature: float, pack_tokens: int, attention: str, shards: int
-) -> list[jax.Array]:
+def packed_texts(model: Decoder, kinds: Sequence[Texts], t: int, reading: Reading) -> list[jax.Array]:
     """log pi(text | context) per token [P,G,t] of every kind of rows, 0 beyond each text; no gradient."""
     every = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *kinds)
     p, group = every.length_PG.shape
     packed = PackedRows(
-        every.tokens_PGC.reshape(p * group, -1), every.length_PG.ravel(), tokens=pack_tokens, group=group, shards=shards
+        every.tokens_PGC.reshape(p * group, -1),
+        every.length_PG.ravel(),
+        tokens=reading.pack_tokens,
+        group=group,
+        shards=reading.shards,
     )
-    context_len_WN = every.context_len_PG.reshape(shards, -1)
+    context_len_WN = every.context_len_PG.reshape(reading.shards, -1)
 
     def forward(bins):
         logp_WJT, _ = packed_logprobs(
@@ -193,8 +177,8 @@ def packed_texts(
             bins,
             t,
             block=packed.spec.block,
-            attention=attention,
-            temperature=temperature,
+            attention=reading.attention,
+            temperature=reading.temperature,
             remat=False,
         )
         return logp_WJT

@@ -1,10 +1,27 @@
 """Rows of different lengths as arrays: padded on the right, joined without gaps."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+class Padded(NamedTuple):
+    """N right-padded rows of W columns, and how many of each row's columns count."""
+
+    x_NW: jax.Array
+    length_N: jax.Array
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return self.x_NW.shape[1]
+
+    def repeat(self, times: int) -> "Padded":
+        """Every row `times` times in a row: what each trajectory of a prompt has of its prompt."""
+        return Padded(jnp.repeat(self.x_NW, times, axis=0), jnp.repeat(self.length_N, times, axis=0))
 
 
 def join(left_NA: jax.Array, left_len_N: jax.Array, right_NB: jax.Array, right_len_N: jax.Array) -> jax.Array:

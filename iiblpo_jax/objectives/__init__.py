@@ -11,15 +11,16 @@ from iiblpo_jax.objectives.dr_grpo import dr_grpo
 from iiblpo_jax.objectives.entropy_adv import entropy_adv
 from iiblpo_jax.objectives.grpo import grpo
 from iiblpo_jax.objectives.gspo import gspo
-from iiblpo_jax.objectives.interface import Batch, Objective, Outcomes, TokenLoss, advantages
+from iiblpo_jax.objectives.interface import Batch, Objective, TokenLoss, advantages
 from iiblpo_jax.objectives.rloo import rloo
+from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.objectives.tree import with_tree_credit
 
 __all__ = [
     "METHODS",
     "Batch",
     "Objective",
-    "Outcomes",
+    "Rows",
     "TokenLoss",
     "advantages",
     "make_objective",

@@ -1,25 +1,25 @@
-"""Group-relative advantages: functions Outcomes -> A_R over the kept rows of each prompt."""
+"""Group-relative advantages: functions Rows -> A_R over the kept rows of each prompt."""
 
 import jax.numpy as jnp
 
 from iiblpo_jax.common import masked
-from iiblpo_jax.objectives.interface import Outcomes
+from iiblpo_jax.objectives.rows import Rows
 
 STD_EPSILON = 1e-6
 
 
-def centred(o: Outcomes):
+def centred(o: Rows):
     """R - mean, exactly 0 in groups whose rewards are all equal (a rounded mean must not leave a residue)."""
     centred_R = o.reward_R - masked.group_mean(o.reward_R, o.group_R, o.keep_R)
     return jnp.where(masked.group_spread(o.reward_R, o.group_R, o.keep_R) > 0, centred_R, 0.0)
 
 
-def standardised(o: Outcomes):
+def standardised(o: Rows):
     """(R - mean) / (std + 1e-6), sample standard deviation (ddof 1), 0 in groups without spread."""
     return centred(o) / (masked.group_std(o.reward_R, o.group_R, o.keep_R, ddof=1) + STD_EPSILON)
 
 
-def leave_one_out(o: Outcomes):
+def leave_one_out(o: Rows):
     """R_i - mean of the others = n / (n - 1) * (R_i - mean); 0 in groups of one."""
     n_R = masked.group_count(o.group_R, o.keep_R)
     return centred(o) * n_R / jnp.maximum(n_R - 1.0, 1.0)

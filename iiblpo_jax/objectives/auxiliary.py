@@ -19,7 +19,7 @@ class AdvantageEntropy:
     coef: float
 
     def __call__(self, batch: Batch):
-        return -self.coef * batch.advantage_RT * batch.entropy_RT
+        return -self.coef * batch.rows.advantage_RT * batch.entropy_RT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ReferenceKL:
     coef: float
 
     def __call__(self, batch: Batch):
-        return self.coef * k3(batch.logp_RT, batch.ref_logp_RT)
+        return self.coef * k3(batch.logp_RT, batch.rows.ref_logp_RT)
 
 
 def k3(logp_RT: jax.Array, ref_logp_RT: jax.Array) -> jax.Array:

@@ -28,4 +28,5 @@ def entropy_adv(
 def shaped_advantage(batch: Batch, *, alpha: float, kappa: float):
     """A + min(alpha * sg(H), |A| / kappa)."""
     bonus_RT = alpha * jax.lax.stop_gradient(batch.entropy_RT)
-    return batch.advantage_RT + jnp.minimum(bonus_RT, jnp.abs(batch.advantage_RT) / kappa)
+    advantage_RT = batch.rows.advantage_RT
+    return advantage_RT + jnp.minimum(bonus_RT, jnp.abs(advantage_RT) / kappa)

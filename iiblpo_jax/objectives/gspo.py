@@ -29,7 +29,7 @@ def gspo(*, max_tokens: int, clip_low=3e-4, clip_high=4e-4, aggregate="seq-mean-
 
 def gspo_loss(batch: Batch, a_RT, *, clip_low: float, clip_high: float) -> TokenLoss:
     """PPO-clip on the sequence ratio."""
-    log_s_R1 = masked.mean(batch.logp_RT - batch.old_logp_RT, batch.mask_RT, axis=1, keepdims=True)
+    log_s_R1 = masked.mean(batch.logp_RT - batch.old_logp_RT, batch.rows.mask_RT, axis=1, keepdims=True)
     sg = jax.lax.stop_gradient
     log_s_RT = sg(log_s_R1) + batch.logp_RT - sg(batch.logp_RT)
     s_RT = jnp.exp(jnp.minimum(log_s_RT, MAX_LOG_RATIO))

@@ -1,8 +1,8 @@
 """What a policy-optimisation method is: a handful of plain functions of [R,T] arrays.
 
-    Outcomes  --reward_shaping, advantage-->  A  (once a rollout)
-    Batch     --token_mask--> aggregate --> weights          (once an optimizer step, on the whole minibatch)
-    Batch     --advantage_transform, policy_loss, aux_loss--> per-token losses
+    Rows   --reward_shaping, advantage-->  A  (once a rollout)
+    Batch  --token_mask--> aggregate --> weights          (once an optimizer step, on the whole minibatch)
+    Batch  --advantage_transform, policy_loss, aux_loss--> per-token losses
     loss = sum(weights * losses)
 
 The update computes gradients microbatch by microbatch. A method whose losses or token mask need the *current* log-probs
@@ -20,84 +20,30 @@ import jax.numpy as jnp
 
 from iiblpo_jax.common import masked
 from iiblpo_jax.objectives.aggregate import AGGREGATES
-
-
-@flax.struct.dataclass
-class Outcomes:
-    """What an advantage may read: one entry a trajectory, rows in any order.
-
-    Attributes:
-      reward_R: float32.
-      group_R: int32, the prompt's index.
-      keep_R: 1 where the trajectory is trained on (None = all). Statistics of a group run over its kept rows unless
-        a method says otherwise.
-      correct_R, length_R, trajectory_R, parent_R, branch_at_R: as in Batch.
-      mask_RT: 1 on response tokens; needed by methods whose advantage differs between tokens.
-      ib_score_R: information-bottleneck score, standardised.
-      step: int32 scalar, rollouts done so far.
-      extras: further per-row arrays of one method.
-    """
-
-    reward_R: jax.Array
-    group_R: jax.Array
-    keep_R: jax.Array | None = None
-    correct_R: jax.Array | None = None
-    length_R: jax.Array | None = None
-    trajectory_R: jax.Array | None = None
-    parent_R: jax.Array | None = None
-    branch_at_R: jax.Array | None = None
-    mask_RT: jax.Array | None = None
-    ib_score_R: jax.Array | None = None
-    step: jax.Array | None = None
-    extras: dict = flax.struct.field(default_factory=dict)
+from iiblpo_jax.objectives.rows import Rows
 
 
 @flax.struct.dataclass
 class Batch:
-    """What a loss may read; float32 [R,T] arrays over response tokens unless the name says otherwise.
+    """What a loss may read: rows, which are constants, and what the current policy says of them.
 
     Attributes:
+      rows: R trajectories.
       logp_RT, entropy_RT: of the current policy at the sampling temperature; differentiable. None while weights are
         computed, unless the method asked for `whole_minibatch`.
       old_logp_RT: of the policy at the start of the update (constant); None where logp_RT is.
-      rollout_logp_RT: of the behaviour that sampled, truncation and z included (constant).
-      ref_logp_RT: of the reference model, or None.
-      mask_RT: 1 on the tokens the loss counts.
-      own_mask_RT: 1 on the tokens a trajectory generated itself: 0 on the prefix inherited from its parent.
-      z_on_RT: 1 where the token was sampled with a latent on.
       importance_RT: min(pi_old / mu, cap) on tokens sampled with z and scored without it, else 1 (constant).
-      advantage_RT: constant; as given by `advantages`.
-      reward_R, correct_R, ib_score_R: float32.
-      group_R: int32, the prompt's index.
-      length_R: int32, tokens of the whole response, inherited prefix included.
-      trajectory_R, parent_R: int32 ids; parent -1 = root. A parent need not be in the batch.
-      branch_at_R: int32 response index of the first own token; 0 = root.
       step: int32 scalar, rollouts done so far.
       key: random key of the minibatch; None unless the method asked for `whole_minibatch`.
-      extras: further arrays of one method with rows as the leading axis (prompt log-probs, top-k log-probs, turns).
     """
 
+    rows: Rows
     logp_RT: jax.Array | None
     entropy_RT: jax.Array | None
     old_logp_RT: jax.Array | None
-    rollout_logp_RT: jax.Array
-    mask_RT: jax.Array
-    own_mask_RT: jax.Array
-    z_on_RT: jax.Array
     importance_RT: jax.Array
-    advantage_RT: jax.Array
-    reward_R: jax.Array
-    group_R: jax.Array
-    length_R: jax.Array
-    trajectory_R: jax.Array
-    parent_R: jax.Array
-    branch_at_R: jax.Array
-    ref_logp_RT: jax.Array | None = None
-    correct_R: jax.Array | None = None
-    ib_score_R: jax.Array | None = None
     step: jax.Array | None = None
     key: jax.Array | None = None
-    extras: dict = flax.struct.field(default_factory=dict)
 
 
 @flax.struct.dataclass
@@ -116,16 +62,16 @@ class TokenLoss:
     clip_high_RT: jax.Array
 
 
-def _same_reward(outcomes: Outcomes) -> jax.Array:
-    return outcomes.reward_R
+def _same_reward(rows: Rows, step: jax.Array | None) -> jax.Array:
+    return rows.reward_R
 
 
 def _same_advantage(batch: Batch) -> jax.Array:
-    return batch.advantage_RT
+    return batch.rows.advantage_RT
 
 
 def _every_token(batch: Batch) -> jax.Array:
-    return batch.mask_RT
+    return batch.rows.mask_RT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,11 +80,11 @@ class Objective:
 
     Attributes:
       name: registry name.
-      advantage: Outcomes -> A_R or A_RT.
+      advantage: Rows -> A_R or A_RT, over the kept rows of each prompt.
       policy_loss: (Batch, A_RT) -> TokenLoss; A_RT is the transformed advantage. Multiplies by importance_RT itself.
       aggregate: name in aggregate.AGGREGATES: how per-token losses become one number.
       max_tokens: T, the constant of `seq-mean-token-sum-norm`; never read from an array's shape, which padding changes.
-      reward_shaping: Outcomes -> reward_R, before the advantage.
+      reward_shaping: (Rows, step) -> reward_R, before the advantage; step = rollouts done so far, for a schedule.
       advantage_transform: Batch -> A_RT; may read entropies and log-probs, detached.
       token_mask: Batch -> {0,1}_RT within mask_RT; also enters the denominator of the aggregate.
       aux_losses: each Batch -> loss_RT, added to the policy loss under the same weights.
@@ -149,11 +95,11 @@ class Objective:
     """
 
     name: str
-    advantage: Callable[[Outcomes], jax.Array]
+    advantage: Callable[[Rows], jax.Array]
     policy_loss: Callable[[Batch, jax.Array], TokenLoss]
     aggregate: str
     max_tokens: int
-    reward_shaping: Callable[[Outcomes], jax.Array] = _same_reward
+    reward_shaping: Callable[[Rows, jax.Array | None], jax.Array] = _same_reward
     advantage_transform: Callable[[Batch], jax.Array] = _same_advantage
     token_mask: Callable[[Batch], jax.Array] = _every_token
     aux_losses: tuple[Callable[[Batch], jax.Array], ...] = ()
@@ -177,7 +123,9 @@ class Objective:
         return total, token
 
 
-def advantages(objective: Objective, outcomes: Outcomes, *, reward_coef: float = 0.0) -> jax.Array:
+def advantages(
+    objective: Objective, rows: Rows, *, reward_coef: float = 0.0, step: jax.Array | None = None
+) -> jax.Array:
     """Advantages of a rollout: shaped rewards, the method's group normalisation, and the bottleneck's self-reward.
 
     The self-reward reward_coef * clip(S_IB, -1, 1) is added *after* normalisation and only in groups whose kept rewards
@@ -185,16 +133,17 @@ def advantages(objective: Objective, outcomes: Outcomes, *, reward_coef: float =
 
     Args:
       objective: the method.
-      outcomes: kept rows alone, or all rows with keep_R.
+      rows: the kept rows alone, or all rows with keep_R.
       reward_coef: weight of S_IB; 0 = off.
+      step: rollouts done so far.
 
     Returns:
       [R], or [R,T] where the method's advantage differs between tokens; 0 on rows that are not kept.
     """
-    outcomes = outcomes.replace(reward_R=objective.reward_shaping(outcomes))
-    a = objective.advantage(outcomes)
+    rows = rows.replace(reward_R=objective.reward_shaping(rows, step))
+    a = objective.advantage(rows)
     per_row = (...,) + (None,) * (a.ndim - 1)
     if reward_coef:
-        spread_R = masked.group_spread(outcomes.reward_R, outcomes.group_R, outcomes.keep_R) > 0
-        a += jnp.where(spread_R, reward_coef * jnp.clip(outcomes.ib_score_R, -1.0, 1.0), 0.0)[per_row]
-    return a if outcomes.keep_R is None else jnp.where(outcomes.keep_R[per_row] != 0, a, 0.0)
+        spread_R = masked.group_spread(rows.reward_R, rows.group_R, rows.keep_R) > 0
+        a += jnp.where(spread_R, reward_coef * jnp.clip(rows.ib_score_R, -1.0, 1.0), 0.0)[per_row]
+    return jnp.where(rows.keep_R[per_row] != 0, a, 0.0)

@@ -29,7 +29,8 @@ import jax.numpy as jnp
 
 from iiblpo_jax.common import masked
 from iiblpo_jax.objectives.advantage import STD_EPSILON, standardised
-from iiblpo_jax.objectives.interface import Objective, Outcomes
+from iiblpo_jax.objectives.interface import Objective
+from iiblpo_jax.objectives.rows import Rows
 
 
 def with_tree_credit(
@@ -45,17 +46,17 @@ def with_tree_credit(
       siblings: see the module; chains have none.
     """
 
-    def advantage(outcomes: Outcomes) -> jax.Array:
+    def advantage(rows: Rows) -> jax.Array:
         if siblings:
-            return sibling_advantage(outcomes, tree_size=tree_size, local=local)
-        return tree_advantage(outcomes, tree_size=tree_size, chain=chain, local=local)
+            return sibling_advantage(rows, tree_size=tree_size, local=local)
+        return tree_advantage(rows, tree_size=tree_size, chain=chain, local=local)
 
     return dataclasses.replace(objective, advantage=advantage)
 
 
-def tree_advantage(o: Outcomes, *, tree_size: int, chain: bool, local: float) -> jax.Array:
+def tree_advantage(o: Rows, *, tree_size: int, chain: bool, local: float) -> jax.Array:
     """A_r(t) [R,T] of the module's formula, std with ddof 1; 0 where the kept rewards of a prompt are all equal."""
-    keep_R = jnp.ones_like(o.reward_R) if o.keep_R is None else o.keep_R.astype(o.reward_R.dtype)
+    keep_R = o.keep_R.astype(o.reward_R.dtype)
     mean_R1 = masked.group_mean(o.reward_R, o.group_R, keep_R)[:, None]
     std_R1 = masked.group_std(o.reward_R, o.group_R, keep_R, ddof=1)[:, None]
     spread_R1 = masked.group_spread(o.reward_R, o.group_R, keep_R)[:, None] > 0
@@ -74,11 +75,11 @@ def tree_advantage(o: Outcomes, *, tree_size: int, chain: bool, local: float) ->
     return jnp.where(spread_R1, gain_RT / (std_R1 + STD_EPSILON), 0.0)
 
 
-def sibling_advantage(o: Outcomes, *, tree_size: int, local: float) -> jax.Array:
+def sibling_advantage(o: Rows, *, tree_size: int, local: float) -> jax.Array:
     """A_r(t) [R,T] of `siblings`, std with ddof 1; 0 where the kept rewards of roots or of a tree are all equal."""
     row_R = jnp.arange(o.reward_R.shape[0])
     root_R = row_R % tree_size == 0
-    kept_R = jnp.ones_like(root_R) if o.keep_R is None else o.keep_R != 0
+    kept_R = o.keep_R != 0
     among_roots_R = standardised(o.replace(keep_R=(kept_R & root_R).astype(jnp.float32)))
     in_tree_R = standardised(o.replace(group_R=row_R // tree_size, keep_R=kept_R.astype(jnp.float32)))
     own_RT = jnp.arange(o.mask_RT.shape[1]) >= o.branch_at_R[:, None]

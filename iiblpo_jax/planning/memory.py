@@ -15,7 +15,7 @@ import jax
 from rich.table import Table
 
 from iiblpo_jax.common.errors import InputError
-from iiblpo_jax.step.programs import Program, StepPrograms, update_program
+from iiblpo_jax.step.programs import AbstractStep, Program
 
 GIB = 2**30
 
@@ -115,15 +115,14 @@ def memory_table(programs: Sequence[ProgramMemory], limit: int) -> Table:
     return table
 
 
-def measure_step(programs: StepPrograms, update) -> list[ProgramMemory]:
-    """Memory of every program of a step, in their order; compiles all of them. `update` is that of make_update."""
+def measure_step(step: AbstractStep) -> list[ProgramMemory]:
+    """Memory of every program of a step, in their order; compiles all of them."""
     found = []
 
     def compiled(program: Program):
-        memory, outputs = measure(program, programs.alive)
+        memory, outputs = measure(program, step.alive)
         found.append(memory)
         return outputs
 
-    rows = programs.run(compiled)
-    compiled(update_program(programs, update, rows))
+    step.trace(compiled)
     return found

@@ -18,9 +18,9 @@ from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.planning.hlo import Collective, collectives
 from iiblpo_jax.planning.memory import GIB, ProgramMemory, bytes_per_device, check_fits, device_limit, measure
 from iiblpo_jax.planning.roofline import CHIPS, Lengths, Work, generated_tokens, kv_bytes, step_work
-from iiblpo_jax.planning.shapes import abstract_run
+from iiblpo_jax.planning.shapes import abstract_step
 from iiblpo_jax.rollout.publication import kv_heads_held
-from iiblpo_jax.step.programs import Program, update_program
+from iiblpo_jax.step.programs import AbstractStep, Program
 
 MIB = 2**20
 _REFUSED = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
@@ -170,7 +170,7 @@ def make_plan(
     """
     prompts = config.train.prompts_per_step
     mesh = meshes.make_mesh(config.mesh, prompts=prompts, devices=devices)
-    run, shape = abstract_run(config, model, mesh), dict(mesh.shape)
+    step, shape = abstract_step(config, model, mesh), dict(mesh.shape)
     parts = math.prod(shape[axis] for axis in meshes.rollout_axes(mesh, prompts))
     chip, work = CHIPS.get(topology.partition(":")[0]), step_work(config, model, lengths, shape, parts)
     seconds = {} if chip is None else {name: w.seconds(chip, mesh.size) for name, w in work.items()}
@@ -183,9 +183,9 @@ def make_plan(
         seconds=seconds,
         lengths=lengths,
         limit=memory or (device_limit(devices[0]) if chip is None else chip.memory),
-        resident=_resident(config, model, run.programs, shape, parts),
+        resident=_resident(config, model, step, shape, parts),
         tokens=generated_tokens(config, lengths),
-        decode=_decode_form(config, model, run.programs),
+        decode=_decode_form(config, model, step),
         mfu=None if chip is None else work["update"].useful / mesh.size / chip.flops / seconds["update"],
     )
 
@@ -194,13 +194,12 @@ def make_plan(
 
     def compiled(program: Program):
         progress(f"compiling {program.name}")
-        done, outputs = _compile(program, run.programs.alive)
+        done, outputs = _compile(program, step.alive)
         plan.programs.append(done)
         return outputs
 
     try:
-        rows = run.programs.run(compiled)
-        compiled(update_program(run.programs, run.update, rows))
+        step.trace(compiled)
         check_fits([p.memory for p in plan.programs], plan.limit)
     except _TooLarge as error:
         plan.refusal = str(error)
@@ -232,25 +231,25 @@ def _compile(program: Program, alive) -> tuple[Compiled, object]:
     return Compiled(memory=memory, collectives=collectives(text), compile_s=seconds), outputs
 
 
-def _resident(config, model: ModelConfig, programs, shape: dict, parts: int) -> dict[str, int]:
+def _resident(config, model: ModelConfig, step: AbstractStep, shape: dict, parts: int) -> dict[str, int]:
     """Bytes a device by kind."""
 
     def total(tree):
         return sum(bytes_per_device(leaf) for leaf in jax.tree.leaves(tree))
 
-    state, reference, cvae = programs.alive
+    state = step.state
     r = config.rollout
     token = kv_bytes(model, r.kv_dtype or r.dtype) // model.n_kv_heads * kv_heads_held(model, shape["tensor"])
     return {
         "params": total(state.params),
         "optimizer": total(state.opt_state),
-        "reference": total((reference, cvae)),
+        "reference": total(step.frozen),
         "KV cache": r.slots // parts * (r.max_prompt + r.max_tokens) * token,
     }
 
 
-def _decode_form(config, model: ModelConfig, programs) -> str:
-    layers = jax.eval_shape(programs.publish, programs.state.params["policy"]).layers
+def _decode_form(config, model: ModelConfig, step: AbstractStep) -> str:
+    layers = jax.eval_shape(step.programs.publish, step.state.params["policy"]).layers
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(layers))
     if config.rollout.unroll:
         return (

@@ -8,8 +8,6 @@ What a Trainer learns from its tokenizer and its data has stand-ins here, chosen
     cue, answer   CUE and specs.MAX_ANSWER tokens, the widest answer that is scored
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -22,33 +20,19 @@ from iiblpo_jax.model.decoder import Decoder, cast, params_of
 from iiblpo_jax.model.steering.codes import KINDS
 from iiblpo_jax.model.steering.psa import PSA
 from iiblpo_jax.rollout.marker import MarkerTable
-from iiblpo_jax.rollout.publication import publisher
+from iiblpo_jax.rollout.solved import Gold
 from iiblpo_jax.step import specs
-from iiblpo_jax.step.programs import StepPrograms
-from iiblpo_jax.update.epochs import make_update
-from iiblpo_jax.update.optimizer import make_optimizer
+from iiblpo_jax.step.programs import AbstractStep, Asked, Frozen, make_programs
 from iiblpo_jax.update.state import init_state
 
 MARKER_BYTES = 7
 CUE = 16
 STOP_IDS = (0, 1)
+START_ID = 0
 
 
-class _StandIn(NamedTuple):
-    """What scoring asks of a tokenizer."""
-
-    start_id: int = 0
-
-
-class AbstractRun(NamedTuple):
-    """programs: of a step; update: the jitted update that follows them."""
-
-    programs: StepPrograms
-    update: object
-
-
-def abstract_run(config, model: ModelConfig, mesh: Mesh) -> AbstractRun:
-    """The step of a config on a mesh, put together as a Trainer does.
+def abstract_step(config, model: ModelConfig, mesh: Mesh) -> AbstractStep:
+    """The step of a config on a mesh.
 
     Args:
       config: of the run.
@@ -58,14 +42,7 @@ def abstract_run(config, model: ModelConfig, mesh: Mesh) -> AbstractRun:
     Raises:
       InputError: what a Trainer refuses before it compiles anything, but for what depends on tokenizer or data.
     """
-    # --- what a Trainer checks
-    specs.check_mesh(config, mesh)
-    specs.check_positions(config, model, (), None)
-    specs.check_attention(config, model, mesh)
-    method = specs.objective(config)
-    settings = specs.update_settings(config, method, mesh=mesh)
-
-    # --- weights
+    specs.check(config, model, mesh)
     policy = _weights(lambda: Decoder(model, rngs=nnx.Rngs(0)), mesh)
     params, cvae = {"policy": policy}, None
     if specs.uses_latents(config):
@@ -74,22 +51,11 @@ def abstract_run(config, model: ModelConfig, mesh: Mesh) -> AbstractRun:
         kind, hidden = KINDS[config.latent.kind], config.latent.hidden
         cvae = _everywhere(_shapes(lambda: kind(model.d_model, z, hidden, rngs=nnx.Rngs(0))), mesh)
     reference = _like(jax.eval_shape(lambda p: cast(p, config.model.dtype), policy), policy)
-    optimizer = make_optimizer(config.optim, total_steps=1)
+    optimizer = specs.optimizer(config)
     state = abstract_state(params, optimizer, mesh)
-
-    # --- programs
-    programs = StepPrograms(
-        state=state,
-        reference=reference,
-        cvae=cvae,
-        inputs=_inputs(config, mesh),
-        markers=_markers(config, model),
-        rollout_spec=specs.rollout_spec(config, model, STOP_IDS, mesh=mesh),
-        score_spec=specs.score_spec(config, model, _StandIn(), method, mesh=mesh),
-        publish=publisher(specs.publication_spec(config, model), policy, mesh),
-    )
-    placement = jax.tree.map(lambda x: x.sharding, state)
-    return AbstractRun(programs, make_update(settings, method, model, optimizer, state_shardings=placement))
+    programs = make_programs(config, model, state, optimizer, stop_ids=STOP_IDS, start_id=START_ID, mesh=mesh)
+    frozen = Frozen(readers={specs.REFERENCE: reference}, cvae=cvae)
+    return AbstractStep(programs, state, frozen, _asked(config, model, mesh))
 
 
 def abstract_state(params: dict, optimizer, mesh: Mesh):
@@ -130,20 +96,26 @@ def _everywhere(shapes, mesh: Mesh):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
 
 
-def _inputs(config, mesh: Mesh) -> dict:
-    """Arrays of a batch as Trainer._inputs places them."""
+def _asked(config, model: ModelConfig, mesh: Mesh) -> Asked:
+    """Arrays of a batch where a Trainer places them."""
     p = config.train.prompts_per_step
 
     def of_prompts(*shape):
         place = meshes.sharding(mesh, ("batch", *[None] * len(shape)), meshes.TRAIN, shape=(p, *shape))
         return jax.ShapeDtypeStruct((p, *shape), jnp.int32, sharding=place)
 
-    return {
-        "prompt": (of_prompts(config.rollout.max_prompt), of_prompts()),
-        "marker_P": of_prompts(),
-        "cue": (of_prompts(CUE), of_prompts()),
-        "answer": (of_prompts(specs.MAX_ANSWER), of_prompts()),
-    }
+    return Asked(
+        prompt_PS=of_prompts(config.rollout.max_prompt),
+        prompt_len_P=of_prompts(),
+        gold=Gold(
+            markers=_markers(config, model),
+            marker_P=of_prompts(),
+            answer_PA=of_prompts(specs.MAX_ANSWER),
+            answer_len_P=of_prompts(),
+            cue_PQ=of_prompts(CUE),
+            cue_len_P=of_prompts(),
+        ),
+    )
 
 
 def _markers(config, model: ModelConfig) -> tuple[MarkerTable, ...]:

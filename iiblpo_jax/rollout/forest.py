@@ -59,6 +59,10 @@ class Forest:
         """Prompt index of every trajectory."""
         return jnp.arange(self.length_R.shape[0]) // self.group_size
 
+    def by_prompt(self, x_R: jax.Array) -> jax.Array:
+        """[P, G, ...]: what is said of the trajectories [R, ...], a group a prompt."""
+        return x_R.reshape(-1, self.group_size, *x_R.shape[1:])
+
     @property
     def mask_RT(self) -> jax.Array:
         """Tokens of the response, inherited prefix included."""

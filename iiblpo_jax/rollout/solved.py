@@ -8,23 +8,25 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from iiblpo_jax.rollout.branching import Branching
 from iiblpo_jax.rollout.marker import MarkerTable
 
 
 @struct.dataclass
 class Gold:
-    """Gold answers of a batch of prompts.
+    """Gold answers of a batch of prompts, and how a task asks for them.
 
     Attributes:
       markers: answer markers of the tasks; marker_P says which one a prompt's task has.
-      answer_PA, answer_len_P: tokens of the answers, right padded.
+      answer_PA, answer_len_P: tokens of the answers, right padded; at least one each.
+      cue_PQ, cue_len_P: the text that asks for the answer, such as "The answer is ".
     """
 
     markers: tuple[MarkerTable, ...]
     marker_P: jax.Array
     answer_PA: jax.Array
     answer_len_P: jax.Array
+    cue_PQ: jax.Array | None = None
+    cue_len_P: jax.Array | None = None
 
 
 @struct.dataclass
@@ -67,8 +69,3 @@ def listen(heard: Heard, gold: Gold, prompt_B: jax.Array, token_B: jax.Array) ->
 def is_right(heard: Heard, gold: Gold, prompt_B: jax.Array) -> jax.Array:
     """The gold answer, and nothing that makes it another one, followed the first marker, bool [B]."""
     return heard.matched_B >= gold.answer_len_P[prompt_B]
-
-
-def gold_of(branching: Branching, markers: tuple[MarkerTable, ...], inputs: dict) -> Gold | None:
-    """The gold answers among the arrays of a batch (`marker_P`, `answer`); None where no branch depends on them."""
-    return Gold(markers, inputs["marker_P"], *inputs["answer"]) if branching.asks_answer else None

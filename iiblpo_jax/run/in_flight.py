@@ -5,16 +5,18 @@ Both are handles: everything in them has been dispatched and nothing has been wa
 
 import dataclasses
 import time
+from collections.abc import Generator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from iiblpo_jax.data.pipeline import PromptBatch
 from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.rollout.engine import RolloutStats
-from iiblpo_jax.rollout.forest import Forest
-from iiblpo_jax.step.score import Information, Scored
-from iiblpo_jax.update.rows import UpdateRows
+from iiblpo_jax.step.programs import Sampled
+from iiblpo_jax.step.score import Scored
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -23,18 +25,16 @@ class PendingRollout:
 
     Attributes:
       step, batch: what it is for.
-      forest, stats, information: of `rollout` and `inform`.
-      select_key, update_key: of the rest of the step.
+      rest: what is left of the step (StepPrograms.step); sampled: its first part, under way.
+      update_key: of the update, should it turn out to be bad.
       position: of the data iterator after `batch`.
       began: time.monotonic() at which the device was free for it.
     """
 
     step: int
     batch: PromptBatch
-    forest: Forest
-    stats: RolloutStats
-    information: Information | None
-    select_key: jax.Array
+    rest: Generator[Any, Any, None]
+    sampled: Sampled
     update_key: jax.Array
     position: bytes
     began: float
@@ -42,7 +42,7 @@ class PendingRollout:
 
     def wait(self) -> float:
         """Blocks until the tokens are there; seconds from `began` to the first call that returned."""
-        jax.block_until_ready(self.forest)
+        jax.block_until_ready(self.sampled.forest)
         if self._seconds is None:
             self._seconds = time.monotonic() - self.began
         return self._seconds
@@ -66,7 +66,7 @@ class PendingUpdate:
     """
 
     step: int
-    rows: UpdateRows
+    rows: Rows
     key: jax.Array
     counted: dict
     scored: dict
@@ -104,7 +104,7 @@ class PendingUpdate:
 def scored_metrics(scored: Scored, stats: RolloutStats) -> dict:
     """Metrics that are known, on the device, when the step has been scored."""
     found = {"rollout/tokens": stats.tokens, "rollout/slot_utilisation": stats.slot_utilisation}
-    return scored.metrics | found | {"tokens_trained": _sum(scored.rows.mask_NT)}
+    return scored.metrics | found | {"tokens_trained": _sum(scored.rows.mask_RT)}
 
 
 def updated_metrics(updated: dict, params: dict) -> dict:

@@ -17,8 +17,8 @@ from rich.table import Table
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.update.gradient import MinibatchGradient
-from iiblpo_jax.update.rows import UpdateRows
 
 WORST = 10  # rows in the table
 
@@ -29,17 +29,17 @@ class Finding:
 
     Attributes:
       loss, grad_norm: of all rows as one minibatch, before clipping; may be anything, NaN included.
-      gap_N: per row, the largest |log-prob of the rollout - log-prob now| over tokens that count.
-      finite_N: bool, per row: every number in it and every log-prob of it is finite.
+      gap_R: per row, the largest |log-prob of the rollout - log-prob now| over tokens that count.
+      finite_R: bool, per row: every number in it and every log-prob of it is finite.
     """
 
     loss: float
     grad_norm: float
-    gap_N: np.ndarray
-    finite_N: np.ndarray
+    gap_R: np.ndarray
+    finite_R: np.ndarray
 
 
-def save_batch(workdir: Path, step: int, rows: UpdateRows, key: jax.Array) -> Path:
+def save_batch(workdir: Path, step: int, rows: Rows, key: jax.Array) -> Path:
     """Writes `bad_step_NNNNNN.npz`: every array of the rows by its path, the key of the update, the step."""
     path = workdir / f"bad_step_{step:06d}.npz"
     arrays = {f"rows.{name}": x for name, x in meshes.to_host(_named(rows)).items()}
@@ -48,7 +48,7 @@ def save_batch(workdir: Path, step: int, rows: UpdateRows, key: jax.Array) -> Pa
     return path
 
 
-def load_batch(path: Path | str, like: UpdateRows) -> tuple[int, UpdateRows, jax.Array]:
+def load_batch(path: Path | str, like: Rows) -> tuple[int, Rows, jax.Array]:
     """(step, rows, key) of `save_batch`.
 
     Args:
@@ -72,7 +72,7 @@ def load_batch(path: Path | str, like: UpdateRows) -> tuple[int, UpdateRows, jax
     return step, rows, key
 
 
-def examine(gradient: MinibatchGradient, params: dict, rows: UpdateRows, key: jax.Array, *, step: int) -> Finding:
+def examine(gradient: MinibatchGradient, params: dict, rows: Rows, key: jax.Array, *, step: int) -> Finding:
     """One loss and gradient of the rows under `params`, nothing applied.
 
     Args:
@@ -80,31 +80,28 @@ def examine(gradient: MinibatchGradient, params: dict, rows: UpdateRows, key: ja
       params: {'policy': ..., 'psa': ...}.
       rows, key, step: of `load_batch`.
     """
-    s = gradient.settings
-    if not s.pack_tokens and not s.microbatch:
-        n = rows.prompt_len_N.shape[0]
-        gradient = dataclasses.replace(gradient, settings=dataclasses.replace(s, microbatch=n // s.minibatches))
+    gradient = gradient.sized_for(rows.count)
 
     @jax.jit
     def look(params, rows):
-        with meshes.using(s.mesh):
-            logp_NT, _ = gradient.log_probs(params, rows)
-            loss, gradients, _ = gradient(params, rows, logp_NT, step=jnp.int32(step), key=key)
-        counts_NT = rows.mask_NT > 0
-        gap_NT = jnp.where(counts_NT, jnp.abs(rows.raw_logp_NT - logp_NT), 0.0)
-        finite_N = jnp.where(counts_NT, jnp.isfinite(logp_NT), True).all(1)
-        return loss, optax.tree.norm(gradients), gap_NT.max(1), finite_N
+        with meshes.using(gradient.settings.mesh):
+            logp_RT, _ = gradient.log_probs(params, rows)
+            loss, gradients, _ = gradient(params, rows, logp_RT, step=jnp.int32(step), key=key)
+        counts_RT = rows.mask_RT > 0
+        gap_RT = jnp.where(counts_RT, jnp.abs(rows.raw_logp_RT - logp_RT), 0.0)
+        finite_R = jnp.where(counts_RT, jnp.isfinite(logp_RT), True).all(1)
+        return loss, optax.tree.norm(gradients), gap_RT.max(1), finite_R
 
-    loss, norm, gap_N, finite_N = jax.device_get(look(params, rows))
+    loss, norm, gap_R, finite_R = jax.device_get(look(params, rows))
     for x in meshes.to_host(jax.tree.leaves(rows)):
         if np.issubdtype(x.dtype, np.floating):
-            finite_N = finite_N & np.isfinite(x).reshape(x.shape[0], -1).all(1)
-    return Finding(loss=float(loss), grad_norm=float(norm), gap_N=gap_N, finite_N=finite_N)
+            finite_R = finite_R & np.isfinite(x).reshape(x.shape[0], -1).all(1)
+    return Finding(loss=float(loss), grad_norm=float(norm), gap_R=gap_R, finite_R=finite_R)
 
 
-def finding_table(finding: Finding, rows: UpdateRows) -> Table:
+def finding_table(finding: Finding, rows: Rows) -> Table:
     """The worst rows first: those that are not finite, then those with the largest gap."""
-    bad = int((~finding.finite_N).sum())
+    bad = int((~finding.finite_R).sum())
     table = Table(
         "row",
         "trajectory",
@@ -115,19 +112,19 @@ def finding_table(finding: Finding, rows: UpdateRows) -> Table:
         "finite",
         title=f"loss {finding.loss:.6g}, gradient norm {finding.grad_norm:.6g}, {bad} rows not finite",
     )
-    for n in np.lexsort((-finding.gap_N, finding.finite_N))[:WORST]:
+    for n in np.lexsort((-finding.gap_R, finding.finite_R))[:WORST]:
         table.add_row(
             str(n),
-            str(rows.trajectory_N[n]),
-            str(rows.length_N[n]),
-            f"{rows.reward_N[n]:.3g}",
-            f"{jnp.mean(rows.advantage_N[n]):.4g}",
-            f"{finding.gap_N[n]:.4g}",
-            "yes" if finding.finite_N[n] else "NO",
+            str(rows.trajectory_R[n]),
+            str(rows.length_R[n]),
+            f"{rows.reward_R[n]:.3g}",
+            f"{jnp.mean(rows.advantage_R[n]):.4g}",
+            f"{finding.gap_R[n]:.4g}",
+            "yes" if finding.finite_R[n] else "NO",
         )
     return table
 
 
-def _named(rows: UpdateRows) -> dict:
+def _named(rows: Rows) -> dict:
     leaves = jax.tree_util.tree_leaves_with_path(rows)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

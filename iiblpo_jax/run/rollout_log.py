@@ -13,6 +13,7 @@ from iiblpo_jax.common.jsonl import plain, write_atomic
 from iiblpo_jax.data.pipeline import PromptBatch
 from iiblpo_jax.rewards.scorer import CORRECT
 from iiblpo_jax.rollout.forest import FINISH_NAMES, Forest, response_tokens
+from iiblpo_jax.step.programs import Sampled
 from iiblpo_jax.step.score import Scored
 
 ROLLOUT_KEYS = (
@@ -70,20 +71,13 @@ def _named(row: dict) -> dict:
 
 
 def log_columns(
-    batch: PromptBatch,
-    forest: Forest,
-    texts: list[str],
-    rewards: np.ndarray,
-    information,
-    scored: Scored,
-    estimator: str,
+    batch: PromptBatch, sampled: Sampled, texts: list[str], rewards: np.ndarray, scored: Scored, *, scores: bool
 ) -> tuple[dict, dict]:
-    """(columns that the host has, columns still on the device) of the rollout log."""
-    count, group = len(texts), forest.group_size
-    nothing = [None] * count
+    """(columns that the host has, columns still on the device) of the rollout log; `scores`: there is an S_IB."""
+    forest = sampled.forest
     host = {
-        "prompt_id": [problem.id for problem in batch.problems for _ in range(group)],
-        "trajectory": list(range(count)),
+        "prompt_id": [problem.id for problem in batch.problems for _ in range(forest.group_size)],
+        "trajectory": list(range(len(texts))),
         "text": texts,
         "tokens": response_tokens(forest, stop=True),
         "reward": rewards,
@@ -97,11 +91,10 @@ def log_columns(
         "advantage": scored.advantage_R,
         "finish": forest.finish_R,
     }
-    of_reference = {"ib_answer": information.answer_R, "ib_prompt": information.prompt_R} if information else {}
-    optional = {"ib_score": scored.score_R} if estimator != "none" else {}
-    optional |= of_reference if estimator == "likelihood" else {}
-    host |= dict.fromkeys({"ib_answer", "ib_prompt", "ib_score"} - set(optional), nothing)
-    return host, device | optional
+    optional = {name: x_R for name, x_R in sampled.columns.items() if name in ROLLOUT_KEYS}
+    optional |= {"ib_score": scored.score_R} if scores else {}
+    missing = {"ib_answer", "ib_prompt", "ib_score"} - set(optional)
+    return host | dict.fromkeys(missing, [None] * len(texts)), device | optional
 
 
 @jax.jit

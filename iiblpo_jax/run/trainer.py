@@ -37,22 +37,16 @@ from iiblpo_jax.model.files.loading import load_model
 from iiblpo_jax.planning.memory import check_fits, device_limit, measure_step, memory_table
 from iiblpo_jax.results.evaluation import Evaluator, evaluation_tasks
 from iiblpo_jax.rewards.together import make_scorer, score_together
-from iiblpo_jax.rollout.engine import rollout
 from iiblpo_jax.rollout.forest import Forest, response_tokens
 from iiblpo_jax.rollout.marker import MarkerTable, marker_table
-from iiblpo_jax.rollout.publication import Published, publisher
-from iiblpo_jax.rollout.solved import gold_of
+from iiblpo_jax.rollout.publication import Published
+from iiblpo_jax.rollout.solved import Gold
 from iiblpo_jax.run.checkpoints import Checkpoints, check_writable
 from iiblpo_jax.run.in_flight import PendingRollout, PendingUpdate, scored_metrics, updated_metrics
 from iiblpo_jax.run.replay import examine, finding_table, load_batch, save_batch
 from iiblpo_jax.run.rollout_log import log_columns
 from iiblpo_jax.step import specs
-from iiblpo_jax.step.inform import inform
-from iiblpo_jax.step.programs import StepPrograms, abstract_of, abstract_rows
-from iiblpo_jax.step.score import score
-from iiblpo_jax.update.epochs import make_update
-from iiblpo_jax.update.gradient import MinibatchGradient
-from iiblpo_jax.update.optimizer import make_optimizer
+from iiblpo_jax.step.programs import AbstractStep, Asked, Frozen, abstract_of, make_programs, step_keys
 from iiblpo_jax.update.state import init_state
 
 
@@ -75,13 +69,11 @@ class Trainer:
 
         # --- model, tasks, data
         self._mesh = mesh = meshes.make_mesh(config.mesh, prompts=config.train.prompts_per_step, devices=devices)
-        specs.check_mesh(config, mesh)
         model, self.tokenizer = load_model(config.model.path)
         self.model_config = model.config
         weighted = make_tasks(config.task, seed=config.data.seed)
         tasks = [task for task, _ in weighted]
-        specs.check_positions(config, self.model_config, tasks, self.tokenizer)
-        specs.check_attention(config, self.model_config, mesh)
+        specs.check(config, self.model_config, mesh, tasks=tasks, tokenizer=self.tokenizer)
         self._answer_width = specs.answer_width(tasks, self.tokenizer)
         self.pipeline = self._pipeline(weighted)
         if self.pipeline.dropped:
@@ -91,28 +83,27 @@ class Trainer:
         self._evaluator = Evaluator(config, evaluated, self.model_config, self.tokenizer, self.scorer, mesh=mesh)
         self._markers = {task.name: self._marker_table(task.marker) for task in tasks}
 
-        # --- programs
-        method = specs.objective(config)
-        self._rollout_spec = specs.rollout_spec(config, self.model_config, self.tokenizer.stop_ids, mesh=mesh)
-        self._score_spec = specs.score_spec(config, self.model_config, self.tokenizer, method, mesh=mesh)
-        settings = specs.update_settings(config, method, mesh=mesh)
-        steps = config.train.steps * settings.minibatches * settings.epochs
-        optimizer = make_optimizer(config.optim, total_steps=steps)
-
         # --- weights: a sharded policy, a frozen copy as the reference, latents from the reference
         policy = meshes.shard_params(params_of(model), meshes.param_shardings(model, mesh, meshes.TRAIN))
-        publication = specs.publication_spec(config, self.model_config)
-        self._publish = publisher(publication, policy, mesh)
-        self._reference = jax.tree.map(jnp.copy, cast(policy, config.model.dtype))
+        reference = jax.tree.map(jnp.copy, cast(policy, config.model.dtype))
         self._fingerprint = fingerprint(self.model_config, policy)
-        self._cvae, psa = self._latents(workdir, weighted, console)
+        cvae, psa = self._latents(workdir, weighted, reference, console)
+        self._frozen = Frozen(readers={specs.REFERENCE: reference}, cvae=cvae)
+        optimizer = specs.optimizer(config)
         params = {"policy": policy} if psa is None else {"policy": policy, "psa": psa}
         self.state = self._placed(init_state(params, optimizer))
-        placement = jax.tree.map(lambda x: x.sharding, self.state)
-        self._gradient = MinibatchGradient(
-            settings=settings, objective=method, model_config=self.model_config, shardings=placement.params
+
+        # --- programs
+        tokenizer = self.tokenizer
+        self._programs = make_programs(
+            config,
+            self.model_config,
+            self.state,
+            optimizer,
+            stop_ids=tokenizer.stop_ids,
+            start_id=tokenizer.start_id,
+            mesh=mesh,
         )
-        self._update = make_update(settings, method, self.model_config, optimizer, state_shardings=placement)
         self._checkpoints = Checkpoints(
             workdir, keep=config.checkpoint.keep, every=config.checkpoint.every, best=config.checkpoint.best
         )
@@ -187,7 +178,7 @@ class Trainer:
         Raises:
           InputError: one needs more than a device has.
         """
-        programs, limit = measure_step(self._programs(), self._update), device_limit()
+        programs, limit = measure_step(self._abstract()), device_limit()
         console.print(memory_table(programs, limit))
         check_fits(programs, limit)
 
@@ -197,12 +188,12 @@ class Trainer:
         Raises:
           InputError: the file cannot be read, or was saved with another config.
         """
-        step, rows, key = load_batch(path, abstract_rows(self._programs()))
-        console.print(finding_table(examine(self._gradient, self.state.params, rows, key, step=step), rows))
+        step, rows, key = load_batch(path, self._abstract().rows())
+        console.print(finding_table(examine(self._programs.gradient, self.state.params, rows, key, step=step), rows))
 
     def latent_metrics(self) -> dict:
         """What the latent stage measured (`latent/*`); empty without a latent."""
-        return {} if self._cvae is None else json.loads((self._workdir / "latent" / METRICS).read_text())
+        return {} if self._frozen.cvae is None else json.loads((self._workdir / "latent" / METRICS).read_text())
 
     # -- resuming ---------------------------------------------------------------------------------------------------
 
@@ -256,7 +247,7 @@ class Trainer:
         pieces = self.tokenizer.token_bytes()
         return marker_table(pieces + [b""] * (self.model_config.vocab_size - len(pieces)), marker)
 
-    def _latents(self, workdir: Path, tasks, console: Console):
+    def _latents(self, workdir: Path, tasks, reference: dict, console: Console):
         """(CVAE weights, PSA weights), trained first where the workdir has none; (None, None) without a latent."""
         if not specs.uses_latents(self.config):
             return None, None
@@ -268,7 +259,7 @@ class Trainer:
             self.config,
             workdir / "latent",
             self.model_config,
-            self._reference,
+            reference,
             questions,
             stop_ids=self.tokenizer.stop_ids,
             console=console,
@@ -286,54 +277,25 @@ class Trainer:
 
         return jax.tree.map(lambda x: x if here(x) else jax.device_put(x, everywhere), state)
 
-    def _programs(self) -> StepPrograms:
+    def _abstract(self) -> AbstractStep:
         batch = next(self.pipeline)
         self.pipeline.set_state(self._position)
-        return StepPrograms(
-            state=self.state,
-            reference=self._reference,
-            cvae=self._cvae,
-            inputs=self._inputs(batch),
-            markers=tuple(self._markers.values()),
-            rollout_spec=self._rollout_spec,
-            score_spec=self._score_spec,
-            publish=self._publish,
-        )
+        return AbstractStep(self._programs, *abstract_of((self.state, self._frozen, self._asked(batch))))
 
     # -- pieces of a step ---------------------------------------------------------------------------------------------
 
     def _start(self, step: int) -> PendingRollout:
         """Dispatches the rollout of a step and the reference forwards over it."""
-        key = jax.random.fold_in(jax.random.key(self.config.train.seed), step)
-        rollout_key, select_key, update_key = jax.random.split(key, 3)
         batch = next(self.pipeline)
-        inputs, began = self._inputs(batch), time.monotonic()
-        markers = tuple(self._markers.values())
-        forest, stats = rollout(
-            self._published(),
-            *inputs["prompt"],
-            rollout_key,
-            spec=self._rollout_spec,
-            latents=self._latent_params(),
-            gold=gold_of(self._rollout_spec.branching, markers, inputs),
-        )
-        information = inform(
-            self._reference,
-            forest,
-            markers,
-            inputs["marker_P"],
-            inputs["cue"],
-            inputs["answer"],
-            spec=self._score_spec,
-        )
+        asked, began = self._asked(batch), time.monotonic()
+        keys = step_keys(self.config.train.seed, step)
+        rest = self._programs.step(self.state, self._frozen, asked, keys)
         return PendingRollout(
             step=step,
             batch=batch,
-            forest=forest,
-            stats=stats,
-            information=information,
-            select_key=select_key,
-            update_key=update_key,
+            rest=rest,
+            sampled=next(rest),
+            update_key=keys.update,
             position=self.pipeline.get_state(),
             began=began,
         )
@@ -343,17 +305,17 @@ class Trainer:
         done, self._pending = self._pending, None
         done.began = max(done.began, self._finished_at)
         rollout_s, arrived = done.wait(), time.monotonic()
-        rewards, texts, counted = self._verify(done.forest, done.batch)
+        rewards, texts, counted = self._verify(done.sampled.forest, done.batch)
         dispatched = time.monotonic()
-        reward_R = meshes.to_devices(rewards, self._mesh, "batch")
-        scored = score(done.forest, reward_R, done.information, done.select_key, self.state.step, spec=self._score_spec)
-        known = scored_metrics(scored, done.stats)  # before the update: the device works in the order of dispatch
+        scored = done.rest.send(meshes.to_devices(rewards, self._mesh, "batch"))
+        # Before the update: the device works in the order of dispatch.
+        known = scored_metrics(scored, done.sampled.stats)
         every = self.config.log.rollouts
         log = per_row = {}
         if every and done.step % every == 0:
-            estimator = self._score_spec.estimator
-            log, per_row = log_columns(done.batch, done.forest, texts, rewards, done.information, scored, estimator)
-        self.state, updated = self._update(self.state, scored.rows, done.update_key)
+            log, per_row = log_columns(done.batch, done.sampled, texts, rewards, scored, scores=self._has_score)
+        updated = next(done.rest)
+        self.state = updated.state
         self._position, self._score = done.position, None
         self._checkpoints.prepare(done.step, self.state)
         return PendingUpdate(
@@ -362,7 +324,7 @@ class Trainer:
             key=done.update_key,
             counted=counted,
             scored=known,
-            updated=updated_metrics(updated, self.state.params),
+            updated=updated_metrics(updated.metrics, self.state.params),
             log=log,
             per_row=per_row,
             rollout_s=rollout_s,
@@ -396,21 +358,20 @@ class Trainer:
 
     def _published(self) -> Published:
         """The policy as decoding wants it."""
-        return self._publish(self.state.params["policy"])
+        return self._programs.publish(self.state.params["policy"])
 
-    def _latent_params(self) -> dict | None:
-        return None if self._cvae is None else {"psa": self.state.params["psa"], "cvae": self._cvae}
+    @property
+    def _has_score(self) -> bool:
+        return self._programs.score_spec.bottleneck.estimator != "none"
 
-    def _inputs(self, batch: PromptBatch) -> dict:
-        """The arrays of a batch: prompts for the rollout, task, answer cue and gold answer for the reference model."""
+    def _asked(self, batch: PromptBatch) -> Asked:
+        """The arrays of a batch, on the devices."""
         names = list(self._markers)
-        arrays = {
-            "prompt": (batch.tokens_PS, batch.length_P),
-            "marker_P": np.array([names.index(problem.task) for problem in batch.problems], np.int32),
-            "cue": (batch.cue_PQ, batch.cue_length_P),
-            "answer": (batch.answer_PA, batch.answer_length_P),
-        }
-        return meshes.to_devices(arrays, self._mesh, "batch")
+        task_P = np.array([names.index(problem.task) for problem in batch.problems], np.int32)
+        prompt, answer = (batch.tokens_PS, batch.length_P), (batch.answer_PA, batch.answer_length_P)
+        arrays = (*prompt, task_P, *answer, batch.cue_PQ, batch.cue_length_P)
+        prompt_PS, prompt_len_P, *gold = meshes.to_devices(arrays, self._mesh, "batch")
+        return Asked(prompt_PS, prompt_len_P, Gold(tuple(self._markers.values()), *gold))
 
     def _verify(self, forest: Forest, batch: PromptBatch):
         texts = self.tokenizer.decode_batch(response_tokens(forest))

@@ -1,78 +1,100 @@
-"""What the frozen reference model says about a Forest."""
+"""What frozen models say about a Forest: named readers, named columns. Needs no reward: the host verifies meanwhile."""
 
+import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from iiblpo_jax import bottleneck
-from iiblpo_jax.bottleneck import Evidence, Information
-from iiblpo_jax.bottleneck.information import reference_logprobs
+from iiblpo_jax.bottleneck import Reading
+from iiblpo_jax.common.padded import Padded
 from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import bind
 from iiblpo_jax.rollout.forest import Forest
-from iiblpo_jax.rollout.marker import MarkerTable, marker_cut
-from iiblpo_jax.step.score import ScoreSpec
+from iiblpo_jax.rollout.marker import marker_cut
+from iiblpo_jax.rollout.solved import Gold
+
+Columns = dict[str, jax.Array]  # [R] or [R,T] arrays of a Forest by name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InformationTerms:
+    """Reads `ib_answer`, `ib_prompt` [R] and `ref_logp` [R,T]: both terms of S_IB (bottleneck.likelihood).
+
+    Attributes:
+      model: architecture.
+      reading: how rows are read.
+      compression: `description` or `information`.
+    """
+
+    model: ModelConfig
+    reading: Reading
+    compression: str
+
+    def __call__(self, weights: dict, forest: Forest, gold: Gold) -> Columns:
+        """The columns, under these weights."""
+        found = bottleneck.likelihood(
+            bind(self.model, weights),
+            prompt=Padded(forest.prompt_PS, forest.prompt_len_P),
+            response=Padded(forest.tokens_RT, forest.length_R),
+            cut_R=cuts(forest, gold),
+            cue=Padded(gold.cue_PQ, gold.cue_len_P),
+            answer=Padded(gold.answer_PA, gold.answer_len_P),
+            reading=self.reading,
+            compression=self.compression,
+        )
+        return {"ib_answer": found.answer_R, "ib_prompt": found.prompt_R, "ref_logp": found.ref_logp_RT}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogProbs:
+    """Reads `ref_logp` [R,T] alone: what the KL term asks for."""
+
+    model: ModelConfig
+    reading: Reading
+
+    def __call__(self, weights: dict, forest: Forest, gold: Gold) -> Columns:
+        """The column, under these weights."""
+        return {"ref_logp": bottleneck.reference_logprobs(bind(self.model, weights), forest, self.reading)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InformSpec:
+    """Who reads a Forest; hashable.
+
+    Attributes:
+      readers: (name of the weights, reader); a reader is a hashable (weights, Forest, Gold) -> Columns. Two readers
+        give no column of the same name.
+      mesh: devices among which prompts are split; None = one.
+    """
+
+    readers: tuple[tuple[str, InformationTerms | LogProbs], ...]
+    mesh: Mesh | None = None
 
 
 @functools.partial(jax.jit, static_argnames="spec")
-def inform(
-    reference: dict,
-    forest: Forest,
-    markers: tuple[MarkerTable, ...],
-    marker_P: jax.Array,
-    cue: tuple[jax.Array, jax.Array],
-    answer: tuple[jax.Array, jax.Array],
-    *,
-    spec: ScoreSpec,
-) -> Information | None:
-    """What the frozen reference model says about a Forest; None where nothing asks for it.
+def inform(weights: Mapping[str, dict], forest: Forest, gold: Gold, *, spec: InformSpec) -> Columns:
+    """The columns of all readers; empty where nobody reads.
 
     Args:
-      reference: its weights.
+      weights: of the frozen models, by the names that the readers have: `reference`.
       forest: finished trajectories.
-      markers: answer markers of the tasks; marker_P says which one a prompt's task has.
-      cue, answer: (tokens [P,Q or P,A], lengths [P]) of the answer cue and the gold answer.
+      gold: answers of the prompts, and how they are asked for.
       spec: static.
     """
+    columns: Columns = {}
     with meshes.using(spec.mesh):
-        return _inform(bind(spec.model, reference), forest, markers, marker_P, cue, answer, spec)
+        for name, reader in spec.readers:
+            columns |= reader(weights[name], forest, gold)
+    return columns
 
 
-def _inform(model, forest: Forest, markers, marker_P, cue, answer, spec: ScoreSpec) -> Information | None:
-    if spec.estimator == "likelihood":
-        cut_NR = jnp.stack([marker_cut(m, forest.tokens_RT, forest.length_R, forest.finish_R) for m in markers])
-        cut_R = jnp.take_along_axis(cut_NR, marker_P[forest.group_R][None], axis=0)[0]
-        evidence = Evidence(
-            prompt_PS=forest.prompt_PS,
-            prompt_len_P=forest.prompt_len_P,
-            response_RT=forest.tokens_RT,
-            length_R=forest.length_R,
-            cut_R=cut_R,
-            cue_PQ=cue[0],
-            cue_len_P=cue[1],
-            answer_PA=answer[0],
-            answer_len_P=answer[1],
-        )
-        return bottleneck.likelihood(
-            model,
-            evidence,
-            start_id=spec.start_id,
-            compression=spec.compression,
-            temperature=spec.temperature,
-            pack_tokens=spec.pack_tokens,
-            attention=spec.attention,
-            shards=meshes.shards(spec.mesh),
-        )
-    if not spec.reference:
-        return None
-    logp_RT = reference_logprobs(
-        model,
-        forest,
-        temperature=spec.temperature,
-        pack_tokens=spec.pack_tokens,
-        attention=spec.attention,
-        shards=meshes.shards(spec.mesh),
-    )
-    nothing_R = jnp.full(forest.length_R.shape, jnp.nan)
-    return Information(answer_R=nothing_R, prompt_R=nothing_R, ref_logp_RT=logp_RT)
+def cuts(forest: Forest, gold: Gold) -> jax.Array:
+    """Tokens [R] of every response before its final answer, by the marker of its task."""
+    # Tasks are few: every marker is looked for in every response, and each response takes that of its own task.
+    cut_NR = jnp.stack([marker_cut(m, forest.tokens_RT, forest.length_R, forest.finish_R) for m in gold.markers])
+    return jnp.take_along_axis(cut_NR, gold.marker_P[forest.group_R][None], axis=0)[0]

@@ -1,27 +1,236 @@
-"""One step, put together."""
+"""One step, from top to bottom: which programs it has, what each takes, and in which order they run.
 
-from collections.abc import Mapping
-from functools import partial
+    publish   the policy as decoding wants it
+    rollout   prompts -> Forest
+    inform    frozen models read the Forest
+              (the host verifies the responses meanwhile)
+    score     rewards -> kept rows with their advantages
+    update    optimizer steps on these rows
+
+Whoever runs, compiles, measures or plans a step goes through `StepPrograms.step`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Generator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+from flax import struct
+from jax.sharding import Mesh
 
-from iiblpo_jax.rollout.engine import rollout
-from iiblpo_jax.rollout.solved import gold_of
-from iiblpo_jax.step.inform import inform
-from iiblpo_jax.step.score import score
-from iiblpo_jax.update.rows import UpdateRows
+from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.rollout.engine import RolloutStats, rollout
+from iiblpo_jax.rollout.forest import Forest
+from iiblpo_jax.rollout.publication import Published, publisher
+from iiblpo_jax.rollout.solved import Gold
+from iiblpo_jax.rollout.spec import RolloutSpec
+from iiblpo_jax.step import specs
+from iiblpo_jax.step.inform import Columns, InformSpec, inform
+from iiblpo_jax.step.score import Rows, ScoreSpec, score
+from iiblpo_jax.update.epochs import make_update
+from iiblpo_jax.update.gradient import MinibatchGradient
+from iiblpo_jax.update.state import TrainState
 
 
 class Program(NamedTuple):
-    """A jitted function and its abstract arguments."""
+    """A jitted function with its arguments, arrays or their shapes; `mend` is what makes it smaller."""
 
     name: str
     mend: str
-    function: Any
+    function: Callable
     args: tuple
     kwargs: Mapping = MappingProxyType({})
+
+
+@struct.dataclass
+class Asked:
+    """The arrays of a batch of P prompts.
+
+    Attributes:
+      prompt_PS, prompt_len_P: right-padded prompts.
+      gold: their answers, and how they are asked for.
+    """
+
+    prompt_PS: jax.Array
+    prompt_len_P: jax.Array
+    gold: Gold
+
+
+@struct.dataclass
+class Frozen:
+    """Weights that a step reads and never changes.
+
+    Attributes:
+      readers: of `inform`, by name.
+      cvae: of the latent's prior; None without a latent.
+    """
+
+    readers: dict
+    cvae: dict | None
+
+
+class Keys(NamedTuple):
+    """The random keys of a step."""
+
+    rollout: jax.Array
+    select: jax.Array
+    update: jax.Array
+
+
+class Sampled(NamedTuple):
+    """What there is before the rewards."""
+
+    forest: Forest
+    stats: RolloutStats
+    columns: Columns
+
+
+class Updated(NamedTuple):
+    """What a step ends with: the new state, and the metrics of the update."""
+
+    state: TrainState
+    metrics: dict
+
+
+def step_keys(seed: int, step: int) -> Keys:
+    """Keys of step number `step` of a run: a resumed run draws what the killed one would have drawn."""
+    return Keys(*jax.random.split(jax.random.fold_in(jax.random.key(seed), step), 3))
+
+
+def run(program: Program) -> Any:
+    """Dispatches a program."""
+    return program.function(*program.args, **program.kwargs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepPrograms:
+    """The programs of a run, with all that is static about them.
+
+    Attributes:
+      rollout_spec, inform_spec, score_spec: static arguments.
+      publish: jitted, policy weights -> Published.
+      gradient: loss and gradient of a minibatch, what `update` is made of.
+      update: jitted, (TrainState, donated; Rows; key) -> (TrainState, metrics).
+    """
+
+    rollout_spec: RolloutSpec
+    inform_spec: InformSpec
+    score_spec: ScoreSpec
+    publish: Callable[[dict], Published]
+    gradient: MinibatchGradient
+    update: Callable
+
+    def step(
+        self, state: TrainState, frozen: Frozen, asked: Asked, keys: Keys, *, call: Callable[[Program], Any] = run
+    ) -> Generator[Any, Any, None]:
+        """One step. The caller takes it in three parts, since the host has to see the responses in between:
+
+            step = programs.step(state, frozen, asked, keys)
+            sampled = next(step)            # Sampled, under way on the device
+            scored = step.send(reward_R)    # Scored
+            updated = next(step)            # Updated; `state` was donated
+
+        Args:
+          state, frozen, asked, keys: arrays, or their shapes where `call` does not run anything.
+          call: what is done with a Program; returns its outputs.
+        """
+        policy = state.params["policy"]
+        published = call(Program("publish", "use rollout.dtype=bfloat16", self.publish, (policy,)))
+        forest, stats = call(
+            Program(
+                "rollout",
+                "lower rollout.slots",
+                rollout,
+                (published, asked.prompt_PS, asked.prompt_len_P, keys.rollout),
+                {"spec": self.rollout_spec, "latents": latents(state, frozen), "gold": self._gold(asked)},
+            )
+        )
+        del published  # a copy of the weights, which the update can use the room of
+        columns = call(
+            Program(
+                "inform",
+                "lower train.prompts_per_step, or raise mesh.fsdp",
+                inform,
+                (frozen.readers, forest, asked.gold),
+                {"spec": self.inform_spec},
+            )
+        )
+        reward_R = yield Sampled(forest, stats, columns)
+        arguments = (forest, reward_R, columns, keys.select, state.step)
+        scored = call(Program("score", "lower train.prompts_per_step", score, arguments, {"spec": self.score_spec}))
+        yield scored
+        mend = "lower update.microbatch, or raise mesh.fsdp"
+        yield Updated(*call(Program("update", mend, self.update, (state, scored.rows, keys.update))))
+
+    def _gold(self, asked: Asked) -> Gold | None:
+        """The answers, where branches depend on them."""
+        return asked.gold if self.rollout_spec.branching.asks_answer else None
+
+
+def latents(state: TrainState, frozen: Frozen) -> dict | None:
+    """What `rollout` draws and injects latents with."""
+    return None if frozen.cvae is None else {"psa": state.params["psa"], "cvae": frozen.cvae}
+
+
+def make_programs(
+    config, model: ModelConfig, state: TrainState, optimizer, *, stop_ids, start_id: int, mesh: Mesh
+) -> StepPrograms:
+    """The programs of a config.
+
+    Args:
+      config: of the run.
+      model: architecture of the policy and the reference.
+      state: where its arrays lie decides where those of the next one do; shapes will do.
+      optimizer: of `specs.optimizer`.
+      stop_ids, start_id: of the tokenizer.
+      mesh: devices.
+
+    Raises:
+      InputError: an unknown method, or rows that do not split as the config says.
+    """
+    method = specs.objective(config)
+    # Left to the compiler the new state may lie elsewhere, and every program that takes it would be compiled again.
+    placement = jax.tree.map(lambda x: x.sharding, state)
+    settings = specs.update_settings(config, method, mesh=mesh)
+    gradient = MinibatchGradient(settings=settings, objective=method, model_config=model, shardings=placement.params)
+    return StepPrograms(
+        rollout_spec=specs.rollout_spec(config, model, stop_ids, mesh=mesh),
+        inform_spec=specs.inform_spec(config, model, start_id, mesh=mesh),
+        score_spec=specs.score_spec(config, method),
+        publish=publisher(specs.publication_spec(config, model), state.params["policy"], mesh),
+        gradient=gradient,
+        update=make_update(gradient, optimizer, state_shardings=placement),
+    )
+
+
+# -- a step that nobody runs ------------------------------------------------------------------------------------------
+
+
+class AbstractStep(NamedTuple):
+    """A step as shapes: what it would be called with."""
+
+    programs: StepPrograms
+    state: TrainState
+    frozen: Frozen
+    asked: Asked
+
+    @property
+    def alive(self) -> tuple:
+        """What lives on the devices while any of its programs runs."""
+        return self.state, self.frozen
+
+    def trace(self, call: Callable[[Program], Any]) -> Rows:
+        """Calls `call` with every program in turn, which returns abstract outputs; the rows of the update."""
+        step = self.programs.step(self.state, self.frozen, self.asked, abstract_of(step_keys(0, 0)), call=call)
+        forest = next(step).forest
+        scored = step.send(jax.ShapeDtypeStruct(forest.length_R.shape, "float32"))
+        next(step)
+        return scored.rows
+
+    def rows(self) -> Rows:
+        """Shapes of the rows of the update; nothing is compiled."""
+        return self.trace(lambda p: jax.eval_shape(lambda *args: p.function(*args, **p.kwargs), *p.args))
 
 
 def abstract_of(tree):
@@ -37,68 +246,3 @@ def abstract_of(tree):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return jax.tree.map(abstract, tree)
-
-
-class StepPrograms:
-    """The programs of a step up to its update, with abstract arguments: each takes what the one before puts out.
-
-    Args:
-      state: TrainState; of this and all other arrays only shapes and shardings are kept.
-      reference, cvae: weights; None for no cvae.
-      inputs: arrays of a batch, as `rollout` (prompt) and `inform` (marker_P, cue, answer) take them.
-      markers: MarkerTables of the tasks.
-      rollout_spec, score_spec: static arguments.
-      publish: jitted: policy weights -> what `rollout` takes.
-    """
-
-    def __init__(self, *, state, reference, cvae, inputs, markers, rollout_spec, score_spec, publish):
-        alive = (state, reference, cvae, inputs, markers, jax.random.key(0))
-        self.state, self._reference, self._cvae, self._inputs, self._markers, self.key = abstract_of(alive)
-        self.alive = (self.state, self._reference, self._cvae)
-        self._rollout_spec, self._score_spec, self.publish = rollout_spec, score_spec, publish
-
-    def run(self, call) -> UpdateRows:
-        """Calls `call(Program)` for publish, rollout, inform and score, in this order; returns the rows of the update.
-
-        `call` returns the abstract outputs of the program.
-        """
-        latents = None if self._cvae is None else {"psa": self.state.params["psa"], "cvae": self._cvae}
-        published = call(Program("publish", "use rollout.dtype=bfloat16", self.publish, (self.state.params["policy"],)))
-        forest, _ = call(
-            Program(
-                "rollout",
-                "lower rollout.slots",
-                rollout,
-                (published, *self._inputs["prompt"], self.key),
-                {
-                    "spec": self._rollout_spec,
-                    "latents": latents,
-                    "gold": gold_of(self._rollout_spec.branching, self._markers, self._inputs),
-                },
-            )
-        )
-        reads = (self._inputs["marker_P"], self._inputs["cue"], self._inputs["answer"])
-        information = call(
-            Program(
-                "inform",
-                "lower train.prompts_per_step, or raise mesh.fsdp",
-                inform,
-                (self._reference, forest, self._markers, *reads),
-                {"spec": self._score_spec},
-            )
-        )
-        reward_R = jax.ShapeDtypeStruct(forest.length_R.shape, "float32")
-        arguments = (forest, reward_R, information, self.key, self.state.step)
-        return call(Program("score", "lower train.prompts_per_step", score, arguments, {"spec": self._score_spec})).rows
-
-
-def update_program(programs: StepPrograms, update, rows: UpdateRows) -> Program:
-    """The program that follows those of StepPrograms; `update` is that of make_update, rows as `run` returns them."""
-    return Program(
-        "update", "lower update.microbatch, or raise mesh.fsdp", update, (programs.state, rows, programs.key)
-    )
-
-
-def abstract_rows(programs: StepPrograms) -> UpdateRows:
-    """Shapes of the update's rows; nothing is compiled."""
-    return programs.run(lambda p: jax.eval_shape(partial(p.function, **p.kwargs), *p.args))

@@ -1,9 +1,10 @@
-"""Between rollout and update: rewards become scores, a kept set, advantages and the rows of the update. In graph.
+"""Between rollout and update: rewards become scores, a kept set, advantages and rows of the update. In graph.
 
-1. inform   the frozen reference model reads the Forest: both information terms, reference log-probs
-            (needs no reward, so it runs while the host verifies answers)
-2. score    S_IB, rank, keep N a prompt; advantages over the kept group plus the self-reward
-3. rows     the kept trajectories as the update takes them
+rows        every trajectory of the Forest as a row
+ib_score    S_IB of each
+select      N of each prompt are kept
+credit      advantages over the kept group, the self-reward, the weight of the prompt
+take        the kept rows, for the update
 """
 
 import dataclasses
@@ -12,66 +13,76 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.sharding import Mesh
 
 from iiblpo_jax import bottleneck
-from iiblpo_jax.bottleneck import Information, Selection
+from iiblpo_jax.bottleneck import Selection
 from iiblpo_jax.common import masked
-from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.steering.psa import Latent, latent_inputs
-from iiblpo_jax.objectives import Objective, Outcomes, advantages
+from iiblpo_jax.objectives import Objective, Rows, advantages
 from iiblpo_jax.rewards.scorer import CORRECT
-from iiblpo_jax.rollout.forest import LENGTH, Forest
-from iiblpo_jax.update.rows import UpdateRows
+from iiblpo_jax.rollout.forest import Forest
+from iiblpo_jax.step.inform import Columns
+from iiblpo_jax.step.measures import reward_metrics, rollout_metrics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BottleneckSpec:
+    """S_IB (bottleneck/): estimator `likelihood`, `entropy` or `none`; beta and length_cost of `likelihood_score`."""
+
+    estimator: str = "none"
+    beta: float = 1.0
+    length_cost: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FilterSpec:
+    """Which trajectories of a prompt are kept (`bottleneck.select`).
+
+    Attributes:
+      rule: `score`, `contrast`, `random` or `none`.
+      keep: N trajectories a prompt.
+      keep_contrast: a group with right and wrong answers keeps both.
+      distinct: a trajectory that repeats another's tokens is not kept.
+    """
+
+    rule: str
+    keep: int
+    keep_contrast: bool = False
+    distinct: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CreditSpec:
+    """What a kept trajectory is worth.
+
+    Attributes:
+      objective: whose advantages are computed.
+      surprise: power of how surprising a right answer to the prompt is, by which its advantages are weighed; 0 = off.
+      reward_coef: weight of the self-reward.
+    """
+
+    objective: Objective
+    surprise: float = 0.0
+    reward_coef: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentSpec:
+    """The latents that rows carry: most branches on one path; half-life (tokens) and strength of z (psa.gamma)."""
+
+    levels: int
+    half_life: float
+    strength: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreSpec:
-    """Everything static about scoring; hashable.
+    """Everything static about scoring, part by part; hashable. `latent` is None where no row has one."""
 
-    Attributes:
-      model: architecture of the reference.
-      objective: whose advantages are computed.
-      estimator: `likelihood`, `entropy` or `none`.
-      compression: of `likelihood`: `description` or `information`.
-      beta, length_cost: of S_IB (bottleneck.selection).
-      distinct: a trajectory that repeats another's tokens is not kept.
-      rule, keep, keep_contrast: the filter; keep = N trajectories a prompt.
-      surprise: power of how surprising a right answer to the prompt is, by which its advantages are weighed; 0 = off.
-      reward_coef: weight of the self-reward.
-      temperature: of reference log-probs, the rollout's.
-      start_id: the empty context of the compression term.
-      reference: reference log-probs are wanted although the estimator does not need them.
-      pack_tokens: nodes of one reference forward (packing.py).
-      attention: attention.impl, how they attend.
-      mesh: devices among which prompts are split; None = one.
-      levels: most branches on one path.
-      latents: rows carry the latents of their path.
-      half_life, strength: of z.
-    """
-
-    model: ModelConfig
-    objective: Objective
-    estimator: str
-    compression: str
-    beta: float
-    length_cost: float
-    distinct: bool
-    rule: str
-    keep: int
-    keep_contrast: bool
-    surprise: float
-    reward_coef: float
-    temperature: float
-    start_id: int
-    reference: bool
-    pack_tokens: int
-    attention: str
-    mesh: Mesh | None
-    levels: int
-    latents: bool
-    half_life: float
-    strength: float
+    bottleneck: BottleneckSpec
+    filter: FilterSpec
+    credit: CreditSpec
+    latent: LatentSpec | None = None
 
 
 @struct.dataclass(kw_only=True)
@@ -82,145 +93,127 @@ class Scored:
       score_R: S_IB, standardised terms; 0 without an estimator.
       kept_R: bool.
       advantage_R: of kept trajectories (mean over tokens where the method's differs between tokens), 0 elsewhere.
-      rows: UpdateRows of the kept trajectories.
+      rows: the kept trajectories.
       metrics: `reward/*`, `rollout/*`, `ib/*`.
     """
 
     score_R: jax.Array
     kept_R: jax.Array
     advantage_R: jax.Array
-    rows: UpdateRows
+    rows: Rows
     metrics: dict
 
 
 @functools.partial(jax.jit, static_argnames="spec")
 def score(
-    forest: Forest,
-    reward_R: jax.Array,
-    information: Information | None,
-    key: jax.Array,
-    step: jax.Array,
-    *,
-    spec: ScoreSpec,
+    forest: Forest, reward_R: jax.Array, columns: Columns, key: jax.Array, step: jax.Array, *, spec: ScoreSpec
 ) -> Scored:
     """Ranks and filters the trajectories of every prompt and turns the kept ones into rows of the update.
 
     Args:
       forest: finished trajectories.
       reward_R: float32 in [0,1].
-      information: from `inform`.
+      columns: of `inform`.
       key: PRNG key; only the `random` filter uses it.
       step: rollouts done so far, for objectives with a schedule.
       spec: static.
     """
-    correct_R = reward_R >= CORRECT
+    rows = every_row(forest, reward_R, columns, spec.latent)
+    rows = rows.replace(ib_score_R=ib_score(spec, forest, rows, columns))
+    selection = select(spec.filter, forest, rows, key)
+    rows = rows.replace(keep_R=selection.kept_PG.ravel())
+    rows = rows.replace(advantage_R=credit(spec.credit, forest, rows, step))
+    a = rows.advantage_R
+    return Scored(
+        score_R=rows.ib_score_R,
+        kept_R=rows.keep_R,
+        advantage_R=a if a.ndim == 1 else masked.mean(a, forest.mask_RT, axis=1),
+        rows=take(rows, selection),
+        metrics=_metrics(spec, forest, rows, selection, columns),
+    )
 
-    def by_prompt(x_R):
-        return x_R.reshape(-1, forest.group_size)
 
-    valid_PG = by_prompt(forest.length_R > 0)  # without its branches a sure root leaves rows empty
-    everyone = _outcomes(forest, reward_R, step)
-    score_PG = by_prompt(_scores(spec, forest, everyone, information, valid_PG))
-    counts_PG = valid_PG
+def every_row(forest: Forest, reward_R: jax.Array, columns: Columns, latent: LatentSpec | None) -> Rows:
+    """All trajectories as rows, nothing assigned to them yet; a branch that was not grown is not kept."""
+    prompt_len_R = forest.prompt_len_P[forest.group_R]
+    return Rows(
+        tokens_RC=forest.sequences_RC,
+        prompt_len_R=prompt_len_R,
+        length_R=forest.length_R,
+        mask_RT=forest.mask_RT.astype(jnp.float32),
+        own_mask_RT=forest.own_RT.astype(jnp.float32),
+        rollout_logp_RT=forest.logp_RT,
+        raw_logp_RT=forest.raw_logp_RT,
+        reward_R=reward_R,
+        correct_R=(reward_R >= CORRECT).astype(jnp.float32),
+        group_R=forest.group_R,
+        trajectory_R=jnp.arange(reward_R.shape[0]),
+        parent_R=forest.parent_R,
+        branch_at_R=forest.branch_at_R,
+        keep_R=forest.length_R > 0,
+        ib_score_R=jnp.zeros_like(reward_R),
+        advantage_R=jnp.zeros_like(reward_R),
+        ref_logp_RT=columns.get("ref_logp"),
+        latent=None if latent is None else _latent(latent, forest, prompt_len_R),
+    )
+
+
+def _latent(spec: LatentSpec, forest: Forest, prompt_len_R) -> Latent:
+    z_RJZ, branch_at_RJ = forest.latent_path(spec.levels)
+    width = forest.prompt_PS.shape[1] + forest.tokens_RT.shape[1]
+    return latent_inputs(z_RJZ, branch_at_RJ, prompt_len_R, width, half_life=spec.half_life, strength=spec.strength)
+
+
+def ib_score(spec: ScoreSpec, forest: Forest, rows: Rows, columns: Columns) -> jax.Array:
+    """S_IB of every trajectory [R]."""
+    ib = spec.bottleneck
+    if ib.estimator == "likelihood":
+        answer_PG, prompt_PG = (forest.by_prompt(columns[name]) for name in ("ib_answer", "ib_prompt"))
+        length_PG, grown_PG = forest.by_prompt(forest.length_R), forest.by_prompt(rows.keep_R)
+        return bottleneck.likelihood_score(
+            answer_PG, prompt_PG, length_PG, grown_PG, beta=ib.beta, length_cost=ib.length_cost
+        ).ravel()
+    if ib.estimator == "entropy":
+        assigned = rows.replace(advantage_R=advantages(spec.credit.objective, rows))
+        return bottleneck.entropy_score(assigned.advantage_RT, forest.entropy_RT, forest.mask_RT)
+    return rows.ib_score_R
+
+
+def select(spec: FilterSpec, forest: Forest, rows: Rows, key: jax.Array) -> Selection:
+    """The kept trajectories of every prompt."""
+    counts_PG = grown_PG = forest.by_prompt(rows.keep_R)
     if spec.distinct:
-        tokens_PGT = forest.tokens_RT.reshape(*valid_PG.shape, -1)
-        counts_PG &= bottleneck.first_of_its_kind(tokens_PGT, by_prompt(forest.length_R), valid_PG)
-    selection = bottleneck.select(
-        score_PG,
-        by_prompt(correct_R),
+        tokens_PGT, length_PG = forest.by_prompt(forest.tokens_RT), forest.by_prompt(forest.length_R)
+        counts_PG &= bottleneck.first_of_its_kind(tokens_PGT, length_PG, grown_PG)
+    return bottleneck.select(
+        forest.by_prompt(rows.ib_score_R),
+        forest.by_prompt(rows.correct_R) > 0,
         counts_PG,
         rule=spec.rule,
         keep=spec.keep,
         keep_contrast=spec.keep_contrast,
         key=key,
-        reward_PG=by_prompt(reward_R),
-    )
-    kept_R = selection.kept_PG.ravel()
-    outcomes = everyone.replace(keep_R=kept_R, ib_score_R=score_PG.ravel())
-    advantage = advantages(spec.objective, outcomes, reward_coef=spec.reward_coef)
-    if spec.surprise:
-        bits_R = jnp.repeat(bottleneck.surprise(by_prompt(reward_R), valid_PG), forest.group_size)
-        advantage *= (bits_R**spec.surprise).reshape(-1, *[1] * (advantage.ndim - 1))
-    rows = _rows(
-        spec, forest, kept_R, jnp.sort(selection.keep_PN, axis=1), reward_R, score_PG.ravel(), advantage, information
-    )
-    per_row_R = advantage if advantage.ndim == 1 else masked.mean(advantage, forest.mask_RT, axis=1)
-    metrics = _reward_metrics(by_prompt(reward_R), by_prompt(correct_R), valid_PG, selection)
-    metrics |= _rollout_metrics(forest)
-    if spec.estimator != "none":
-        metrics |= bottleneck.bottleneck_metrics(
-            score_PG,
-            selection,
-            by_prompt(correct_R),
-            by_prompt(forest.length_R),
-            valid_PG,
-            information=information if spec.estimator == "likelihood" else None,
-        )
-    return Scored(score_R=score_PG.ravel(), kept_R=kept_R, advantage_R=per_row_R, rows=rows, metrics=metrics)
-
-
-def _outcomes(forest: Forest, reward_R, step) -> Outcomes:
-    return Outcomes(
-        reward_R=reward_R,
-        group_R=forest.group_R,
-        correct_R=(reward_R >= CORRECT).astype(jnp.float32),
-        length_R=forest.length_R,
-        trajectory_R=jnp.arange(reward_R.shape[0]),
-        parent_R=forest.parent_R,
-        branch_at_R=forest.branch_at_R,
-        mask_RT=forest.mask_RT.astype(jnp.float32),
-        step=step,
+        reward_PG=forest.by_prompt(rows.reward_R),
     )
 
 
-def _scores(spec: ScoreSpec, forest: Forest, outcomes: Outcomes, information, valid_PG) -> jax.Array:
-    """S_IB of every trajectory [R]."""
-    if spec.estimator == "likelihood":
-
-        def by_prompt(x_R):
-            return x_R.reshape(valid_PG.shape)
-
-        return bottleneck.likelihood_score(
-            by_prompt(information.answer_R),
-            by_prompt(information.prompt_R),
-            by_prompt(forest.length_R),
-            valid_PG,
-            beta=spec.beta,
-            length_cost=spec.length_cost,
-        ).ravel()
-    if spec.estimator == "entropy":
-        advantage = advantages(spec.objective, outcomes)
-        advantage_RT = advantage if advantage.ndim == 2 else advantage[:, None]
-        return bottleneck.entropy_score(advantage_RT, forest.entropy_RT, forest.mask_RT)
-    return jnp.zeros_like(outcomes.reward_R)
+def credit(spec: CreditSpec, forest: Forest, rows: Rows, step: jax.Array) -> jax.Array:
+    """Advantages [R] or [R,T], the weight of the prompt included."""
+    advantage = advantages(spec.objective, rows, reward_coef=spec.reward_coef, step=step)
+    if not spec.surprise:
+        return advantage
+    # Over all that was grown: what the filter left out was an answer too.
+    grown_PG = forest.by_prompt(forest.length_R > 0)
+    bits_R = jnp.repeat(bottleneck.surprise(forest.by_prompt(rows.reward_R), grown_PG), forest.group_size)
+    return advantage * (bits_R**spec.surprise).reshape(-1, *[1] * (advantage.ndim - 1))
 
 
-def _rows(spec: ScoreSpec, forest: Forest, kept_R, keep_PN, reward_R, score_R, advantage, information) -> UpdateRows:
-    prompt_len_R = forest.prompt_len_P[forest.group_R]
-
+def take(rows: Rows, selection: Selection) -> Rows:
+    """The kept rows, in the order of the Forest, those of a prompt contiguous."""
     # A group with too few finite scores fills its places with trajectories that are not kept; no token of them counts.
-    def count(mask_RT):
-        return (mask_RT & kept_R[:, None]).astype(jnp.float32)
-
-    rows = UpdateRows(
-        tokens_NC=forest.sequences_RC,
-        prompt_len_N=prompt_len_R,
-        mask_NT=count(forest.mask_RT),
-        own_mask_NT=count(forest.own_RT),
-        rollout_logp_NT=forest.logp_RT,
-        raw_logp_NT=forest.raw_logp_RT,
-        advantage_N=advantage,
-        reward_N=reward_R,
-        correct_N=(reward_R >= CORRECT).astype(jnp.float32),
-        ib_score_N=score_R,
-        group_N=forest.group_R,
-        length_N=forest.length_R,
-        trajectory_N=jnp.arange(reward_R.shape[0]),
-        parent_N=forest.parent_R,
-        branch_at_N=forest.branch_at_R,
-        ref_logp_NT=None if information is None else information.ref_logp_RT,
-        latent=_latent(spec, forest, prompt_len_R),
-    )
+    counted_R1 = rows.keep_R[:, None].astype(jnp.float32)
+    rows = rows.replace(mask_RT=rows.mask_RT * counted_R1, own_mask_RT=rows.own_mask_RT * counted_R1)
+    keep_PN = jnp.sort(selection.keep_PN, axis=1)
 
     def keep(x_R):  # prompt by prompt, so that a device takes from its own
         x_PN = jax.vmap(lambda x_G, keep_N: x_G[keep_N])(x_R.reshape(keep_PN.shape[0], -1, *x_R.shape[1:]), keep_PN)
@@ -229,35 +222,17 @@ def _rows(spec: ScoreSpec, forest: Forest, kept_R, keep_PN, reward_R, score_R, a
     return jax.tree.map(keep, rows)
 
 
-def _latent(spec: ScoreSpec, forest: Forest, prompt_len_R) -> Latent | None:
-    if not spec.latents:
-        return None
-    z_RJZ, branch_at_RJ = forest.latent_path(spec.levels)
-    width = forest.prompt_PS.shape[1] + forest.tokens_RT.shape[1]
-    return latent_inputs(z_RJZ, branch_at_RJ, prompt_len_R, width, half_life=spec.half_life, strength=spec.strength)
-
-
-def _reward_metrics(reward_PG, correct_PG, valid_PG, selection: Selection) -> dict:
-    spread_P = masked.std(reward_PG, selection.kept_PG, axis=1) > 0
-    mixed_P = correct_PG.any(1) & (valid_PG & ~correct_PG).any(1)
-    return {
-        "reward/mean": masked.mean(reward_PG, valid_PG),
-        "reward/pass@1": masked.mean(correct_PG, valid_PG),
-        "reward/pass@group": correct_PG.any(1).mean(),
-        "reward/frac_zero_std": 1.0 - spread_P.mean(),
-        "reward/frac_mixed": mixed_P.mean(),
-        "reward/frac_kept": masked.mean(selection.kept_PG, valid_PG),
-    }
-
-
-def _rollout_metrics(forest: Forest) -> dict:
-    grown_R = forest.length_R > 0
-    branch_R = grown_R & (forest.parent_R >= 0)
-    return {
-        "rollout/length_mean": masked.mean(forest.length_R, grown_R),
-        "rollout/length_p95": jnp.nanpercentile(jnp.where(grown_R, forest.length_R, jnp.nan), 95),
-        "rollout/truncated": masked.mean(forest.finish_R == LENGTH, grown_R),
-        "rollout/entropy": masked.mean(forest.entropy_RT, forest.own_RT),
-        "rollout/branches": branch_R.sum() / (forest.parent_R < 0).sum(),  # a root
-        "rollout/branch_fallback": masked.mean(forest.fallback_R, branch_R),
-    }
+def _metrics(spec: ScoreSpec, forest: Forest, rows: Rows, selection: Selection, columns: Columns) -> dict:
+    correct_PG, grown_PG = forest.by_prompt(rows.correct_R) > 0, forest.by_prompt(forest.length_R > 0)
+    metrics = reward_metrics(forest.by_prompt(rows.reward_R), correct_PG, grown_PG, selection)
+    metrics |= rollout_metrics(forest)
+    if spec.bottleneck.estimator == "none":
+        return metrics
+    return metrics | bottleneck.bottleneck_metrics(
+        forest.by_prompt(rows.ib_score_R),
+        selection,
+        correct_PG,
+        forest.by_prompt(forest.length_R),
+        grown_PG,
+        terms={name: columns[name] for name in ("ib_answer", "ib_prompt") if name in columns},
+    )

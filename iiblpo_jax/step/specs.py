@@ -3,8 +3,10 @@
 import math
 from collections.abc import Sequence
 
+import optax
 from jax.sharding import Mesh
 
+from iiblpo_jax.bottleneck import Reading
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config import derived
 from iiblpo_jax.data.task import Task
@@ -17,10 +19,13 @@ from iiblpo_jax.rollout.branching import Branching
 from iiblpo_jax.rollout.publication import PublicationSpec
 from iiblpo_jax.rollout.sampling import Sampling
 from iiblpo_jax.rollout.spec import RolloutSpec
-from iiblpo_jax.step.score import ScoreSpec
+from iiblpo_jax.step.inform import InformationTerms, InformSpec, LogProbs
+from iiblpo_jax.step.score import BottleneckSpec, CreditSpec, FilterSpec, LatentSpec, ScoreSpec
+from iiblpo_jax.update.optimizer import make_optimizer
 from iiblpo_jax.update.settings import UpdateSettings
 
 PACK_TOKENS = 2**13  # nodes of a bin where update.microbatch leaves it open
+REFERENCE = "reference"  # name of the frozen copy of the policy among the readers
 MAX_ANSWER = 64  # tokens of a gold answer that the score reads; longer ones are cut
 
 
@@ -87,35 +92,44 @@ def objective(config) -> Objective:
     return with_auxiliary(method, entropy_coef=config.ib.entropy_coef, kl_coef=config.update.kl_coef)
 
 
-def score_spec(
-    config, model: ModelConfig, tokenizer: Tokenizer, method: Objective, *, mesh: Mesh | None = None
-) -> ScoreSpec:
-    """Scoring, filter and advantages."""
-    ib = config.ib
-    return ScoreSpec(
-        model=model,
-        objective=method,
-        estimator=ib.estimator,
-        compression=ib.compression,
-        beta=ib.beta,
-        length_cost=ib.length_cost,
-        rule=ib.filter,
-        keep=derived.kept_per_prompt(config),
-        distinct=ib.distinct,
-        keep_contrast=ib.keep_contrast and ib.filter in ("score", "random"),
-        surprise=ib.surprise,
-        reward_coef=ib.reward_coef,
+def inform_spec(config, model: ModelConfig, start_id: int, *, mesh: Mesh | None = None) -> InformSpec:
+    """Who reads a Forest: the reference, where S_IB or the KL term asks for it."""
+    reading = Reading(
         temperature=config.rollout.temperature,
-        start_id=tokenizer.start_id,
-        reference=config.update.kl_coef > 0,
+        start_id=start_id,
         pack_tokens=pack_tokens(config, shards=meshes.shards(mesh)),
-        mesh=mesh,
         attention=config.attention.impl,
-        levels=branching(config).levels,
-        latents=uses_latents(config),
-        half_life=config.psa.half_life,
-        strength=config.psa.strength,
+        shards=meshes.shards(mesh),
     )
+    readers = []
+    if config.ib.estimator == "likelihood":
+        readers = [InformationTerms(model=model, reading=reading, compression=config.ib.compression)]
+    elif config.update.kl_coef > 0:
+        readers = [LogProbs(model=model, reading=reading)]
+    return InformSpec(readers=tuple((REFERENCE, reader) for reader in readers), mesh=mesh)
+
+
+def score_spec(config, method: Objective) -> ScoreSpec:
+    """Score, filter, advantages and latents of the rows."""
+    ib = config.ib
+    latent = LatentSpec(levels=branching(config).levels, half_life=config.psa.half_life, strength=config.psa.strength)
+    return ScoreSpec(
+        bottleneck=BottleneckSpec(estimator=ib.estimator, beta=ib.beta, length_cost=ib.length_cost),
+        filter=FilterSpec(
+            rule=ib.filter,
+            keep=derived.kept_per_prompt(config),
+            keep_contrast=ib.keep_contrast and ib.filter in ("score", "random"),
+            distinct=ib.distinct,
+        ),
+        credit=CreditSpec(objective=method, surprise=ib.surprise, reward_coef=ib.reward_coef),
+        latent=latent if uses_latents(config) else None,
+    )
+
+
+def optimizer(config) -> optax.GradientTransformation:
+    """The optimizer, its schedule over all steps of the run."""
+    steps = config.train.steps * config.update.minibatches * config.update.epochs
+    return make_optimizer(config.optim, total_steps=steps)
 
 
 def update_settings(config, method: Objective, *, mesh: Mesh | None = None) -> UpdateSettings:
@@ -151,14 +165,33 @@ def pack_tokens(config, *, shards: int = 1) -> int:
     return -(-config.update.microbatch * rows // shards) or PACK_TOKENS
 
 
-def check_positions(config, model: ModelConfig, tasks: Sequence[Task], tokenizer: Tokenizer) -> None:
+def check(
+    config, model: ModelConfig, mesh: Mesh, *, tasks: Sequence[Task] = (), tokenizer: Tokenizer | None = None
+) -> None:
+    """Everything that a model and a mesh can get wrong about a run, before it costs anything.
+
+    Args:
+      config, model, mesh: of the run.
+      tasks, tokenizer: whose responses are scored; none where nobody knows them (a plan).
+
+    Raises:
+      InputError: slots or rows that do not split, positions that the model does not have, an unknown method, an
+        attention that does not run here.
+    """
+    check_mesh(config, mesh)
+    check_positions(config, model, tasks, tokenizer)
+    check_attention(config, model, mesh)
+    update_settings(config, objective(config), mesh=mesh)
+
+
+def check_positions(config, model: ModelConfig, tasks: Sequence[Task] = (), tokenizer: Tokenizer | None = None) -> None:
     """Raises InputError where the longest row would exceed the positions the model was made for.
 
     `tasks` are those whose responses are scored (the likelihood estimator appends cue and answer); none in evaluation.
     """
     s, t = config.rollout.max_prompt, config.rollout.max_tokens
     extra = 0
-    if tasks and config.ib.estimator == "likelihood":
+    if tokenizer and tasks and config.ib.estimator == "likelihood":
         extra = answer_width(tasks, tokenizer) + max(len(tokenizer.encode(task.cue)) for task in tasks)
     if s + t + extra > model.max_positions:
         raise InputError(

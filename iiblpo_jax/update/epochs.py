@@ -2,7 +2,7 @@
 
   1. log-probs of the kept trajectories under the policy as it is now (pi_old); skipped when there is one step only
   2. epochs x minibatches, shuffled; a token's weight is fixed over the whole minibatch
-  3. piece by piece (pieces.py): forward, sum(weights * losses), gradients added up (minibatch.py)
+  3. piece by piece (microbatches.py): forward, sum(weights * losses), gradients added up (gradient.py)
   4. clip, AdamW; a step whose loss, gradient or ratio is not finite, or whose mean ratio exceeds MAX_RATIO, changes
      nothing and is counted
 
@@ -10,7 +10,6 @@ Because weights are fixed before rows are split, and every sum runs over tokens,
 microbatch size, nor on padding, nor on how rows lie on devices.
 """
 
-import dataclasses
 from functools import partial
 
 import jax
@@ -18,57 +17,42 @@ import jax.numpy as jnp
 import optax
 
 from iiblpo_jax.devices import mesh as meshes
-from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.objectives.interface import Objective
+from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.update.gradient import MinibatchGradient
 from iiblpo_jax.update.measures import metrics
-from iiblpo_jax.update.rows import UpdateRows
-from iiblpo_jax.update.settings import UpdateSettings
 from iiblpo_jax.update.state import TrainState
 
 MAX_RATIO = 1e3  # mean probability ratio beyond which rollout and update no longer speak of one policy
 
 
-def make_update(
-    settings: UpdateSettings,
-    objective: Objective,
-    model_config: ModelConfig,
-    optimizer: optax.GradientTransformation,
-    *,
-    state_shardings=None,
-):
-    """The jitted update: (state, UpdateRows, key) -> (state, metrics).
+def make_update(gradient: MinibatchGradient, optimizer: optax.GradientTransformation, *, state_shardings=None):
+    """The jitted update: (state, Rows, key) -> (state, metrics).
 
     `state` is donated: do not use it again. Metrics are float32 scalars named as in the README. `state_shardings` pins
-    where the new state lies; left to the compiler it may differ from the old one's, and every program that takes the
-    state would be compiled a second time.
+    where the new state lies; None = where the compiler likes.
     """
-    gradient = MinibatchGradient(
-        settings=settings,
-        objective=objective,
-        model_config=model_config,
-        shardings=None if state_shardings is None else state_shardings.params,
-    )
     return jax.jit(partial(_update, gradient, optimizer), donate_argnums=0, out_shardings=(state_shardings, None))
 
 
-def _update(gradient: MinibatchGradient, optimizer, state: TrainState, rows: UpdateRows, key):
+def _update(gradient: MinibatchGradient, optimizer, state: TrainState, rows: Rows, key):
     with meshes.using(gradient.settings.mesh):
         return _optimizer_steps(gradient, optimizer, state, rows, key)
 
 
 def _optimizer_steps(gradient, optimizer, state, rows, key):
-    s, n = gradient.settings, rows.prompt_len_N.shape[0]
+    s, n = gradient.settings, rows.count
     whole_groups = gradient.objective.needs_groups
     s.check_rows(n, whole_groups=whole_groups)
-    if not s.pack_tokens and not s.microbatch:  # the whole minibatch, also where all minibatches are read at once
-        gradient = dataclasses.replace(gradient, settings=dataclasses.replace(s, microbatch=n // s.minibatches))
-    rows = rows if s.prefix_loss else rows.replace(mask_NT=rows.mask_NT * rows.own_mask_NT)
-    old_logp_NT = gradient.log_probs(state.params, rows)[0] if s.epochs * s.minibatches > 1 else None
+    gradient = gradient.sized_for(n)
+    # From here on the mask says what the loss counts; everything below, aggregates and metrics too, goes by it.
+    rows = rows if s.prefix_loss else rows.replace(mask_RT=rows.mask_RT * rows.own_mask_RT)
+    # pi_old must be read before the first step moves the policy. One step alone starts at pi_old: its ratio is exactly
+    # 1, and the forward of the loss itself is the reading.
+    old_logp_RT = gradient.log_probs(state.params, rows)[0] if s.epochs * s.minibatches > 1 else None
 
-    def step(state, inputs):
+    def step(state, inputs):  # rows are gathered inside the scan: shuffled copies of all epochs would be alive at once
         order_n, step_key = inputs
-        minibatch = jax.tree.map(lambda x: x[order_n], (rows, old_logp_NT))
+        minibatch = jax.tree.map(lambda x: x[order_n], (rows, old_logp_RT))
         return _optimizer_step(gradient, optimizer, state, *minibatch, step_key)
 
     order_key, steps_key = jax.random.split(key)
@@ -85,6 +69,7 @@ def _optimizer_step(gradient, optimizer, state, rows, old_logp_nT, key):
     norm = optax.tree.norm(gradients)
     ratio = totals["ratio"] / jnp.maximum(totals["tokens"], 1.0)
     fine = jnp.isfinite(loss) & jnp.isfinite(norm) & (ratio <= MAX_RATIO)  # false where the ratio is NaN
+    # Selected, not branched on: under a mesh every device must take part in the same collectives.
     changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     new = (optax.apply_updates(state.params, changes), opt_state)
     params, opt_state = jax.tree.map(partial(jnp.where, fine), new, (state.params, state.opt_state))

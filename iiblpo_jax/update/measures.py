@@ -3,8 +3,37 @@
 import jax
 import jax.numpy as jnp
 
-from iiblpo_jax.model.logprobs import response_positions
-from iiblpo_jax.update.rows import UpdateRows
+from iiblpo_jax.common import masked
+from iiblpo_jax.objectives.auxiliary import k3
+from iiblpo_jax.objectives.interface import Batch, TokenLoss
+from iiblpo_jax.objectives.rows import Rows
+from iiblpo_jax.update.settings import UpdateSettings
+
+
+def totals_of(batch: Batch, token: TokenLoss, settings: UpdateSettings) -> dict:
+    """Sums over tokens, and a maximum (`*_max`): what `metrics` needs, in a form that microbatches can add up."""
+    rows, mask = batch.rows, batch.rows.mask_RT
+    on = mask * rows.z_on_RT
+    weighed = on if settings.exact_rollout else mask
+    # Without z in the update, tokens sampled with z differ by design, not by mistake.
+    comparable = mask if settings.condition == "conditioned" else mask - on
+    gap = jnp.abs(rows.raw_logp_RT - batch.old_logp_RT)
+    kl = jnp.zeros_like(mask) if rows.ref_logp_RT is None else k3(batch.logp_RT, rows.ref_logp_RT)
+    totals = {
+        "tokens": mask.sum(),
+        "ratio": masked.sum(token.ratio_RT, mask),
+        "clip_low": masked.sum(token.clip_low_RT, mask),
+        "clip_high": masked.sum(token.clip_high_RT, mask),
+        "kl_ref": masked.sum(kl, mask),
+        "entropy": masked.sum(batch.entropy_RT, mask),
+        "weight": masked.sum(batch.importance_RT, weighed),
+        "weight_square": masked.sum(jnp.square(batch.importance_RT), weighed),
+        "weight_tokens": weighed.sum(),
+        "gap": masked.sum(gap, comparable),
+        "gap_tokens": comparable.sum(),
+        "gap_max": masked.max(gap, comparable),
+    }
+    return jax.lax.stop_gradient(totals)
 
 
 def combine_totals(a: dict, b: dict) -> dict:
@@ -41,16 +70,7 @@ def add_up(a, b):
     return (loss_a + loss_b, combine_totals(totals_a, totals_b)), jax.tree.map(jnp.add, gradients_a, gradients_b)
 
 
-def input_positions(rows: UpdateRows, pieces) -> dict:
+def input_positions(rows: Rows, pieces) -> dict:
     """Input positions that rows with a counted token have, and those that a forward computes for them."""
-    inputs_N = jnp.where(rows.mask_NT.any(-1), rows.prompt_len_N + rows.length_N - 1, 0)
-    return {"inputs": inputs_N.sum().astype(jnp.float32), "positions": jnp.float32(pieces.positions)}
-
-
-def z_was_on(rows: UpdateRows):
-    """[N,T] 1 where the input that emitted the token had a latent on."""
-    if rows.latent is None:
-        return jnp.zeros(rows.mask_NT.shape, jnp.float32)
-    on_NC = (rows.latent.segment_BT >= 0) & (rows.latent.gamma_BT > 0)
-    at_NT = response_positions(rows.prompt_len_N, rows.mask_NT.shape[1])
-    return jnp.take_along_axis(on_NC, at_NT, axis=1, mode="clip").astype(jnp.float32)
+    inputs_R = jnp.where(rows.mask_RT.any(-1), rows.prompt_len_R + rows.length_R - 1, 0)
+    return {"inputs": inputs_R.sum().astype(jnp.float32), "positions": jnp.float32(pieces.positions)}

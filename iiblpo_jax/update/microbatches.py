@@ -12,11 +12,11 @@ from iiblpo_jax.model.logprobs import response_logprobs
 from iiblpo_jax.model.packed.bins import PackedRows
 from iiblpo_jax.model.packed.forward import packed_logprobs
 from iiblpo_jax.model.steering.psa import PSA, node_latent
-from iiblpo_jax.update.rows import UpdateRows
+from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.update.settings import UpdateSettings
 
 
-def make_pieces(rows: UpdateRows, settings: UpdateSettings) -> "PaddedPieces | PackedPieces":
+def make_pieces(rows: Rows, settings: UpdateSettings) -> "PaddedPieces | PackedPieces":
     """The pieces of a minibatch (or of any number of whole minibatches)."""
     return PackedPieces(rows, settings) if settings.pack_tokens else PaddedPieces(rows, settings)
 
@@ -31,18 +31,18 @@ class PaddedPieces:
       positions: input positions that a forward of all pieces computes, padding included.
     """
 
-    def __init__(self, rows: UpdateRows, settings: UpdateSettings):
-        n = rows.prompt_len_N.shape[0]
+    def __init__(self, rows: Rows, settings: UpdateSettings):
+        n = rows.prompt_len_R.shape[0]
         self._rows, self._settings, self._size = rows, settings, settings.microbatch or n
         self.count = n // self._size
         self.one, self.latent = self.count == 1, rows.latent is not None
-        self.positions = rows.tokens_NC.size
+        self.positions = rows.tokens_RC.size
 
     def cut(self, tree, i):
         """Piece i of arrays with the N rows leading."""
         return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * self._size, self._size), tree)
 
-    def rows(self, i) -> UpdateRows:
+    def rows(self, i) -> Rows:
         """The rows of piece i."""
         return self.cut(self._rows, i)
 
@@ -56,9 +56,9 @@ class PaddedPieces:
         rows, settings = self.rows(i), self._settings
         return response_logprobs(
             model,
-            rows.tokens_NC,
-            rows.prompt_len_N,
-            rows.mask_NT.shape[1],
+            rows.tokens_RC,
+            rows.prompt_len_R,
+            rows.mask_RT.shape[1],
             temperature=settings.temperature,
             latent=None if psa is None else rows.latent,
             psa=psa,
@@ -83,22 +83,22 @@ class PackedPieces:
 
     one = False
 
-    def __init__(self, rows: UpdateRows, settings: UpdateSettings):
+    def __init__(self, rows: Rows, settings: UpdateSettings):
         self._rows, self._settings = rows, settings
         self.latent = rows.latent is not None
-        private_N = None
+        private_R = None
         if settings.condition == "conditioned" and self.latent:
-            on_NC = (rows.latent.segment_BT >= 0) & (rows.latent.gamma_BT > 0)
-            private_N = jnp.where(on_NC.any(-1), on_NC.argmax(-1), on_NC.shape[1])
+            on_RC = (rows.latent.segment_BT >= 0) & (rows.latent.gamma_BT > 0)
+            private_R = jnp.where(on_RC.any(-1), on_RC.argmax(-1), on_RC.shape[1])
         # Rows of which no token counts (fillers of a group that kept too few) need no forward.
-        length_N = jnp.where(rows.mask_NT.any(-1), rows.prompt_len_N + rows.length_N, 0)
+        length_R = jnp.where(rows.mask_RT.any(-1), rows.prompt_len_R + rows.length_R, 0)
         self._packed = PackedRows(
-            rows.tokens_NC,
-            length_N,
+            rows.tokens_RC,
+            length_R,
             tokens=settings.pack_tokens,
             group=settings.group_size,
             shards=settings.shards,
-            private_N=private_N,
+            private_N=private_R,
         )
         self.count = self._packed.count
         self.positions = self.count * settings.shards * self._packed.spec.tokens
@@ -107,11 +107,11 @@ class PackedPieces:
         """The rows of bin i of every shard, out of arrays with the N rows leading."""
         return self._packed.cut(tree, self._packed.bins(i))
 
-    def rows(self, i) -> UpdateRows:
+    def rows(self, i) -> Rows:
         """The rows of bin i of every shard; no token of a place without a row counts."""
         rows = self.cut(self._rows, i)
-        mask_NT, own_mask_NT = self.counted((rows.mask_NT, rows.own_mask_NT), i)
-        return rows.replace(mask_NT=mask_NT, own_mask_NT=own_mask_NT)
+        mask_RT, own_mask_RT = self.counted((rows.mask_RT, rows.own_mask_RT), i)
+        return rows.replace(mask_RT=mask_RT, own_mask_RT=own_mask_RT)
 
     def counted(self, tree, i):
         """Arrays [rows, T] of `cut`, zeroed where a place holds no row."""
@@ -130,9 +130,9 @@ class PackedPieces:
         return packed_logprobs(
             model,
             self._packed.tokens_WNC,
-            by_shard(rows.prompt_len_N),
+            by_shard(rows.prompt_len_R),
             bins,
-            rows.mask_NT.shape[1],
+            rows.mask_RT.shape[1],
             block=self._packed.spec.block,
             attention=settings.attention,
             temperature=settings.temperature,

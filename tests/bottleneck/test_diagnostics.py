@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from iiblpo_jax.bottleneck import Information, bottleneck_metrics, select
+from iiblpo_jax.bottleneck import bottleneck_metrics, select
 from iiblpo_jax.bottleneck.diagnostics import auc_within_prompts, correlation_within_prompts
 
 
@@ -55,13 +55,9 @@ def test_metrics_by_hand():
     score = jnp.array([[2.0, 1.0, 0.0, -1.0]])
     correct, valid = jnp.array([[True, True, True, False]]), jnp.ones((1, 4), bool)
     selection = select(score, correct, valid, rule="score", keep=2, keep_contrast=True, key=jax.random.key(0))
-    information = Information(
-        answer_R=jnp.array([4.0, 2.0, 1.0, 1.0]),
-        prompt_R=jnp.array([1.0, 1.0, 1.0, 3.0]),
-        ref_logp_RT=jnp.zeros((4, 1)),
-    )
+    terms = {"ib_answer": jnp.array([4.0, 2.0, 1.0, 1.0]), "ib_prompt": jnp.array([1.0, 1.0, 1.0, 3.0])}
     lengths = jnp.array([[1, 2, 3, 4]])
-    metrics = bottleneck_metrics(score, selection, correct, lengths, valid, information=information)
+    metrics = bottleneck_metrics(score, selection, correct, lengths, valid, terms=terms)
     assert {name: float(value) for name, value in metrics.items()} == {
         "ib/answer": 2.0,
         "ib/prompt": 1.5,

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from iiblpo_jax.bottleneck import Evidence, entropy_score, likelihood
-from iiblpo_jax.common.padded import join_rows
+from iiblpo_jax.bottleneck import Reading, entropy_score, likelihood
+from iiblpo_jax.common.padded import Padded, join_rows
 from iiblpo_jax.model.decoder import bind, logits
 
 START, TEMPERATURE = 1, 0.8
@@ -23,23 +23,13 @@ def pad(rows, width):
     return array, np.array([len(r) for r in rows], np.int32)
 
 
-@pytest.fixture(scope="module")
-def evidence():
-    prompt, prompt_len = pad(PROMPTS, 4)
-    response, length = pad(RESPONSES, 6)
-    cue, cue_len = pad(CUES, 3)
-    answer, answer_len = pad(ANSWERS, 2)
-    return Evidence(
-        prompt_PS=prompt,
-        prompt_len_P=prompt_len,
-        response_RT=response,
-        length_R=length,
-        cut_R=np.array(CUTS, np.int32),
-        cue_PQ=cue,
-        cue_len_P=cue_len,
-        answer_PA=answer,
-        answer_len_P=answer_len,
-    )
+EVIDENCE = {
+    "prompt": Padded(*pad(PROMPTS, 4)),
+    "response": Padded(*pad(RESPONSES, 6)),
+    "cut_R": np.array(CUTS, np.int32),
+    "cue": Padded(*pad(CUES, 3)),
+    "answer": Padded(*pad(ANSWERS, 2)),
+}
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +46,18 @@ def token_logps(tiny_config, tiny_params):
     return score
 
 
-def estimate(config, params, evidence, **options):
+def estimate(config, params, evidence=EVIDENCE, compression="description", **options):
+    reading = Reading(start_id=START, temperature=TEMPERATURE, **options)
+
     def run(params, evidence):
-        return likelihood(bind(config, params), evidence, start_id=START, temperature=TEMPERATURE, **options)
+        return likelihood(bind(config, params), **evidence, reading=reading, compression=compression)
 
     return jax.jit(run)(params, evidence)
 
 
 @pytest.fixture(scope="module")
-def information(tiny_config, tiny_params, evidence):
-    return estimate(tiny_config, tiny_params, evidence, pack_tokens=30)  # several bins
+def information(tiny_config, tiny_params):
+    return estimate(tiny_config, tiny_params, pack_tokens=30)  # several bins
 
 
 def test_answer_term(information, token_logps):
@@ -83,10 +75,8 @@ def test_description_length_is_divided_by_the_mean_length_of_the_group(informati
         assert np.isclose(information.prompt_R[r], -sum(token_logps([START], response)) / mean_length, atol=1e-4)
 
 
-def test_information_about_the_prompt_is_what_the_prompt_saves(
-    tiny_config, tiny_params, evidence, information, token_logps
-):
-    literal = estimate(tiny_config, tiny_params, evidence, pack_tokens=30, compression="information")
+def test_information_about_the_prompt_is_what_the_prompt_saves(tiny_config, tiny_params, information, token_logps):
+    literal = estimate(tiny_config, tiny_params, pack_tokens=30, compression="information")
     for r, response in enumerate(RESPONSES):
         mean_length = [11 / 3, 9 / 3][r // 3]
         expected = (sum(token_logps(PROMPTS[r // 3], response)) - sum(token_logps([START], response))) / mean_length
@@ -94,10 +84,10 @@ def test_information_about_the_prompt_is_what_the_prompt_saves(
     np.testing.assert_array_equal(literal.answer_R, information.answer_R)
 
 
-def test_description_length_in_closed_form(tiny_config, tiny_params, evidence):
+def test_description_length_in_closed_form(tiny_config, tiny_params):
     """A model whose logits are all 0 writes every token in log V nats and learns nothing from anything."""
     silent = {**tiny_params, "embed": 0 * tiny_params["embed"]}  # the head is the embedding
-    found = estimate(tiny_config, silent, evidence, pack_tokens=30)
+    found = estimate(tiny_config, silent, pack_tokens=30)
     lengths = np.array([4, 2, 5, 4, 2, 3]) / np.repeat([11 / 3, 9 / 3], 3)
     np.testing.assert_allclose(found.prompt_R, lengths * np.log(tiny_config.vocab_size), rtol=1e-5)
     np.testing.assert_allclose(found.answer_R, 0.0, atol=1e-6)
@@ -109,13 +99,13 @@ def test_reference_logprobs(information, token_logps):
         np.testing.assert_allclose(information.ref_logp_RT[r], expected, atol=1e-4)
 
 
-def test_bins_shards_and_padding_change_nothing(tiny_config, tiny_params, evidence, information):
+def test_bins_shards_and_padding_change_nothing(tiny_config, tiny_params, information):
     prompt, _ = pad(PROMPTS, 7)
     cue, _ = pad(CUES, 5)
     # What lies behind the lengths must not matter either.
-    noisy = np.where(np.arange(7) < evidence.prompt_len_P[:, None], prompt, 9)
-    wider = evidence.replace(prompt_PS=noisy, cue_PQ=cue)
-    other = estimate(tiny_config, tiny_params, wider, pack_tokens=200, shards=2)
+    noisy = np.where(np.arange(7) < EVIDENCE["prompt"].length_N[:, None], prompt, 9)
+    wider = {"prompt": EVIDENCE["prompt"]._replace(x_NW=noisy), "cue": EVIDENCE["cue"]._replace(x_NW=cue)}
+    other = estimate(tiny_config, tiny_params, EVIDENCE | wider, pack_tokens=200, shards=2)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), other, information)
 
 

@@ -17,7 +17,7 @@ def test_advantage_entropy_gradient_is_the_closed_form(make_batch):
     def loss(logits):
         _, entropy = chunked_logprobs(logits, jnp.eye(3), jnp.zeros((1, 2), int))
         return AdvantageEntropy(coef)(
-            make_batch(lengths=(2,), entropy_RT=[[0, 0]], advantage_RT=a).replace(entropy_RT=entropy)
+            make_batch(lengths=(2,), entropy_RT=[[0, 0]], advantage_R=a).replace(entropy_RT=entropy)
         ).sum()
 
     logp = jax.nn.log_softmax(logits)
@@ -46,9 +46,9 @@ def test_terms_are_added_under_the_methods_weights(make_batch):
     def loss(o):
         return o.loss(batch, o.weights(batch))[0]
 
-    mask = np.asarray(batch.mask_RT)
-    a_h = (mask * batch.advantage_RT * batch.entropy_RT).sum() / mask.sum()
-    d = np.asarray(batch.ref_logp_RT - batch.logp_RT)
+    mask = np.asarray(batch.rows.mask_RT)
+    a_h = (mask * batch.rows.advantage_RT * batch.entropy_RT).sum() / mask.sum()
+    d = np.asarray(batch.rows.ref_logp_RT - batch.logp_RT)
     kl = (mask * (np.exp(d) - d - 1)).sum() / mask.sum()
     got = loss(with_auxiliary(plain, entropy_coef=0.3, kl_coef=0.7)) - loss(plain)
     np.testing.assert_allclose(got, -0.3 * a_h + 0.7 * kl, rtol=1e-4)

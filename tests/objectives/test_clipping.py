@@ -16,7 +16,7 @@ def reference(logp, old, a, weight, low, high):
 
 def test_loss_equals_the_loop(make_batch):
     batch = make_batch(1, importance_RT=np.random.default_rng(2).uniform(0.5, 2, (4, 5)))
-    a = batch.advantage_RT
+    a = batch.rows.advantage_RT
     got = ppo_loss(batch, a, clip_low=0.2, clip_high=0.28).loss_RT
     columns = [np.asarray(x, np.float64).ravel() for x in (batch.logp_RT, batch.old_logp_RT, a, batch.importance_RT)]
     expected = [reference(*row, 0.2, 0.28) for row in zip(*columns, strict=True)]
@@ -48,5 +48,5 @@ def test_every_branch_by_hand(make_batch, ratio, a, loss, slope, low, high):
 
 def test_equal_log_probs_give_ratio_one_exactly(make_batch):
     batch = make_batch()
-    token = ppo_loss(batch.replace(old_logp_RT=batch.logp_RT), batch.advantage_RT, clip_low=0.2, clip_high=0.2)
+    token = ppo_loss(batch.replace(old_logp_RT=batch.logp_RT), batch.rows.advantage_RT, clip_low=0.2, clip_high=0.2)
     np.testing.assert_array_equal(token.ratio_RT, 1)

@@ -11,9 +11,9 @@ def loss(objective, batch):
 
 def test_only_the_upper_bound_differs_from_grpo(make_batch):
     dapo, grpo = (make_objective(name, max_tokens=10) for name in ("dapo", "grpo"))
-    one = make_batch(lengths=(1,), logp_RT=[[np.log(1.5)]], old_logp_RT=[[0.0]], advantage_RT=[[2.0]])
+    one = make_batch(lengths=(1,), logp_RT=[[np.log(1.5)]], old_logp_RT=[[0.0]], advantage_R=[[2.0]])
     np.testing.assert_allclose([loss(dapo, one), loss(grpo, one)], [-2 * 1.28, -2 * 1.2], rtol=1e-6)
-    low = make_batch(lengths=(1,), logp_RT=[[np.log(0.5)]], old_logp_RT=[[0.0]], advantage_RT=[[-2.0]])
+    low = make_batch(lengths=(1,), logp_RT=[[np.log(0.5)]], old_logp_RT=[[0.0]], advantage_R=[[-2.0]])
     np.testing.assert_allclose([loss(dapo, low), loss(grpo, low)], [2 * 0.8, 2 * 0.8], rtol=1e-6)
 
 

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iiblpo_jax.objectives import Outcomes, advantages, make_objective
+from iiblpo_jax.objectives import advantages, make_objective
 
 
 def first_step_gradient(objective, batch, reward):
     """d loss / d logp at pi = pi_old with the objective's own advantages."""
-    a = advantages(objective, Outcomes(reward, batch.group_R))
-    batch = batch.replace(advantage_RT=jnp.broadcast_to(a[:, None], batch.mask_RT.shape), old_logp_RT=batch.logp_RT)
+    rows = batch.rows.replace(reward_R=reward)
+    batch = batch.replace(rows=rows.replace(advantage_R=advantages(objective, rows)), old_logp_RT=batch.logp_RT)
     return jax.grad(lambda logp: objective.loss(batch.replace(logp_RT=logp), objective.weights(batch))[0])(
         batch.logp_RT
     )
@@ -26,13 +26,12 @@ def test_gradient_by_hand(make_batch):
 def test_padding_does_not_enter_the_length_constant(make_batch):
     objective = make_objective("dr_grpo", max_tokens=10)
     batch = make_batch()
-    wide = batch.replace(
-        **{
-            f: jnp.pad(getattr(batch, f), ((0, 0), (0, 9)))
-            for f in vars(batch)
-            if f.endswith("_RT") and getattr(batch, f) is not None
-        }
-    )
+
+    def widen(tree):
+        wide = {f: x for f, x in vars(tree).items() if f.endswith("_RT") and x is not None}
+        return tree.replace(**{f: jnp.pad(x, ((0, 0), (0, 9))) for f, x in wide.items()})
+
+    wide = widen(batch).replace(rows=widen(batch.rows))
 
     def loss(b):
         return objective.loss(b, objective.weights(b))[0]
@@ -42,7 +41,7 @@ def test_padding_does_not_enter_the_length_constant(make_batch):
 
 def disco_b(batch, logp, positive):
     """DisCO-b with the L-ratio score on one group: -(mean of positives' scores - mean of negatives')."""
-    score_R = (jnp.exp(logp - batch.old_logp_RT) * batch.mask_RT).sum(1) / batch.mask_RT.sum(1)
+    score_R = (jnp.exp(logp - batch.old_logp_RT) * batch.rows.mask_RT).sum(1) / batch.rows.mask_RT.sum(1)
     weight_R = jnp.where(positive, 1 / positive.sum(), -1 / (~positive).sum())
     return -(weight_R * score_R).sum()
 

@@ -13,7 +13,7 @@ def loss(objective, batch):
 
 def test_bonus_by_hand(make_batch):
     """alpha 0.4, kappa 2: min(0.4 H, |A| / 2)."""
-    batch = make_batch(lengths=(2, 2, 1), entropy_RT=[[1, 2], [1, 5], [3, 0]], advantage_RT=[[1, 1], [-3, -3], [0, 0]])
+    batch = make_batch(lengths=(2, 2, 1), entropy_RT=[[1, 2], [1, 5], [3, 0]], advantage_R=[[1, 1], [-3, -3], [0, 0]])
     shaped = make_objective("entropy_adv", max_tokens=10).advantage_transform(batch)
     np.testing.assert_allclose(shaped, [[1.4, 1.5], [-2.6, -1.5], [0, 0]], rtol=1e-6)
 

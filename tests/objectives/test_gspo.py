@@ -20,9 +20,9 @@ def test_loss_and_gradient_equal_the_sequence_form(make_batch):
     objective = make_objective("gspo", max_tokens=10, overrides={"clip_low": 0.1, "clip_high": 0.15})
 
     def sequence_loss(logp):
-        n_R = batch.mask_RT.sum(1)
-        s_R = jnp.exp(((logp - batch.old_logp_RT) * batch.mask_RT).sum(1) / n_R)
-        a_R = batch.advantage_RT[:, 0]
+        n_R = batch.rows.mask_RT.sum(1)
+        s_R = jnp.exp(((logp - batch.old_logp_RT) * batch.rows.mask_RT).sum(1) / n_R)
+        a_R = batch.rows.advantage_RT[:, 0]
         return -jnp.minimum(a_R * s_R, a_R * jnp.clip(s_R, 0.9, 1.15)).mean()
 
     for got, expected in zip(
@@ -41,7 +41,7 @@ def test_length_one_is_ppo(make_batch):
 
 def test_published_bounds_clip_by_sequence(make_batch):
     batch = make_batch(lengths=(2, 2), old_logp_RT=[[0, 0], [0, 0]], logp_RT=[[0.5, -0.499], [0.5, -0.5]])
-    batch = batch.replace(advantage_RT=jnp.ones((2, 2)))
+    batch = batch.replace(rows=batch.rows.replace(advantage_R=jnp.ones(2)))
     objective = make_objective("gspo", max_tokens=10)
     _, token = objective.loss(batch, objective.weights(batch))
     np.testing.assert_array_equal(token.clip_high_RT, [[1, 1], [0, 0]])  # exp(5e-4) > 1 + 4e-4; exp(0) is inside

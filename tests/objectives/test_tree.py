@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iiblpo_jax.objectives import Outcomes, advantages, make_objective, with_tree_credit
+from iiblpo_jax.objectives import Rows, advantages, make_objective, with_tree_credit
 from iiblpo_jax.objectives.advantage import standardised
 from iiblpo_jax.objectives.tree import forks, sibling_advantage, tree_advantage
 
@@ -15,14 +15,26 @@ T = 6
 def outcomes(reward_R, branch_at_R, length_R, group, **fields):
     r = len(reward_R)
     mask_RT = jnp.arange(T) < jnp.asarray(length_R)[:, None]
-    return Outcomes(
-        reward_R=jnp.asarray(reward_R, jnp.float32),
-        group_R=jnp.arange(r) // group,
+    zero_R, zero_RT = jnp.zeros(r), jnp.zeros((r, T))
+    rows = Rows(
+        tokens_RC=jnp.ones((r, 1 + T), int),
+        prompt_len_R=jnp.ones(r, int),
         length_R=jnp.asarray(length_R),
-        branch_at_R=jnp.asarray(branch_at_R),
         mask_RT=mask_RT,
-        **fields,
+        own_mask_RT=mask_RT,
+        rollout_logp_RT=zero_RT,
+        raw_logp_RT=zero_RT,
+        reward_R=jnp.asarray(reward_R, jnp.float32),
+        correct_R=zero_R,
+        group_R=jnp.arange(r) // group,
+        trajectory_R=jnp.arange(r),
+        parent_R=jnp.arange(r),
+        branch_at_R=jnp.asarray(branch_at_R),
+        keep_R=zero_R == 0,
+        ib_score_R=zero_R,
+        advantage_R=zero_R,
     )
+    return rows.replace(**fields)
 
 
 def shared(own_from, chain, a, b, t):
@@ -36,10 +48,10 @@ def shared(own_from, chain, a, b, t):
     return owner(a) == owner(b)
 
 
-def by_loops(o: Outcomes, tree: int, group: int, chain: bool, local: float):
+def by_loops(o: Rows, tree: int, group: int, chain: bool, local: float):
     """The formula token by token, from sets of trajectories."""
     reward, at = np.asarray(o.reward_R, float), np.asarray(o.branch_at_R)
-    keep = np.ones(len(reward), bool) if o.keep_R is None else np.asarray(o.keep_R) > 0
+    keep = np.asarray(o.keep_R) > 0
     result = np.zeros((len(reward), T))
     for first in range(0, len(reward), group):
         mine = [r for r in range(first, first + group) if keep[r]]

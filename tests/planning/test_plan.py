@@ -21,10 +21,11 @@ from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import Decoder, logits
 from iiblpo_jax.model.presets import PRESETS
 from iiblpo_jax.planning import plan as planning
+from iiblpo_jax.planning import topology as slices
 from iiblpo_jax.planning.hlo import Collective, collectives
 from iiblpo_jax.planning.memory import ProgramMemory
 from iiblpo_jax.planning.roofline import CHIPS, Lengths, Work, forward_flops, generated_tokens, layer_weights, step_work
-from iiblpo_jax.planning.shapes import abstract_run
+from iiblpo_jax.planning.shapes import abstract_step
 
 ROOT = Path(__file__).parents[2]
 LENGTHS = Lengths(prompt=100, response=200)
@@ -160,28 +161,28 @@ def grpo(**overrides):
 
 def test_shapes_are_those_of_a_live_run(tmp_path):
     from iiblpo_jax.run.trainer import Trainer
-    from iiblpo_jax.step.programs import abstract_of, abstract_rows
+    from iiblpo_jax.step.programs import abstract_of
 
     config = grpo(train__prompts_per_step=8, rollout__slots=8, rollout__refill_at=2)
     trainer = Trainer(config, tmp_path / "run")
     try:
-        live = trainer._programs()
+        live = trainer._abstract()
     finally:
         trainer.close()
     mesh = meshes.make_mesh(config.mesh, devices=jax.devices()[:1])
-    ours = abstract_run(config, trainer.model_config, mesh).programs
+    ours = abstract_step(config, trainer.model_config, mesh)
 
     def sizes(tree):
         return jax.tree.map(lambda x: (x.shape, x.dtype), abstract_of(tree))
 
     assert sizes(ours.alive) == sizes(live.alive)
-    assert sizes(abstract_rows(ours)) == sizes(abstract_rows(live))
+    assert sizes(ours.rows()) == sizes(live.rows())
 
 
 def test_optimizer_state_lies_where_its_weights_lie():
     config = grpo(mesh__fsdp=2, mesh__tensor=2, mesh__data=1, mesh__sequence=1)
     mesh = jax.sharding.AbstractMesh((1, 2, 1, 2), meshes.AXES)
-    state = abstract_run(config, PRESETS["smollm2-135m"], mesh).programs.state
+    state = abstract_step(config, PRESETS["smollm2-135m"], mesh).state
     specs = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state):
         specs.setdefault(jax.tree_util.keystr(path).rpartition("policy")[2], set()).add(leaf.sharding.spec)
@@ -269,26 +270,26 @@ def test_exit_status_and_the_knob(monkeypatch, capsys, tmp_path, rollout, status
 @pytest.mark.parametrize("topology", ["", "v5p", "v9:2x2", "cpu:0", "v5p:4x4x4x4"])
 def test_a_wrong_topology_is_named(topology):
     with pytest.raises(InputError, match=r"--topology=.* is not known; use one such as v5p:4x4x4"):
-        plan.topology_devices(topology)
+        slices.topology_devices(topology)
 
 
 def test_missing_libtpu_is_one_line(monkeypatch):
-    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(slices.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install iiblpo_jax\[plan\]"):
-        plan.tpu_devices("v5p:2x2x1")
+        slices.tpu_devices("v5p:2x2x1")
 
 
 def test_the_architecture_comes_from_a_directory_a_flag_or_a_name():
-    assert plan.architecture("/nowhere/Qwen2.5-7B/") == PRESETS["qwen2.5-7b"]
-    assert plan.architecture("/nowhere/x", "qwen3-14b", layers=2) == dataclasses.replace(
+    assert slices.architecture("/nowhere/Qwen2.5-7B/") == PRESETS["qwen2.5-7b"]
+    assert slices.architecture("/nowhere/x", "qwen3-14b", layers=2) == dataclasses.replace(
         PRESETS["qwen3-14b"], n_layers=2
     )
     own = files.load_file(ROOT / "configs" / "arithmetic.py").model.path
-    assert plan.architecture(own).vocab_size < 100
+    assert slices.architecture(own).vocab_size < 100
     with pytest.raises(InputError, match="no model at /nowhere/x and no preset x; pass --model, one of "):
-        plan.architecture("/nowhere/x")
+        slices.architecture("/nowhere/x")
     with pytest.raises(InputError, match="no preset 'gpt'"):
-        plan.architecture("/nowhere/x", "gpt")
+        slices.architecture("/nowhere/x", "gpt")
 
 
 # -- for a TPU --------------------------------------------------------------------------------------------------------
@@ -298,11 +299,10 @@ def test_a_program_for_tpus():
     pytest.importorskip("libtpu")
     config = grpo(mesh__fsdp=2, mesh__tensor=2, mesh__data=1, model__dtype="bfloat16", rollout__dtype="bfloat16")
     model = dataclasses.replace(PRESETS["qwen2.5-0.5b"], n_layers=2)
-    mesh = meshes.make_mesh(config.mesh, devices=plan.tpu_devices("v5e:2x2"))
-    programs = abstract_run(config, model, mesh).programs
-    params = programs.state.params["policy"]
-    program = planning.Program("publish", "", programs.publish, (params,))
-    done, published = planning._compile(program, programs.alive)
+    mesh = meshes.make_mesh(config.mesh, devices=slices.tpu_devices("v5e:2x2"))
+    step = abstract_step(config, model, mesh)
+    program = planning.Program("publish", "", step.programs.publish, (step.state.params["policy"],))
+    done, published = planning._compile(program, step.alive)
     # every matrix is gathered over fsdp once, in bfloat16, and stays split over tensor
     gathered = sum(c.bytes for c in done.collectives if c.kind == "all-gather")
     matrices = layer_weights(model) + model.vocab_size * model.d_model
@@ -310,5 +310,5 @@ def test_a_program_for_tpus():
     assert published.embed.weight.sharding.spec == PartitionSpec("tensor", None)
     # the small ones lie in tiles
     assert done.memory.arguments == pytest.approx(
-        sum(map(planning.bytes_per_device, jax.tree.leaves(params))), rel=0.01
+        sum(map(planning.bytes_per_device, jax.tree.leaves(step.state.params["policy"]))), rel=0.01
     )

@@ -273,8 +273,8 @@ def test_the_next_rollout_is_under_way_while_a_step_is_written_down(plain, monke
     def watched(step):
         assert all(forest() is None for forest in forests), "two Forests at a time"
         pending = start(step)
-        started[step] = pending.stats, pending.batch.problems
-        forests.append(weakref.ref(pending.forest))
+        started[step] = pending.sampled.stats, pending.batch.problems
+        forests.append(weakref.ref(pending.sampled.forest))
         return pending
 
     monkeypatch.setattr(trainer, "_start", watched)

@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iiblpo_jax.bottleneck import Information
+from iiblpo_jax.bottleneck import Reading
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.model.decoder import bind, hidden_states, project
 from iiblpo_jax.objectives import make_objective
 from iiblpo_jax.rollout.forest import LENGTH, STOP, Forest
 from iiblpo_jax.rollout.marker import marker_table
-from iiblpo_jax.step.inform import inform
-from iiblpo_jax.step.score import ScoreSpec, score
+from iiblpo_jax.rollout.solved import Gold
+from iiblpo_jax.step.inform import InformationTerms, InformSpec, LogProbs, inform
+from iiblpo_jax.step.score import BottleneckSpec, CreditSpec, FilterSpec, LatentSpec, ScoreSpec, score
 
 S, T = 3, 5
 PROMPT = np.array([[9, 8, 7], [6, 5, 0]])
@@ -62,38 +63,26 @@ def hand_made() -> Forest:
 FOREST = hand_made()
 
 
-@pytest.fixture(scope="module")
-def plain(tiny_config):
-    """Everything switched off: plain GRPO."""
-    return ScoreSpec(
-        model=tiny_config,
-        objective=make_objective("grpo", max_tokens=T),
-        estimator="none",
-        compression="description",
-        beta=1.0,
-        length_cost=0.0,
-        distinct=False,
-        rule="none",
-        keep=4,
-        keep_contrast=False,
-        surprise=0.0,
-        reward_coef=0.0,
-        temperature=0.7,
-        start_id=1,
-        reference=False,
-        pack_tokens=64,
-        attention="blocks",
-        mesh=None,
-        levels=1,
-        latents=False,
-        half_life=4.0,
-        strength=0.5,
-    )
+PLAIN = ScoreSpec(  # everything switched off: plain GRPO
+    bottleneck=BottleneckSpec(),
+    filter=FilterSpec(rule="none", keep=4),
+    credit=CreditSpec(objective=make_objective("grpo", max_tokens=T)),
+)
+Z = LatentSpec(levels=1, half_life=4.0, strength=0.5)
 
 
-def scored(spec, information=None, reward_R=REWARD_R, **changes):
-    spec = dataclasses.replace(spec, **changes)
-    return score(FOREST, jnp.asarray(reward_R), information, jax.random.key(0), jnp.int32(0), spec=spec)
+def changed(spec, **parts):
+    """The spec with parts changed: a dict replaces fields of a part, anything else the part."""
+    new = {
+        name: dataclasses.replace(getattr(spec, name), **part) if isinstance(part, dict) else part
+        for name, part in parts.items()
+    }
+    return dataclasses.replace(spec, **new)
+
+
+def scored(columns=None, reward_R=REWARD_R, forest=FOREST, **parts):
+    spec = changed(PLAIN, **parts)
+    return score(forest, jnp.asarray(reward_R), columns or {}, jax.random.key(0), jnp.int32(0), spec=spec)
 
 
 def best(score_R, n):
@@ -113,35 +102,35 @@ def group_advantage(reward_R, kept):
     return result
 
 
-def test_with_everything_off_it_is_plain_grpo(plain):
-    result = scored(plain)
+def test_with_everything_off_it_is_plain_grpo():
+    result = scored()
     np.testing.assert_allclose(result.advantage_R, GRPO_R, rtol=1e-5)
-    np.testing.assert_allclose(result.rows.advantage_N, GRPO_R, rtol=1e-5)
-    np.testing.assert_array_equal(result.rows.trajectory_N, np.arange(8))
+    np.testing.assert_allclose(result.rows.advantage_R, GRPO_R, rtol=1e-5)
+    np.testing.assert_array_equal(result.rows.trajectory_R, np.arange(8))
     assert result.kept_R.all() and not result.score_R.any()
-    assert result.rows.ref_logp_NT is None and result.rows.latent is None
+    assert result.rows.ref_logp_RT is None and result.rows.latent is None
     assert not [name for name in result.metrics if name.startswith("ib/")]
 
 
-def test_rows_are_the_trajectories(plain):
-    rows = scored(plain).rows
-    np.testing.assert_array_equal(rows.group_N, [0, 0, 0, 0, 1, 1, 1, 1])
-    np.testing.assert_array_equal(rows.prompt_len_N, [3, 3, 3, 3, 2, 2, 2, 2])
-    np.testing.assert_array_equal(rows.mask_NT, MASK)
-    np.testing.assert_array_equal(rows.own_mask_NT, OWN)
-    np.testing.assert_array_equal(rows.correct_N, [1, 0, 0, 1, 0, 0, 0, 0])
+def test_rows_are_the_trajectories():
+    rows = scored().rows
+    np.testing.assert_array_equal(rows.group_R, [0, 0, 0, 0, 1, 1, 1, 1])
+    np.testing.assert_array_equal(rows.prompt_len_R, [3, 3, 3, 3, 2, 2, 2, 2])
+    np.testing.assert_array_equal(rows.mask_RT, MASK)
+    np.testing.assert_array_equal(rows.own_mask_RT, OWN)
+    np.testing.assert_array_equal(rows.correct_R, [1, 0, 0, 1, 0, 0, 0, 0])
     for name in ("length", "parent", "branch_at"):
-        np.testing.assert_array_equal(getattr(rows, f"{name}_N"), getattr(FOREST, f"{name}_R"), err_msg=name)
-    np.testing.assert_array_equal(rows.rollout_logp_NT, FOREST.logp_RT)
-    np.testing.assert_array_equal(rows.raw_logp_NT, FOREST.raw_logp_RT)
+        np.testing.assert_array_equal(getattr(rows, f"{name}_R"), getattr(FOREST, f"{name}_R"), err_msg=name)
+    np.testing.assert_array_equal(rows.rollout_logp_RT, FOREST.logp_RT)
+    np.testing.assert_array_equal(rows.raw_logp_RT, FOREST.raw_logp_RT)
     for r in range(8):
         prompt = PROMPT[r // 4][: PROMPT_LEN[r // 4]]
         text = [*prompt, *FOREST.tokens_RT[r, : LENGTH_R[r]]]
-        np.testing.assert_array_equal(rows.tokens_NC[r], text + [0] * (S + T - len(text)))
+        np.testing.assert_array_equal(rows.tokens_RC[r], text + [0] * (S + T - len(text)))
 
 
-def test_metrics_by_hand(plain):
-    metrics = {name: float(value) for name, value in scored(plain).metrics.items()}
+def test_metrics_by_hand():
+    metrics = {name: float(value) for name, value in scored().metrics.items()}
     expected = {
         "reward/mean": 2.5 / 8,
         "reward/pass@1": 2 / 8,
@@ -159,70 +148,78 @@ def test_metrics_by_hand(plain):
     assert metrics == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_group_without_spread_teaches_nothing_and_is_counted(plain):
-    result = scored(plain, reward_R=np.array([1, 1, 1, 1, 0, 1, 0, 0], np.float32))
+def test_a_group_without_spread_teaches_nothing_and_is_counted():
+    result = scored(reward_R=np.array([1, 1, 1, 1, 0, 1, 0, 0], np.float32))
     assert not result.advantage_R[:4].any() and result.advantage_R[4:].all()
     assert float(result.metrics["reward/frac_zero_std"]) == 0.5
     assert float(result.metrics["reward/frac_mixed"]) == 0.5
 
 
-def test_entropy_scores_rank_filter_and_reward(plain):
-    result = scored(plain, estimator="entropy", rule="score", keep=2, reward_coef=0.1)
+def test_entropy_scores_rank_filter_and_reward():
+    result = scored(
+        bottleneck={"estimator": "entropy"}, filter={"rule": "score", "keep": 2}, credit={"reward_coef": 0.1}
+    )
     score_R = np.array([(GRPO_R[r] * ENTROPY[r, : LENGTH_R[r]]).mean() for r in range(8)])
     kept = best(score_R, 2)
     np.testing.assert_allclose(result.score_R, score_R, rtol=1e-5)
     np.testing.assert_array_equal(np.flatnonzero(result.kept_R), kept)
-    np.testing.assert_array_equal(result.rows.trajectory_N, kept)
+    np.testing.assert_array_equal(result.rows.trajectory_R, kept)
     # Prompt 0 keeps its two right answers: no spread, so neither an advantage nor a self-reward.
     assert kept[:2].tolist() == [0, 3] and not result.advantage_R[:4].any()
     advantage_R = group_advantage(REWARD_R, kept)
     advantage_R[kept[2:]] += 0.1 * np.clip(score_R[kept[2:]], -1, 1)
     np.testing.assert_allclose(result.advantage_R, advantage_R, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(result.rows.advantage_N, advantage_R[kept], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(result.rows.ib_score_N, score_R[kept], rtol=1e-5)
+    np.testing.assert_allclose(result.rows.advantage_R, advantage_R[kept], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result.rows.ib_score_R, score_R[kept], rtol=1e-5)
     assert float(result.metrics["reward/frac_zero_std"]) == 0.5  # of the kept trajectories
     assert float(result.metrics["ib/auc_correct"]) == 1.0  # A_t H_t > 0 exactly for right answers
     assert float(result.metrics["ib/kept_correct"]) == 0.5
     assert "ib/answer" not in result.metrics
 
 
-def test_surprise_weighs_the_advantages_of_a_prompt(plain):
+def test_surprise_weighs_the_advantages_of_a_prompt():
     """Mean rewards 1/2 and 1/8 are 1 and 3 bits; the advantages are otherwise GRPO's."""
-    result = scored(plain, surprise=1.0)
+    result = scored(credit={"surprise": 1.0})
     np.testing.assert_allclose(result.advantage_R, GRPO_R * np.repeat([1, 3], 4), rtol=1e-5)
-    kept = scored(plain, surprise=1.0, rule="contrast", keep=2)  # the share of right answers is that of the group
+    kept = scored(
+        credit={"surprise": 1.0}, filter={"rule": "contrast", "keep": 2}
+    )  # the share of right answers is that of the group
     np.testing.assert_allclose(np.unique(np.abs(kept.advantage_R)), [0, 2**-0.5, 3 * 2**-0.5], rtol=1e-5)
 
 
-def test_contrast_drops_groups_that_teach_nothing(plain):
-    result = scored(plain, reward_R=np.array([1, 1, 1, 1, 0, 1, 0, 0], np.float32), rule="contrast", keep=4)
-    assert not result.rows.mask_NT[:4].any() and result.rows.mask_NT[4:].any()
+def test_contrast_drops_groups_that_teach_nothing():
+    result = scored(reward_R=np.array([1, 1, 1, 1, 0, 1, 0, 0], np.float32), filter={"rule": "contrast"})
+    assert not result.rows.mask_RT[:4].any() and result.rows.mask_RT[4:].any()
     np.testing.assert_allclose(result.advantage_R[4:], [-0.5, 1.5, -0.5, -0.5], rtol=1e-5)
     assert float(result.metrics["reward/frac_kept"]) == 0.5
 
 
-def test_a_repeated_trajectory_counts_once(plain):
+def test_a_repeated_trajectory_counts_once():
     """Trajectory 2 with the tokens of trajectory 1: advantages are those of the three that are left."""
 
     def same(x_R):
         return x_R.at[2].set(x_R[1])
 
     forest = FOREST.replace(tokens_RT=same(FOREST.tokens_RT), length_R=same(FOREST.length_R))
-    spec = dataclasses.replace(plain, distinct=True)
-    result = score(forest, jnp.asarray(REWARD_R), None, jax.random.key(0), jnp.int32(0), spec=spec)
+    result = scored(forest=forest, filter={"distinct": True})
     np.testing.assert_array_equal(result.kept_R, np.arange(8) != 2)
     np.testing.assert_allclose(result.advantage_R[:4], [3**-0.5, -2 * 3**-0.5, 0, 3**-0.5], rtol=1e-5)
-    assert not result.rows.mask_NT[2].any() and result.rows.mask_NT[3].any()
+    assert not result.rows.mask_RT[2].any() and result.rows.mask_RT[3].any()
 
 
 ANSWER_R = np.array([3.0, 0.5, 1.0, 2.0, 0.1, 0.9, 0.4, 0.2], np.float32)
 PROMPT_R = np.array([0.5, 0.1, 0.9, 0.2, 0.3, 0.8, 0.1, 0.6], np.float32)
-INFORMATION = Information(
-    answer_R=jnp.asarray(ANSWER_R),
-    prompt_R=jnp.asarray(PROMPT_R),
-    ref_logp_RT=jnp.arange(40.0).reshape(8, T),
-)
-WITH_Z = {"estimator": "likelihood", "rule": "score", "keep": 2, "beta": 2.0, "reward_coef": 0.1, "latents": True}
+COLUMNS = {
+    "ib_answer": jnp.asarray(ANSWER_R),
+    "ib_prompt": jnp.asarray(PROMPT_R),
+    "ref_logp": jnp.arange(40.0).reshape(8, T),
+}
+WITH_Z = {
+    "bottleneck": {"estimator": "likelihood", "beta": 2.0},
+    "filter": {"rule": "score", "keep": 2},
+    "credit": {"reward_coef": 0.1},
+    "latent": Z,
+}
 
 
 def likelihood_score(answer_R=ANSWER_R):
@@ -235,13 +232,13 @@ def likelihood_score(answer_R=ANSWER_R):
     return (2.0 * standardised(by_prompt(answer_R)) - standardised(by_prompt(PROMPT_R))).ravel()
 
 
-def test_likelihood_scores_rank_filter_and_reward(plain):
-    result = scored(plain, INFORMATION, **WITH_Z)
+def test_likelihood_scores_rank_filter_and_reward():
+    result = scored(COLUMNS, **WITH_Z)
     score_R = likelihood_score()
     kept = best(score_R, 2)
     np.testing.assert_allclose(result.score_R, score_R, rtol=1e-4, atol=6e-4)
-    np.testing.assert_array_equal(result.rows.trajectory_N, kept)
-    np.testing.assert_array_equal(result.rows.ref_logp_NT, np.arange(40.0).reshape(8, T)[kept])
+    np.testing.assert_array_equal(result.rows.trajectory_R, kept)
+    np.testing.assert_array_equal(result.rows.ref_logp_RT, np.arange(40.0).reshape(8, T)[kept])
     advantage_R = group_advantage(REWARD_R, kept)
     for r in kept:
         if advantage_R[r]:
@@ -252,8 +249,8 @@ def test_likelihood_scores_rank_filter_and_reward(plain):
     assert float(result.metrics["ib/kept_score"]) == pytest.approx(score_R[kept].mean(), abs=6e-4)
 
 
-def test_contrast_swaps_the_best_of_the_missing_kind_for_the_worst_kept(plain):
-    result = scored(plain, INFORMATION, **WITH_Z, keep_contrast=True)
+def test_contrast_swaps_the_best_of_the_missing_kind_for_the_worst_kept():
+    result = scored(COLUMNS, **WITH_Z | {"filter": {"rule": "score", "keep": 2, "keep_contrast": True}})
     score_R = likelihood_score()
     assert best(score_R, 2)[:2].tolist() == [0, 3]  # both right
     wrong = max((1, 2), key=lambda r: score_R[r])
@@ -264,25 +261,25 @@ def test_contrast_swaps_the_best_of_the_missing_kind_for_the_worst_kept(plain):
     assert int(result.metrics["ib/contrast_rescued"]) == 1
 
 
-def test_rows_say_where_z_was_on(plain):
+def test_rows_say_where_z_was_on():
     """z acts from the input token before t*, halving every half_life tokens; never on roots and fallbacks."""
-    rows = scored(plain, INFORMATION, **{**WITH_Z, "keep": 4}).rows
-    gamma_NC = np.zeros((8, S + T))
+    rows = scored(COLUMNS, **WITH_Z | {"filter": {"rule": "score", "keep": 4}}).rows
+    gamma_RC = np.zeros((8, S + T))
     for r in (1, 3, 5):
         start = PROMPT_LEN[r // 4] + BRANCH_AT_R[r] - 1
-        gamma_NC[r, start:] = 0.5 * 0.5 ** (np.arange(S + T - start) / 4.0)
-    on_NC = np.asarray(rows.latent.segment_BT) >= 0
-    np.testing.assert_allclose(np.where(on_NC, rows.latent.gamma_BT, 0.0), gamma_NC, rtol=1e-6)
+        gamma_RC[r, start:] = 0.5 * 0.5 ** (np.arange(S + T - start) / 4.0)
+    on_RC = np.asarray(rows.latent.segment_BT) >= 0
+    np.testing.assert_allclose(np.where(on_RC, rows.latent.gamma_BT, 0.0), gamma_RC, rtol=1e-6)
     np.testing.assert_array_equal(rows.latent.z_BJZ[:, 0][np.array([1, 3, 5])], FOREST.z_RZ[np.array([1, 3, 5])])
 
 
-def test_trajectories_without_a_finite_score_do_not_train(plain):
+def test_trajectories_without_a_finite_score_do_not_train():
     answer_R = np.where(np.arange(8) == 5, np.nan, ANSWER_R)
-    result = scored(plain, INFORMATION.replace(answer_R=jnp.asarray(answer_R)), **WITH_Z)
+    result = scored(COLUMNS | {"ib_answer": jnp.asarray(answer_R)}, **WITH_Z)
     rows = result.rows
-    assert not result.kept_R[4:].any() and not rows.mask_NT[2:].any()  # its whole group has no standardised score
-    assert rows.mask_NT[:2].any() and np.isfinite(np.asarray(rows.advantage_N)).all()
-    np.testing.assert_array_equal(rows.trajectory_N[:2], [0, 3])
+    assert not result.kept_R[4:].any() and not rows.mask_RT[2:].any()  # its whole group has no standardised score
+    assert rows.mask_RT[:2].any() and np.isfinite(np.asarray(rows.advantage_R)).all()
+    np.testing.assert_array_equal(rows.trajectory_R[:2], [0, 3])
 
 
 # -- what the reference model says ------------------------------------------------------------------------------------
@@ -307,53 +304,48 @@ def teacher(tiny_config, tiny_params):
     return logp
 
 
-def informed(spec, params, **changes):
+def informed(config, params, kind=InformationTerms, attention="blocks", **options):
+    reading = Reading(temperature=0.7, start_id=1, pack_tokens=64, attention=attention)
+    spec = InformSpec(readers=(("reference", kind(model=config, reading=reading, **options)),))
     markers = tuple(marker_table(TOKEN_BYTES, chr(97 + int(FOREST.tokens_RT[r, 1]) - 2)) for r in (0, 4))
-
-    def pair(x, n):
-        return (jnp.asarray(x), jnp.asarray(n))
-
-    return inform(
-        params,
-        FOREST,
-        markers,
-        jnp.array([0, 1]),
-        pair(CUE, CUE_LEN),
-        pair(ANSWER, ANSWER_LEN),
-        spec=dataclasses.replace(spec, **changes),
-    )
+    arrays = map(jnp.asarray, ([0, 1], ANSWER, ANSWER_LEN, CUE, CUE_LEN))
+    return inform({"reference": params}, FOREST, Gold(markers, *arrays), spec=spec)
 
 
-@pytest.mark.parametrize("changes", [{"estimator": "likelihood"}, {"reference": True}])
-def test_forwards_attend_as_the_spec_says(plain, tiny_params, monkeypatch, changes):
+@pytest.mark.parametrize(("kind", "options"), [(InformationTerms, {"compression": "description"}), (LogProbs, {})])
+def test_forwards_attend_as_the_spec_says(tiny_config, tiny_params, monkeypatch, kind, options):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")  # which has no CUDA kernel: refused where it is chosen
     with pytest.raises(InputError, match=r"use attention\.impl=blocks"):
-        informed(plain, tiny_params, attention="pallas", **changes)
+        informed(tiny_config, tiny_params, kind, attention="pallas", **options)
 
 
 @pytest.mark.parametrize("compression", ["description", "information"])
-def test_information_equals_teacher_forcing(plain, tiny_params, teacher, compression):
-    found = informed(plain, tiny_params, estimator="likelihood", compression=compression)
+def test_information_equals_teacher_forcing(tiny_config, tiny_params, teacher, compression):
+    found = informed(tiny_config, tiny_params, compression=compression)
     for r in range(8):
         p = r // 4
         prompt, response = [*PROMPT[p, : PROMPT_LEN[p]]], [*np.asarray(FOREST.tokens_RT[r, : LENGTH_R[r]])]
         reference = teacher(prompt, response)
-        np.testing.assert_allclose(found.ref_logp_RT[r, : LENGTH_R[r]], reference, atol=1e-4)
-        assert not found.ref_logp_RT[r, LENGTH_R[r] :].any()
+        np.testing.assert_allclose(found["ref_logp"][r, : LENGTH_R[r]], reference, atol=1e-4)
+        assert not found["ref_logp"][r, LENGTH_R[r] :].any()
 
         marker = int(FOREST.tokens_RT[4 * p, 1])  # each prompt's task has a marker of its own
         text = response[: LENGTH_R[r] - (FINISH_R[r] == STOP)]
         cut = text.index(marker) if marker in text else len(text)
         cue, answer = [*CUE[p, : CUE_LEN[p]]], [*ANSWER[p, : ANSWER_LEN[p]]]
         gain = teacher([*prompt, *text[:cut], *cue], answer).sum() - teacher([*prompt, *cue], answer).sum()
-        assert float(found.answer_R[r]) == pytest.approx(gain / len(answer), abs=1e-4)
+        assert float(found["ib_answer"][r]) == pytest.approx(gain / len(answer), abs=1e-4)
         cost = (reference.sum() if compression == "information" else 0) - teacher([1], response).sum()
-        assert float(found.prompt_R[r]) == pytest.approx(cost / LENGTH_R[4 * p : 4 * p + 4].mean(), abs=1e-4)
+        assert float(found["ib_prompt"][r]) == pytest.approx(cost / LENGTH_R[4 * p : 4 * p + 4].mean(), abs=1e-4)
 
 
-def test_reference_log_probs_alone(plain, tiny_params):
+def test_reference_log_probs_alone(tiny_config, tiny_params):
     """A KL term without the likelihood estimator needs them too, and gets the same."""
-    alone, both = informed(plain, tiny_params, reference=True), informed(plain, tiny_params, estimator="likelihood")
-    np.testing.assert_allclose(alone.ref_logp_RT, both.ref_logp_RT, atol=1e-5)
-    assert np.isnan(alone.answer_R).all()
-    assert informed(plain, tiny_params) is None
+    alone = informed(tiny_config, tiny_params, LogProbs)
+    both = informed(tiny_config, tiny_params, compression="description")
+    np.testing.assert_allclose(alone["ref_logp"], both["ref_logp"], atol=1e-5)
+    assert set(alone) == {"ref_logp"}
+
+
+def test_where_nobody_reads_there_is_no_column(tiny_params):
+    assert inform({"reference": tiny_params}, FOREST, None, spec=InformSpec(readers=())) == {}

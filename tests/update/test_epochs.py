@@ -12,11 +12,11 @@ import pytest
 from iiblpo_jax.common import masked
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.objectives import make_objective
+from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.update import epochs as update
 from iiblpo_jax.update.epochs import make_update, shuffled
 from iiblpo_jax.update.gradient import MinibatchGradient
 from iiblpo_jax.update.optimizer import make_optimizer
-from iiblpo_jax.update.rows import UpdateRows
 from iiblpo_jax.update.settings import UpdateSettings
 from iiblpo_jax.update.state import init_state
 
@@ -34,22 +34,23 @@ def rows(tiny_config):
     def normal():
         return rng.normal(-2, 0.3, (N, T)).astype(np.float32)
 
-    arrays = UpdateRows(
-        tokens_NC=rng.integers(1, tiny_config.vocab_size, (N, C)).astype(np.int32),
-        prompt_len_N=np.array([3, 3, 3, 2, 2, 2]),
-        mask_NT=mask,
-        own_mask_NT=own,
-        rollout_logp_NT=normal(),
-        raw_logp_NT=normal(),
-        advantage_N=rng.normal(size=N).astype(np.float32),
-        reward_N=np.ones(N, np.float32),
-        correct_N=np.ones(N, np.float32),
-        ib_score_N=np.zeros(N, np.float32),
-        group_N=np.arange(N) // 3,
-        length_N=length,
-        trajectory_N=np.arange(N),
-        parent_N=np.array([-1, 0, -1, -1, 3, -1]),
-        branch_at_N=np.array([0, 2, 0, 0, 1, 0]),
+    arrays = Rows(
+        tokens_RC=rng.integers(1, tiny_config.vocab_size, (N, C)).astype(np.int32),
+        prompt_len_R=np.array([3, 3, 3, 2, 2, 2]),
+        mask_RT=mask,
+        own_mask_RT=own,
+        rollout_logp_RT=normal(),
+        raw_logp_RT=normal(),
+        advantage_R=rng.normal(size=N).astype(np.float32),
+        reward_R=np.ones(N, np.float32),
+        correct_R=np.ones(N, np.float32),
+        keep_R=np.ones(N, bool),
+        ib_score_R=np.zeros(N, np.float32),
+        group_R=np.arange(N) // 3,
+        length_R=length,
+        trajectory_R=np.arange(N),
+        parent_R=np.array([-1, 0, -1, -1, 3, -1]),
+        branch_at_R=np.array([0, 2, 0, 0, 1, 0]),
     )
     return jax.tree.map(jnp.asarray, arrays)
 
@@ -60,7 +61,7 @@ THREE_BY_TWO = UpdateSettings(epochs=2, minibatches=3, microbatch=1)
 
 @functools.cache
 def compiled_update(settings, config, optimizer):
-    return make_update(settings, PLAIN, config, optimizer)
+    return make_update(MinibatchGradient(settings=settings, objective=PLAIN, model_config=config), optimizer)
 
 
 @functools.cache
@@ -82,11 +83,11 @@ def run(config, params, rows, settings, *, optimizer=SGD, key=0):
 def by_hand(config, params, rows, order_In):
     """The optimizer steps on minibatches `order_In`, one call each, pi_old fixed before the first: (params, losses)."""
     params = {"policy": params}
-    old_NT, opt_state, losses = compiled_log_probs(config)(params, rows), SGD.init(params), []
+    old_RT, opt_state, losses = compiled_log_probs(config)(params, rows), SGD.init(params), []
     for order_n in order_In:
         minibatch = jax.tree.map(lambda x, order_n=order_n: x[order_n], rows)
         loss, gradients, _ = compiled_gradient(config)(
-            params, minibatch, old_NT[order_n], step=jnp.int32(0), key=jax.random.key(0)
+            params, minibatch, old_RT[order_n], step=jnp.int32(0), key=jax.random.key(0)
         )
         changes, opt_state = SGD.update(gradients, opt_state)
         params = optax.apply_updates(params, changes)
@@ -141,7 +142,7 @@ def test_several_steps_equal_separate_ones_against_the_first_policy(tiny_config,
 
 def test_zero_advantages_leave_the_policy_alone(tiny_config, tiny_params, rows):
     """So every ratio of every step is 1, against log-probs computed before the first."""
-    state, metrics = run(tiny_config, tiny_params, rows.replace(advantage_N=jnp.zeros(N)), THREE_BY_TWO)
+    state, metrics = run(tiny_config, tiny_params, rows.replace(advantage_R=jnp.zeros(N)), THREE_BY_TWO)
     assert_trees_close(state.params["policy"], tiny_params, atol=0)
     assert metrics["update/grad_norm"] == metrics["update/clip_low"] == metrics["update/clip_high"] == 0
     np.testing.assert_allclose(metrics["update/ratio_mean"], 1.0, atol=1e-6)
@@ -149,7 +150,7 @@ def test_zero_advantages_leave_the_policy_alone(tiny_config, tiny_params, rows):
 
 def test_a_bad_minibatch_is_skipped_and_counted(tiny_config, tiny_params, rows):
     """A NaN advantage spoils one of three minibatches in both epochs: the others alone make parameters and momentum."""
-    bad = rows.replace(advantage_N=rows.advantage_N.at[2].set(jnp.nan))
+    bad = rows.replace(advantage_R=rows.advantage_R.at[2].set(jnp.nan))
     state, metrics = run(tiny_config, tiny_params, bad, THREE_BY_TWO, key=3)
     params, losses = by_hand(tiny_config, tiny_params, rows, [order for order in order_of(3) if 2 not in order])
     assert metrics["update/skipped"] == 2
@@ -159,7 +160,7 @@ def test_a_bad_minibatch_is_skipped_and_counted(tiny_config, tiny_params, rows):
 
 
 def test_an_all_bad_update_changes_nothing(tiny_config, tiny_params, rows):
-    bad = rows.replace(advantage_N=jnp.full(N, jnp.inf))
+    bad = rows.replace(advantage_R=jnp.full(N, jnp.inf))
     state, metrics = run(tiny_config, tiny_params, bad, UpdateSettings(microbatch=2))
     assert_trees_close(state.params["policy"], tiny_params, atol=0)
     assert metrics["update/skipped"] == 1
@@ -167,7 +168,7 @@ def test_an_all_bad_update_changes_nothing(tiny_config, tiny_params, rows):
 
 def test_prefix_loss_off_counts_own_tokens_only(tiny_config, tiny_params, rows):
     off, _ = run(tiny_config, tiny_params, rows, UpdateSettings(microbatch=2, prefix_loss=False))
-    own, _ = run(tiny_config, tiny_params, rows.replace(mask_NT=rows.own_mask_NT), UpdateSettings(microbatch=2))
+    own, _ = run(tiny_config, tiny_params, rows.replace(mask_RT=rows.own_mask_RT), UpdateSettings(microbatch=2))
     on, _ = run(tiny_config, tiny_params, rows, UpdateSettings(microbatch=2))
     assert_trees_close(off.params, own.params)
     assert float(jnp.abs(off.params["policy"]["embed"] - on.params["policy"]["embed"]).max()) > 1e-4
@@ -178,19 +179,20 @@ def test_the_real_optimizer_raises_good_and_lowers_bad_tokens(tiny_config, tiny_
     optim = types.SimpleNamespace(
         lr=3e-3, psa_lr=1e-3, b1=0.9, b2=0.99, weight_decay=0.01, clip_norm=1.0, schedule="constant", warmup=2
     )
-    sign_N = jnp.array([1.0, -1, 1, -1, 1, -1])
-    rows = rows.replace(advantage_N=sign_N)
+    sign_R = jnp.array([1.0, -1, 1, -1, 1, -1])
+    rows = rows.replace(advantage_R=sign_R)
     optimizer = make_optimizer(optim, total_steps=10)
-    update = make_update(UpdateSettings(), PLAIN, tiny_config, optimizer)
+    gradient = MinibatchGradient(settings=UpdateSettings(), objective=PLAIN, model_config=tiny_config)
+    update = make_update(gradient, optimizer)
     state = init_state(jax.tree.map(jnp.copy, {"policy": tiny_params}), optimizer)
 
     def mean_logp(params):
-        return masked.mean(compiled_log_probs(tiny_config)(params, rows), rows.mask_NT, axis=1)
+        return masked.mean(compiled_log_probs(tiny_config)(params, rows), rows.mask_RT, axis=1)
 
     before = mean_logp(state.params)
     for i in range(10):
         state, _ = update(state, rows, jax.random.key(i))
-    assert ((mean_logp(state.params) - before) * sign_N > 0.05).all()
+    assert ((mean_logp(state.params) - before) * sign_R > 0.05).all()
     assert state.step == 10
 
 

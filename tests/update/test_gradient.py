@@ -14,9 +14,9 @@ from iiblpo_jax.model.decoder import bind
 from iiblpo_jax.model.logprobs import response_logprobs
 from iiblpo_jax.model.steering.psa import bind_psa, latent_inputs
 from iiblpo_jax.objectives import make_objective, with_auxiliary
+from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.update.gradient import MinibatchGradient, truncated_ratio
 from iiblpo_jax.update.measures import metrics
-from iiblpo_jax.update.rows import UpdateRows
 from iiblpo_jax.update.settings import UpdateSettings
 
 N, S, T, TEMPERATURE, PAD = 8, 4, 6, 0.9, 5
@@ -38,35 +38,36 @@ def truth(tiny_config, params):
     @functools.partial(jax.jit, static_argnames="inject")
     def log_probs(rows, inject):
         injected = {"latent": rows.latent, "psa": psa} if inject else {}
-        return response_logprobs(model, rows.tokens_NC, rows.prompt_len_N, T, temperature=TEMPERATURE, **injected)
+        return response_logprobs(model, rows.tokens_RC, rows.prompt_len_R, T, temperature=TEMPERATURE, **injected)
 
     return lambda rows, inject=False: [np.asarray(x) for x in log_probs(rows, inject)]
 
 
 @pytest.fixture(scope="module")
-def rows(tiny_config, truth) -> UpdateRows:
+def rows(tiny_config, truth) -> Rows:
     """Eight trajectories of two prompts, three of them branches with z on, recorded by slightly different policies."""
     rng = np.random.default_rng(0)
     prompt_len, length = np.repeat([3, 2], 4), rng.integers(3, T + 1, N)
     tokens = rng.integers(1, tiny_config.vocab_size, (N, S + T))
     tokens *= np.arange(S + T) < (prompt_len + length)[:, None]
     mask = (np.arange(T) < length[:, None]).astype(np.float32)
-    rows = UpdateRows(
-        tokens_NC=tokens,
-        prompt_len_N=prompt_len,
-        mask_NT=mask,
-        own_mask_NT=mask * (np.arange(T) >= BRANCH_AT[:, None]),
-        rollout_logp_NT=np.zeros((N, T)),
-        raw_logp_NT=np.zeros((N, T)),
-        advantage_N=rng.normal(size=N),
-        reward_N=rng.normal(size=N),
-        correct_N=np.array([1.0, 0, 0, 1, 0, 1, 1, 1]),
-        ib_score_N=rng.normal(size=N),
-        group_N=np.arange(N) // 4,
-        length_N=length,
-        trajectory_N=np.arange(N),
-        parent_N=np.where(BRANCH_AT > 0, 0, -1),
-        branch_at_N=BRANCH_AT,
+    rows = Rows(
+        tokens_RC=tokens,
+        prompt_len_R=prompt_len,
+        mask_RT=mask,
+        own_mask_RT=mask * (np.arange(T) >= BRANCH_AT[:, None]),
+        rollout_logp_RT=np.zeros((N, T)),
+        raw_logp_RT=np.zeros((N, T)),
+        advantage_R=rng.normal(size=N),
+        reward_R=rng.normal(size=N),
+        correct_R=np.array([1.0, 0, 0, 1, 0, 1, 1, 1]),
+        keep_R=np.ones(N, bool),
+        ib_score_R=rng.normal(size=N),
+        group_R=np.arange(N) // 4,
+        length_R=length,
+        trajectory_R=np.arange(N),
+        parent_R=np.where(BRANCH_AT > 0, 0, -1),
+        branch_at_R=BRANCH_AT,
     )
     rows = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32 if x.dtype.kind == "f" else jnp.int32), rows)
     logp = truth(rows)[0]
@@ -74,9 +75,9 @@ def rows(tiny_config, truth) -> UpdateRows:
     def near(scale):
         return jnp.asarray(logp + rng.normal(0, scale, (N, T)), jnp.float32)
 
-    rows = rows.replace(rollout_logp_NT=near(0.5), raw_logp_NT=near(0.1), ref_logp_NT=near(0.3))
-    z_NJZ = jnp.asarray(rng.normal(size=(N, 1, 4)), jnp.float32)
-    latent = latent_inputs(z_NJZ, rows.branch_at_N[:, None], rows.prompt_len_N, S + T, half_life=4.0, strength=1.0)
+    rows = rows.replace(rollout_logp_RT=near(0.5), raw_logp_RT=near(0.1), ref_logp_RT=near(0.3))
+    z_RJZ = jnp.asarray(rng.normal(size=(N, 1, 4)), jnp.float32)
+    latent = latent_inputs(z_RJZ, rows.branch_at_R[:, None], rows.prompt_len_R, S + T, half_life=4.0, strength=1.0)
     return rows.replace(latent=latent)
 
 
@@ -92,7 +93,7 @@ def compute(config, params, rows, objective, *, old=None, **settings):
 
 def old_logp(rows):
     """Some ratios to it clip and others do not."""
-    return rows.rollout_logp_NT + 0.1
+    return rows.rollout_logp_RT + 0.1
 
 
 def assert_same(a, b):
@@ -111,17 +112,17 @@ def one_step(totals, **sums):
 
 def score_disco_b(batch):
     """DisCO-b, L-ratio: per prompt, mean score of right answers minus mean score of wrong ones."""
-    score_R = masked.mean(jnp.exp(batch.logp_RT - batch.old_logp_RT), batch.mask_RT, axis=1)
-    gap_R = masked.group_mean(score_R, batch.group_R, batch.correct_R)
-    gap_R -= masked.group_mean(score_R, batch.group_R, 1 - batch.correct_R)
+    score_R = masked.mean(jnp.exp(batch.logp_RT - batch.old_logp_RT), batch.rows.mask_RT, axis=1)
+    gap_R = masked.group_mean(score_R, batch.rows.group_R, batch.rows.correct_R)
+    gap_R -= masked.group_mean(score_R, batch.rows.group_R, 1 - batch.rows.correct_R)
     return -gap_R.mean()
 
 
 def random_half_of_the_uncertain(batch):
     """An entropy quantile over the minibatch (80/20) and a random selection (Clip-Cov)."""
-    bound = jnp.nanquantile(jnp.where(batch.mask_RT > 0, batch.entropy_RT, jnp.nan), 0.5)
-    chosen = jax.random.bernoulli(batch.key, shape=batch.mask_RT.shape)
-    return batch.mask_RT * (batch.entropy_RT >= bound) * chosen
+    bound = jnp.nanquantile(jnp.where(batch.rows.mask_RT > 0, batch.entropy_RT, jnp.nan), 0.5)
+    chosen = jax.random.bernoulli(batch.key, shape=batch.rows.mask_RT.shape)
+    return batch.rows.mask_RT * (batch.entropy_RT >= bound) * chosen
 
 
 CASES = {
@@ -138,14 +139,14 @@ CASES = {
 
 def relatives(rows, truth):
     """The same trajectories, but of one prompt each four begin alike, and branches inherit what their parent said."""
-    tokens = np.array(rows.tokens_NC)
+    tokens = np.array(rows.tokens_RC)
     for n in range(N):
         first = n - n % 4
-        alike = int(rows.prompt_len_N[n]) + max(int(BRANCH_AT[n]), n % 3)
+        alike = int(rows.prompt_len_R[n]) + max(int(BRANCH_AT[n]), n % 3)
         tokens[n, :alike] = tokens[first, :alike]
     tokens[N - 1] = tokens[N - 2]  # a trajectory that was drawn twice
-    rows = rows.replace(tokens_NC=jnp.asarray(tokens), length_N=rows.length_N.at[N - 1].set(rows.length_N[N - 2]))
-    return rows.replace(mask_NT=rows.mask_NT.at[N - 1].set(rows.mask_NT[N - 2]))
+    rows = rows.replace(tokens_RC=jnp.asarray(tokens), length_R=rows.length_R.at[N - 1].set(rows.length_R[N - 2]))
+    return rows.replace(mask_RT=rows.mask_RT.at[N - 1].set(rows.mask_RT[N - 2]))
 
 
 @pytest.mark.parametrize("name, tokens", [*((name, 24) for name in CASES), ("GRPO with A*H and KL", S + T)])
@@ -192,7 +193,7 @@ def widened(x):
 def test_padding_columns_change_nothing(tiny_config, params, rows):
     """Also: [N,T] advantages that repeat [N] ones are the same advantages."""
     plain = compute(tiny_config, params, rows, FULL, old=old_logp(rows), microbatch=4)
-    wide = rows.replace(advantage_N=jnp.repeat(rows.advantage_N[:, None], T, axis=1))
+    wide = rows.replace(advantage_R=jnp.repeat(rows.advantage_R[:, None], T, axis=1))
     wide = jax.tree.map(widened, wide).replace(
         latent=rows.latent.replace(
             segment_BT=jnp.pad(rows.latent.segment_BT, ((0, 0), (0, PAD)), mode="edge"),
@@ -206,10 +207,10 @@ def test_loss_is_the_formula(tiny_config, params, rows, truth):
     """GRPO + A*H + k3, marginal, token by token in numpy."""
     loss, _, _ = compute(tiny_config, params, rows, FULL, old=old_logp(rows), microbatch=4)
     logp, entropy = truth(rows)
-    old, mu, ref, mask = (np.asarray(x) for x in (old_logp(rows), rows.rollout_logp_NT, rows.ref_logp_NT, rows.mask_NT))
+    old, mu, ref, mask = (np.asarray(x) for x in (old_logp(rows), rows.rollout_logp_RT, rows.ref_logp_RT, rows.mask_RT))
     total = 0.0
     for n, t in zip(*np.nonzero(mask), strict=True):
-        a, r = float(rows.advantage_N[n]), np.exp(logp[n, t] - old[n, t])
+        a, r = float(rows.advantage_R[n]), np.exp(logp[n, t] - old[n, t])
         weight = min(np.exp(old[n, t] - mu[n, t]), 2.0) if BRANCH_AT[n] and t >= BRANCH_AT[n] else 1.0
         surrogate = max(-a * r, -a * np.clip(r, 0.8, 1.2))
         total += weight * (min(surrogate, -3 * a) if a < 0 else surrogate) - 0.1 * a * entropy[n, t]
@@ -220,7 +221,7 @@ def test_loss_is_the_formula(tiny_config, params, rows, truth):
 
 def test_conditioned_scores_with_z(tiny_config, params, rows, truth):
     """Log-probs recorded with z on are reproduced: the ratio is exactly 1, and the path of z gets gradients."""
-    rows = rows.replace(raw_logp_NT=jnp.asarray(truth(rows, inject=True)[0]))
+    rows = rows.replace(raw_logp_RT=jnp.asarray(truth(rows, inject=True)[0]))
     _, gradients, totals = compute(tiny_config, params, rows, PLAIN, condition="conditioned", microbatch=2)
     got = one_step(totals)
     assert got["update/ratio_mean"] == got["latent/weight_ess"] == 1.0
@@ -231,9 +232,9 @@ def test_conditioned_scores_with_z(tiny_config, params, rows, truth):
 def test_marginal_scores_without_z(tiny_config, params, rows, truth):
     """Tokens sampled with z differ by design and are left out of the mismatch; PSA gets no gradient."""
     with_z, plain = truth(rows, inject=True)[0], truth(rows)[0]
-    rows = rows.replace(raw_logp_NT=jnp.asarray(with_z))
+    rows = rows.replace(raw_logp_RT=jnp.asarray(with_z))
     _, gradients, totals = compute(tiny_config, params, rows, PLAIN, microbatch=2)
-    assert (np.abs(with_z - plain) * np.asarray(rows.mask_NT)).max() > 0.1
+    assert (np.abs(with_z - plain) * np.asarray(rows.mask_RT)).max() > 0.1
     assert one_step(totals)["mismatch/logp_max"] < 1e-5
     assert norm(gradients["psa"]) == 0
 
@@ -241,16 +242,16 @@ def test_marginal_scores_without_z(tiny_config, params, rows, truth):
 def test_metrics_from_their_definitions(tiny_config, params, rows, truth):
     _, _, totals = compute(tiny_config, params, rows, PLAIN, microbatch=2)
     got = one_step(totals, steps=2, loss=3.0, grad_norm=5.0, skipped=1)
-    (logp, entropy), mask = truth(rows), np.asarray(rows.mask_NT) > 0
+    (logp, entropy), mask = truth(rows), np.asarray(rows.mask_RT) > 0
     on = mask & (BRANCH_AT[:, None] > 0) & (np.arange(T) >= BRANCH_AT[:, None])
-    weight = np.minimum(np.exp(logp - np.asarray(rows.rollout_logp_NT)), 2.0)[on]
-    gap = np.abs(logp - np.asarray(rows.raw_logp_NT))[mask & ~on]
-    d = (np.asarray(rows.ref_logp_NT) - logp)[mask]
+    weight = np.minimum(np.exp(logp - np.asarray(rows.rollout_logp_RT)), 2.0)[on]
+    gap = np.abs(logp - np.asarray(rows.raw_logp_RT))[mask & ~on]
+    d = (np.asarray(rows.ref_logp_RT) - logp)[mask]
     expected = {
         "update/loss": 1.5,
         "update/grad_norm": 2.5,
         "update/ratio_mean": 1.0,
-        "update/packing_ratio": float((rows.prompt_len_N + rows.length_N - 1).sum()) / (N * (S + T)),
+        "update/packing_ratio": float((rows.prompt_len_R + rows.length_R - 1).sum()) / (N * (S + T)),
         "update/clip_low": 0.0,
         "update/clip_high": 0.0,
         "update/kl_ref": (np.exp(d) - d - 1).mean(),
@@ -270,8 +271,8 @@ def test_without_weights_the_first_loss_is_minus_the_mean_advantage(tiny_config,
     settings = {"importance_cap": 0.0} if change == "cap 0" else {}
     rows = rows.replace(latent=None) if change == "no latent" else rows
     loss, _, totals = compute(tiny_config, params, rows, PLAIN, microbatch=4, **settings)
-    mask = np.asarray(rows.mask_NT)
-    np.testing.assert_allclose(loss, -(mask * np.asarray(rows.advantage_N)[:, None]).sum() / mask.sum(), atol=1e-6)
+    mask = np.asarray(rows.mask_RT)
+    np.testing.assert_allclose(loss, -(mask * np.asarray(rows.advantage_R)[:, None]).sum() / mask.sum(), atol=1e-6)
     assert one_step(totals)["latent/weight_ess"] == 1
 
 
@@ -283,13 +284,13 @@ def test_truncated_ratio_by_hand():
 
 def test_after_a_rounded_rollout_every_token_is_weighed(tiny_config, params, rows, truth):
     """Without z by pi_old / (mu before truncation), with z by pi_old / mu as always."""
-    (logp, _), mask = truth(rows), np.asarray(rows.mask_NT)
+    (logp, _), mask = truth(rows), np.asarray(rows.mask_RT)
     with_z = (BRANCH_AT[:, None] > 0) & (np.arange(T) >= BRANCH_AT[:, None])
-    behaviour = np.where(with_z, rows.rollout_logp_NT, rows.raw_logp_NT)
+    behaviour = np.where(with_z, rows.rollout_logp_RT, rows.raw_logp_RT)
     weight = np.minimum(np.exp(logp - behaviour), 2.0)
     loss, _, totals = compute(tiny_config, params, rows, PLAIN, microbatch=4, exact_rollout=False)
     np.testing.assert_allclose(
-        loss, -(mask * weight * np.asarray(rows.advantage_N)[:, None]).sum() / mask.sum(), rtol=1e-5
+        loss, -(mask * weight * np.asarray(rows.advantage_R)[:, None]).sum() / mask.sum(), rtol=1e-5
     )
     counted = weight[mask > 0]
     np.testing.assert_allclose(

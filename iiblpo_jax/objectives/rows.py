@@ -1,0 +1,78 @@
+"""A trajectory as scoring, advantages, losses and the update see it: one row of one struct."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from iiblpo_jax.model.logprobs import response_positions
+from iiblpo_jax.model.steering.psa import Latent
+
+
+@flax.struct.dataclass
+class Rows:
+    """R trajectories, those of a prompt contiguous; rows lead every array.
+
+    Attributes:
+      tokens_RC: int32, prompt and response contiguous, right padded; C >= prompt + T.
+      prompt_len_R: int32.
+      length_R: int32 response tokens, inherited prefix included; 0 = a branch that was not grown.
+      mask_RT: float32, 1 on the response tokens that count in a loss.
+      own_mask_RT: the same without the prefix inherited from the parent.
+      rollout_logp_RT: log-prob of the behaviour that sampled, truncation and z included.
+      raw_logp_RT: the rollout's temperature-only log-prob.
+      reward_R, correct_R: float32; correct is 0 or 1.
+      group_R: int32 prompt index.
+      trajectory_R, parent_R: int32 ids in the Forest, parent -1 = root. A parent need not be among the rows.
+      branch_at_R: int32 response index of the first own token, 0 = root.
+      keep_R: bool, the row is trained on. Statistics of a group run over its kept rows unless a method says otherwise.
+      ib_score_R: float32, information-bottleneck score, standardised; 0 without an estimator.
+      advantage_R: float32, [R] or [R,T]; 0 where nothing was assigned.
+      ref_logp_RT: log-probs of the reference model, or None.
+      latent: where z was on, or None without a latent.
+      extras: further arrays of one method (novelty, top-k log-probs, turns).
+    """
+
+    tokens_RC: jax.Array
+    prompt_len_R: jax.Array
+    length_R: jax.Array
+    mask_RT: jax.Array
+    own_mask_RT: jax.Array
+    rollout_logp_RT: jax.Array
+    raw_logp_RT: jax.Array
+    reward_R: jax.Array
+    correct_R: jax.Array
+    group_R: jax.Array
+    trajectory_R: jax.Array
+    parent_R: jax.Array
+    branch_at_R: jax.Array
+    keep_R: jax.Array
+    ib_score_R: jax.Array
+    advantage_R: jax.Array
+    ref_logp_RT: jax.Array | None = None
+    latent: Latent | None = None
+    extras: dict = flax.struct.field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """R."""
+        return self.prompt_len_R.shape[0]
+
+    @property
+    def t(self) -> int:
+        """T, the columns of what is said of response tokens."""
+        return self.mask_RT.shape[1]
+
+    @property
+    def advantage_RT(self) -> jax.Array:
+        """The advantage of every token."""
+        advantage = self.advantage_R if self.advantage_R.ndim == 2 else self.advantage_R[:, None]
+        return jnp.broadcast_to(advantage, self.mask_RT.shape)
+
+    @property
+    def z_on_RT(self) -> jax.Array:
+        """float32, 1 where the input that emitted the token had a latent on."""
+        if self.latent is None:
+            return jnp.zeros(self.mask_RT.shape, jnp.float32)
+        on_RC = (self.latent.segment_BT >= 0) & (self.latent.gamma_BT > 0)
+        at_RT = response_positions(self.prompt_len_R, self.t)
+        return jnp.take_along_axis(on_RC, at_RT, axis=1, mode="clip").astype(jnp.float32)
