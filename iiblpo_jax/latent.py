@@ -2,8 +2,8 @@
 
     python -m iiblpo_jax.latent --config=configs/arithmetic.py --workdir=runs/first
 
-`iiblpo_jax.train` does the same by itself when the workdir has no latent yet. A latent that is already there is loaded,
-checked against the model, and its table shown again.
+`iiblpo_jax.train` does the same by itself, on the same devices, when the workdir has no latent yet. A latent that is
+already there is loaded, checked against the model, and its table shown again.
 """
 
 import json
@@ -20,38 +20,19 @@ def main(config: ConfigDict, workdir: Path) -> None:
     """Trains or finds the latents of a workdir."""
     import jax  # after the command line is checked
 
-    from iiblpo_jax.data.pipeline import PromptPipeline
-    from iiblpo_jax.data.registry import make_tasks
-    from iiblpo_jax.latents import diagnostics, ensure_latents
-    from iiblpo_jax.latents.continuations import training_questions
+    from iiblpo_jax.latents import diagnostics
     from iiblpo_jax.latents.storage import METRICS, has_latents
-    from iiblpo_jax.model.decoder import params_of
-    from iiblpo_jax.model.files.loading import load_model
-    from iiblpo_jax.step import specs
+    from iiblpo_jax.run.setup import set_up
 
     leads, directory = jax.process_index() == 0, workdir / "latent"
     console = Console(quiet=not leads)
 
-    # --- model and prompts
-    model, tokenizer = load_model(config.model.path)
-    specs.check_positions(config, model.config, (), tokenizer)
-
-    def questions():
-        pipeline = PromptPipeline(
-            make_tasks(config.task, seed=config.data.seed),
-            tokenizer,
-            prompts_per_step=config.train.prompts_per_step,
-            max_prompt=config.rollout.max_prompt,
-            max_answer=1,
-            seed=config.data.seed,
-        )
-        return training_questions(pipeline, tokenizer, config.latent.prompts)
+    # --- model, prompts, devices, as training has them
+    setup = set_up(config)
 
     # --- train, or load and check
     found = has_latents(directory)
-    ensure_latents(
-        config, directory, model.config, params_of(model), questions, stop_ids=tokenizer.stop_ids, console=console
-    )
+    setup.latents(directory, setup.reference(), console)
     if leads:
         files.save(config, workdir)
     if found:

@@ -38,3 +38,35 @@ def test_it_trains_once_then_finds_and_refuses(config, tmp_path, capsys):
     with pytest.raises(InputError, match=r"latent\.z"):
         latent.main(other, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["latent"]["z"] == 4  # a refused config is not stored
+
+
+MESH = """
+import sys
+from pathlib import Path
+import jax
+from iiblpo_jax import latent
+from iiblpo_jax.defaults import default_config
+from iiblpo_jax.run import setup
+
+config = default_config()
+config.latent.z, config.mesh.fsdp, config.mesh.data = 4, 2, 1
+config.rollout.update({"max_prompt": 8, "max_tokens": 30})
+
+class Seen(Exception):
+    pass
+
+def stage(config, directory, model, params, questions, *, mesh, **rest):
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "sequence": 1, "tensor": 1}
+    assert params["embed"].sharding.shard_shape(params["embed"].shape)[1] * 2 == params["embed"].shape[1]
+    raise Seen
+
+setup.ensure_latents = stage
+try:
+    latent.main(config, Path(sys.argv[1]))
+except Seen:
+    print("seen")
+"""
+
+
+def test_it_works_on_the_mesh_of_the_config(run_script, tmp_path):
+    assert "seen" in run_script(MESH, str(tmp_path), devices=2)

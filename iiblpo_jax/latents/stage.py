@@ -16,7 +16,7 @@ from iiblpo_jax.latents import diagnostics
 from iiblpo_jax.latents.continuations import Question, gather, policy_sampler
 from iiblpo_jax.latents.features import extract, rows_of, split_by_prompt
 from iiblpo_jax.latents.storage import has_latents, load_latents, save_latents
-from iiblpo_jax.latents.training import train_codes, train_cvae, train_psa
+from iiblpo_jax.latents.training import Fit, train_codes, train_cvae, train_psa
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.steering.codes import Codes
 from iiblpo_jax.model.steering.cvae import CVAE
@@ -105,20 +105,13 @@ def train_latents(
     )
 
     # --- the CVAE or the codes, then PSA with these and the language model frozen
-    sizes = {"latent": knobs.z, "hidden": knobs.hidden, "steps": knobs.steps, "batch": knobs.batch, "lr": knobs.lr}
+    fit = Fit(latent=knobs.z, hidden=knobs.hidden, steps=knobs.steps, batch=knobs.batch, lr=knobs.lr, mesh=mesh)
+    features = (train.context_ND, train.target_ND, keys[2], fit)
     if codes:
-        cvae, _ = train_codes(train.context_ND, train.target_ND, keys[2], mesh=mesh, **sizes)
+        cvae, _ = train_codes(*features)
     else:
-        cvae, _ = train_cvae(
-            train.context_ND,
-            train.target_ND,
-            keys[2],
-            kl_weight=knobs.kl_weight,
-            free_bits=knobs.free_bits,
-            kl_warmup=knobs.kl_warmup,
-            mesh=mesh,
-            **sizes,
-        )
+        kl = {"kl_weight": knobs.kl_weight, "free_bits": knobs.free_bits, "kl_warmup": knobs.kl_warmup}
+        cvae, _ = train_cvae(*features, **kl)
     how = {"temperature": temperature, "half_life": config.psa.half_life, "strength": config.psa.strength}
     psa, _ = train_psa(
         model_config,

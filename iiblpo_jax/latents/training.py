@@ -5,6 +5,7 @@ drawn with replacement, by a key folded from the step, so that the result is a f
 the rows of a batch are split, and what is trained, which is small, lies whole on every device.
 """
 
+import dataclasses
 import functools
 import sys
 import time
@@ -31,95 +32,84 @@ CHUNK = 50  # steps per dispatch
 PATIENCE_S = 5.0  # a loop that lasts longer shows a progress bar
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How the CVAE or the codes are fitted.
+
+    Attributes:
+      latent, hidden: Z and the width of the hidden layers.
+      steps, batch, lr: Adam with the gradient norm clipped at 1; lr decays to 0 along a cosine.
+      mesh: devices; None = one. A batch that they do not divide is not split.
+    """
+
+    latent: int
+    hidden: int
+    steps: int
+    batch: int
+    lr: float
+    mesh: Mesh | None = None
+
+
 def train_cvae(
-    context_ND,
-    target_ND,
-    key,
-    *,
-    latent: int,
-    hidden: int,
-    steps: int,
-    batch: int,
-    lr: float,
-    kl_weight: float,
-    free_bits: float,
-    kl_warmup: int,
-    mesh: Mesh | None = None,
+    context_ND, target_ND, key, how: Fit, *, kl_weight: float, free_bits: float, kl_warmup: int
 ) -> tuple[CVAE, jax.Array]:
-    """Fits a CVAE to N training pairs with Adam (gradient norm clipped at 1).
+    """Fits a CVAE to N training pairs.
 
     Args:
       context_ND, target_ND: features of training prompts only.
       key: initialisation, batches and noise.
-      latent, hidden: Z and the width of the hidden layers.
-      steps, batch, lr: optimisation; lr decays to 0 along a cosine.
+      how: optimisation.
       kl_weight, free_bits, kl_warmup: see `cvae.elbo_terms`; the weight rises linearly over `kl_warmup` steps.
-      mesh: devices; None = one. A batch that they do not divide is not split.
 
     Returns:
       The CVAE with its statistics and offset, and the loss of every chunk of steps.
     """
-    cvae = CVAE(context_ND.shape[1], latent, hidden, rngs=nnx.Rngs(jax.random.fold_in(key, 0)))
+    cvae = CVAE(context_ND.shape[1], how.latent, how.hidden, rngs=nnx.Rngs(jax.random.fold_in(key, 0)))
     cvae_lib.fit_standardisation(cvae, context_ND, target_ND)
-    graph, weights, statistics = nnx.split(cvae, nnx.Param, ...)
-    n = context_ND.shape[0]
-    batch = min(batch, n)
 
-    def loss(weights, frozen, step):
-        key, statistics, context_ND, target_ND = frozen
-        index_B, keys_B = draw(key, step, batch, n)
-        mine = spread((context_ND[index_B], target_ND[index_B], keys_B))
-        terms = cvae_lib.elbo_terms(
-            nnx.merge(graph, weights, statistics),
-            *mine,
-            kl_weight=warmup(step, kl_weight, kl_warmup),
-            free_bits=free_bits,
-        )
-        return terms.loss
+    def loss(cvae, rows, keys_B, step):
+        weight = warmup(step, kl_weight, kl_warmup)
+        return cvae_lib.elbo_terms(cvae, *rows, keys_B, kl_weight=weight, free_bits=free_bits).loss
 
-    frozen = (jax.random.fold_in(key, 1), statistics, context_ND, target_ND)
-    weights, losses = minimise(loss, weights, frozen, lr=lr, steps=steps, label="CVAE", mesh=mesh)
-    cvae = nnx.merge(graph, weights, statistics)
+    cvae, losses = _fit(cvae, loss, (context_ND, target_ND), key, how, label="CVAE")
     cvae_lib.fit_offset(cvae, context_ND)
     return cvae, losses
 
 
-def train_codes(
-    context_ND,
-    target_ND,
-    key,
-    *,
-    latent: int,
-    hidden: int,
-    steps: int,
-    batch: int,
-    lr: float,
-    mesh: Mesh | None = None,
-) -> tuple[Codes, jax.Array]:
-    """Finds `latent` codes in N training pairs, then fits their prior by cross-entropy; arguments as in `train_cvae`.
+def train_codes(context_ND, target_ND, key, how: Fit) -> tuple[Codes, jax.Array]:
+    """Finds `how.latent` codes in N training pairs, then fits their prior by cross-entropy; arguments as above.
 
     Returns:
       The codes with their statistics, and the cross-entropy of every chunk of steps, nats a row.
     """
-    codes = Codes(context_ND.shape[1], latent, hidden, rngs=nnx.Rngs(jax.random.fold_in(key, 0)))
+    codes = Codes(context_ND.shape[1], how.latent, how.hidden, rngs=nnx.Rngs(jax.random.fold_in(key, 0)))
     fit_codes(codes, context_ND, target_ND, jax.random.fold_in(key, 2))
-    code_N = codes.code(target_ND)
-    graph, weights, statistics = nnx.split(codes, nnx.Param, ...)
-    n = context_ND.shape[0]
-    batch = min(batch, n)
 
-    def loss(weights, frozen, step):
-        key, statistics, context_ND, code_N = frozen
-        index_B, _ = draw(key, step, batch, n)
-        context_BD, code_B = spread((context_ND[index_B], code_N[index_B]))
-        logits_BC = nnx.merge(graph, weights, statistics).prior_logits(context_BD)
+    def loss(codes, rows, keys_B, step):
+        context_BD, code_B = rows
+        logits_BC = codes.prior_logits(context_BD)
         return optax.softmax_cross_entropy_with_integer_labels(logits_BC, code_B).mean()
 
-    frozen = (jax.random.fold_in(key, 1), statistics, context_ND, code_N)
-    weights, losses = minimise(loss, weights, frozen, lr=lr, steps=steps, label="codes", mesh=mesh)
-    codes = nnx.merge(graph, weights, statistics)
+    codes, losses = _fit(codes, loss, (context_ND, codes.code(target_ND)), key, how, label="codes")
     fit_code_offset(codes, context_ND)
     return codes, losses
+
+
+def _fit(module, loss, data, key, how: Fit, *, label: str):
+    """(the module fitted to loss(module, rows, keys_B, step) over batches of `data`, mean losses of the chunks)."""
+    graph, weights, statistics = nnx.split(module, nnx.Param, ...)
+    n = data[0].shape[0]
+    batch = min(how.batch, n)
+
+    def of_batch(weights, frozen, step):
+        key, statistics, data = frozen
+        index_B, keys_B = draw(key, step, batch, n)
+        rows, keys_B = spread((tuple(x[index_B] for x in data), keys_B))
+        return loss(nnx.merge(graph, weights, statistics), rows, keys_B, step)
+
+    frozen = (jax.random.fold_in(key, 1), statistics, data)
+    weights, losses = minimise(of_batch, weights, frozen, lr=how.lr, steps=how.steps, label=label, mesh=how.mesh)
+    return nnx.merge(graph, weights, statistics), losses
 
 
 def train_psa(

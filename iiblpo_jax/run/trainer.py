@@ -18,22 +18,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config.derived import group_size
-from iiblpo_jax.data.pipeline import PromptBatch, PromptPipeline
-from iiblpo_jax.data.registry import make_tasks
+from iiblpo_jax.data.pipeline import PromptBatch
 from iiblpo_jax.devices import mesh as meshes
-from iiblpo_jax.latents import ensure_latents
-from iiblpo_jax.latents.continuations import training_questions
 from iiblpo_jax.latents.storage import METRICS
-from iiblpo_jax.model.decoder import cast, params_of
 from iiblpo_jax.model.files.fingerprint import fingerprint
-from iiblpo_jax.model.files.loading import load_model
 from iiblpo_jax.planning.memory import check_fits, device_limit, measure_step, memory_table
 from iiblpo_jax.results.evaluation import Evaluator, evaluation_tasks
 from iiblpo_jax.rewards.together import make_scorer, score_together
@@ -45,6 +38,7 @@ from iiblpo_jax.run.checkpoints import Checkpoints, check_writable
 from iiblpo_jax.run.in_flight import PendingRollout, PendingUpdate, scored_metrics, updated_metrics
 from iiblpo_jax.run.replay import examine, finding_table, load_batch, save_batch
 from iiblpo_jax.run.rollout_log import log_columns
+from iiblpo_jax.run.setup import set_up
 from iiblpo_jax.step import specs
 from iiblpo_jax.step.programs import AbstractStep, Asked, Frozen, abstract_of, make_programs, step_keys
 from iiblpo_jax.update.state import init_state
@@ -68,42 +62,30 @@ class Trainer:
         check_writable(workdir)
 
         # --- model, tasks, data
-        self._mesh = mesh = meshes.make_mesh(config.mesh, prompts=config.train.prompts_per_step, devices=devices)
-        model, self.tokenizer = load_model(config.model.path)
-        self.model_config = model.config
-        weighted = make_tasks(config.task, seed=config.data.seed)
-        tasks = [task for task, _ in weighted]
-        specs.check(config, self.model_config, mesh, tasks=tasks, tokenizer=self.tokenizer)
-        self._answer_width = specs.answer_width(tasks, self.tokenizer)
-        self.pipeline = self._pipeline(weighted)
+        setup = set_up(config, devices=devices)  # not kept: the policy in it is the state's from here on
+        self._mesh = setup.mesh
+        self.model_config, self.tokenizer = setup.model, setup.tokenizer
+        tasks = [task for task, _ in setup.tasks]
+        self.pipeline = setup.pipeline()
         if self.pipeline.dropped:
             console.print(f"{self.pipeline.dropped} prompts longer than rollout.max_prompt are left out")
         evaluated = evaluation_tasks(config, tasks)
         self.scorer = make_scorer(config, [*tasks, *(task for task in evaluated if task not in tasks)])
-        self._evaluator = Evaluator(config, evaluated, self.model_config, self.tokenizer, self.scorer, mesh=mesh)
+        self._evaluator = Evaluator(config, evaluated, setup.model, setup.tokenizer, self.scorer, mesh=setup.mesh)
         self._markers = {task.name: self._marker_table(task.marker) for task in tasks}
 
-        # --- weights: a sharded policy, a frozen copy as the reference, latents from the reference
-        policy = meshes.shard_params(params_of(model), meshes.param_shardings(model, mesh, meshes.TRAIN))
-        reference = jax.tree.map(jnp.copy, cast(policy, config.model.dtype))
-        self._fingerprint = fingerprint(self.model_config, policy)
-        cvae, psa = self._latents(workdir, weighted, reference, console)
+        # --- weights: the policy, a frozen copy as the reference, latents from the reference
+        reference, cvae, params = setup.reference(), None, {"policy": setup.policy}
+        self._fingerprint = fingerprint(setup.model, setup.policy)
+        if specs.uses_latents(config):
+            cvae, params["psa"] = setup.latents(workdir / "latent", reference, console)
         self._frozen = Frozen(readers={specs.REFERENCE: reference}, cvae=cvae)
         optimizer = specs.optimizer(config)
-        params = {"policy": policy} if psa is None else {"policy": policy, "psa": psa}
-        self.state = self._placed(init_state(params, optimizer))
+        self.state = setup.placed(init_state(params, optimizer))
 
         # --- programs
-        tokenizer = self.tokenizer
-        self._programs = make_programs(
-            config,
-            self.model_config,
-            self.state,
-            optimizer,
-            stop_ids=tokenizer.stop_ids,
-            start_id=tokenizer.start_id,
-            mesh=mesh,
-        )
+        tokens = {"stop_ids": self.tokenizer.stop_ids, "start_id": self.tokenizer.start_id}
+        self._programs = make_programs(config, setup.model, self.state, optimizer, mesh=setup.mesh, **tokens)
         self._checkpoints = Checkpoints(
             workdir, keep=config.checkpoint.keep, every=config.checkpoint.every, best=config.checkpoint.best
         )
@@ -233,49 +215,9 @@ class Trainer:
 
     # -- pieces of the set-up -----------------------------------------------------------------------------------------
 
-    def _pipeline(self, tasks) -> PromptPipeline:
-        return PromptPipeline(
-            tasks,
-            self.tokenizer,
-            prompts_per_step=self.config.train.prompts_per_step,
-            max_prompt=self.config.rollout.max_prompt,
-            max_answer=self._answer_width,
-            seed=self.config.data.seed,
-        )
-
     def _marker_table(self, marker: str) -> MarkerTable:
         pieces = self.tokenizer.token_bytes()
         return marker_table(pieces + [b""] * (self.model_config.vocab_size - len(pieces)), marker)
-
-    def _latents(self, workdir: Path, tasks, reference: dict, console: Console):
-        """(CVAE weights, PSA weights), trained first where the workdir has none; (None, None) without a latent."""
-        if not specs.uses_latents(self.config):
-            return None, None
-
-        def questions():
-            return training_questions(self._pipeline(tasks), self.tokenizer, self.config.latent.prompts)
-
-        cvae, psa = ensure_latents(
-            self.config,
-            workdir / "latent",
-            self.model_config,
-            reference,
-            questions,
-            stop_ids=self.tokenizer.stop_ids,
-            console=console,
-            mesh=self._mesh,
-        )
-        shardings = meshes.param_shardings(psa, self._mesh, meshes.TRAIN)
-        return self._placed(params_of(cvae)), meshes.shard_params(params_of(psa), shardings)
-
-    def _placed(self, state):
-        """The state with every leaf on the mesh: what is there stays where it is, the rest goes on every device."""
-        everywhere = jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec())
-
-        def here(x):
-            return getattr(x.sharding, "mesh", None) == self._mesh
-
-        return jax.tree.map(lambda x: x if here(x) else jax.device_put(x, everywhere), state)
 
     def _abstract(self) -> AbstractStep:
         batch = next(self.pipeline)

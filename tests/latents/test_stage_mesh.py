@@ -47,9 +47,9 @@ FOUR = """
         lowered = features._extract.lower(config, params, *padded, **static)
         flops["extract"] = lowered.compile().cost_analysis()["flops"]
         jax.jit = functools.partial(spy, name="cvae")
+        fit = training.Fit(latent=4, hidden=32, steps=60, batch=16, lr=1e-3, mesh=mesh)
         cvae, first = training.train_cvae(
-            pairs.context_ND, pairs.target_ND, jax.random.key(2), latent=4, hidden=32, steps=60, batch=16, lr=1e-3,
-            kl_weight=1.0, free_bits=0.1, kl_warmup=10, mesh=mesh)
+            pairs.context_ND, pairs.target_ND, jax.random.key(2), fit, kl_weight=1.0, free_bits=0.1, kl_warmup=10)
         jax.jit = functools.partial(spy, name="psa")
         # 14 rows a step: four devices have 4 each, two of which count nothing
         psa, second = training.train_psa(
@@ -57,9 +57,7 @@ FOUR = """
         jax.jit = jit
         told = extract(config, params, rows, jax.random.key(1), temperature=0.8, branching=Branching(k=1), window=3,
                        anywhere=0.0, mesh=mesh)
-        codes, _ = training.train_codes(
-            told.context_ND, told.target_ND, jax.random.key(2), latent=4, hidden=32, steps=60, batch=16, lr=1e-3,
-            mesh=mesh)
+        codes, _ = training.train_codes(told.context_ND, told.target_ND, jax.random.key(2), fit)
         found = {"pairs": pairs, "cvae": params_of(cvae), "psa": params_of(psa), "losses": (first, second)}
         found |= {"told": told, "codes": params_of(codes)}
         metrics = diagnostics.diagnose(config, params, cvae, psa, pairs, jax.random.key(4), mesh=mesh, **HOW)

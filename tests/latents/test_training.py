@@ -10,7 +10,7 @@ from iiblpo_jax.common import masked
 from iiblpo_jax.data.arithmetic import make_arithmetic
 from iiblpo_jax.latents.features import Continuation, Pairs, rows_of
 from iiblpo_jax.latents.likelihood import rest_logprobs
-from iiblpo_jax.latents.training import draw, minimise, train_codes, train_cvae, train_psa, warmup
+from iiblpo_jax.latents.training import Fit, draw, minimise, train_codes, train_cvae, train_psa, warmup
 from iiblpo_jax.model.decoder import bind, logits, params_of
 from iiblpo_jax.model.files.loading import load_model
 from iiblpo_jax.model.logprobs import response_logprobs
@@ -59,11 +59,7 @@ def test_cvae_learns_what_the_context_does_not_tell():
         jnp.array(context),
         jnp.array(target),
         jax.random.key(0),
-        latent=2,
-        hidden=32,
-        steps=600,
-        batch=128,
-        lr=3e-3,
+        Fit(latent=2, hidden=32, steps=600, batch=128, lr=3e-3),
         kl_weight=1.0,
         free_bits=0.0,
         kl_warmup=100,
@@ -87,11 +83,7 @@ def test_the_prior_over_codes_learns_their_probabilities():
         jnp.array(np.eye(2, 4)[side], jnp.float32),
         jnp.array(target, jnp.float32),
         jax.random.key(0),
-        latent=3,
-        hidden=16,
-        steps=400,
-        batch=256,
-        lr=3e-3,
+        Fit(latent=3, hidden=16, steps=400, batch=256, lr=3e-3),
     )
     p = np.asarray(jax.nn.softmax(codes.prior_logits(jnp.eye(2, 4))))
     found = np.asarray(codes.code(jnp.array(np.eye(3, 4) * 5, jnp.float32)))  # which code each cluster became

@@ -1,0 +1,116 @@
+"""What every stage of a run starts from: devices, the policy on them, its tokenizer, its tasks, its latents."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from rich.console import Console
+
+from iiblpo_jax.data.pipeline import PromptPipeline
+from iiblpo_jax.data.registry import make_tasks
+from iiblpo_jax.data.task import Task
+from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.latents import ensure_latents
+from iiblpo_jax.latents.continuations import training_questions
+from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.model.decoder import cast, params_of
+from iiblpo_jax.model.files.loading import load_model
+from iiblpo_jax.model.tokens.tokenizer import Tokenizer
+from iiblpo_jax.step import specs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A config and what it names, loaded.
+
+    Attributes:
+      config: of the run.
+      mesh: devices.
+      model, tokenizer: of the policy.
+      tasks: (task, weight) pairs to train on.
+      answer_width: tokens of the longest gold answer that a batch holds.
+      policy: float32 master weights, split over the mesh as training has them.
+    """
+
+    config: object
+    mesh: Mesh
+    model: ModelConfig
+    tokenizer: Tokenizer
+    tasks: list[tuple[Task, float]]
+    answer_width: int
+    policy: dict
+
+    def pipeline(self) -> PromptPipeline:
+        """The prompts of the run, from the first one on."""
+        return PromptPipeline(
+            self.tasks,
+            self.tokenizer,
+            prompts_per_step=self.config.train.prompts_per_step,
+            max_prompt=self.config.rollout.max_prompt,
+            max_answer=self.answer_width,
+            seed=self.config.data.seed,
+        )
+
+    def reference(self) -> dict:
+        """A copy of the policy in the dtype of the computation, which nobody donates."""
+        return jax.tree.map(jnp.copy, cast(self.policy, self.config.model.dtype))
+
+    def latents(self, directory: Path, reference: dict, console: Console):
+        """(CVAE or Codes weights, PSA weights), trained first where the directory has none; on the mesh.
+
+        Raises:
+          InputError: those that are there belong to another model, or to other settings.
+        """
+
+        def questions():
+            return training_questions(self.pipeline(), self.tokenizer, self.config.latent.prompts)
+
+        cvae, psa = ensure_latents(
+            self.config,
+            directory,
+            self.model,
+            reference,
+            questions,
+            stop_ids=self.tokenizer.stop_ids,
+            console=console,
+            mesh=self.mesh,
+        )
+        shardings = meshes.param_shardings(psa, self.mesh, meshes.TRAIN)
+        return self.placed(params_of(cvae)), meshes.shard_params(params_of(psa), shardings)
+
+    def placed(self, tree):
+        """The tree with every leaf on the mesh: what is there stays where it is, the rest goes on every device."""
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+
+        def place(x):
+            return x if getattr(x.sharding, "mesh", None) == self.mesh else jax.device_put(x, everywhere)
+
+        return jax.tree.map(place, tree)
+
+
+def set_up(config, *, devices: list | None = None) -> Setup:
+    """Loads what a config names and puts the policy on the devices.
+
+    Args:
+      config: of the run.
+      devices: None = all of all processes.
+
+    Raises:
+      InputError: whatever the config, the model or the data get wrong, before anything is compiled.
+    """
+    mesh = meshes.make_mesh(config.mesh, prompts=config.train.prompts_per_step, devices=devices)
+    model, tokenizer = load_model(config.model.path)
+    weighted = make_tasks(config.task, seed=config.data.seed)
+    tasks = [task for task, _ in weighted]
+    specs.check(config, model.config, mesh, tasks=tasks, tokenizer=tokenizer)
+    return Setup(
+        config=config,
+        mesh=mesh,
+        model=model.config,
+        tokenizer=tokenizer,
+        tasks=weighted,
+        answer_width=specs.answer_width(tasks, tokenizer),
+        policy=meshes.shard_params(params_of(model), meshes.param_shardings(model, mesh, meshes.TRAIN)),
+    )
