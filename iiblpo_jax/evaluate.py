@@ -10,17 +10,17 @@ the problems are spread over them as the section mesh of the config says.
 import json
 from pathlib import Path
 
-from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from iiblpo_jax import cli
+from iiblpo_jax.config.defaults import RunConfig
 from iiblpo_jax.config.files import resolve
 
 CHECKPOINT = cli.checkpoint_flag()
 
 
-def main(config: ConfigDict, workdir: Path) -> None:
+def main(config: RunConfig, workdir: Path) -> None:
     """Loads, samples, grades, writes."""
     import jax  # after the command line is checked
 

@@ -13,13 +13,14 @@ from ml_collections import ConfigDict
 
 from iiblpo_jax import cli
 from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.config.defaults import RunConfig
 
 OUT = flags.DEFINE_string("out", "", "Directory to write; an earlier export there is replaced.")
 CHECKPOINT = cli.checkpoint_flag()
 DTYPE = flags.DEFINE_string("dtype", "float32", "float32, bfloat16 or float16.")
 
 
-def main(config: ConfigDict, workdir: Path) -> None:
+def main(config: RunConfig, workdir: Path) -> None:
     """Loads a checkpoint and writes it out."""
     import jax  # after the command line is checked
 

@@ -9,14 +9,14 @@ already there is loaded, checked against the model, and its table shown again.
 import json
 from pathlib import Path
 
-from ml_collections import ConfigDict
 from rich.console import Console
 
 from iiblpo_jax import cli
 from iiblpo_jax.config import files
+from iiblpo_jax.config.defaults import RunConfig
 
 
-def main(config: ConfigDict, workdir: Path) -> None:
+def main(config: RunConfig, workdir: Path) -> None:
     """Trains or finds the latents of a workdir."""
     import jax  # after the command line is checked
 

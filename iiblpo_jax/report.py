@@ -10,10 +10,11 @@ from pathlib import Path
 from rich.console import Console
 
 from iiblpo_jax import cli
+from iiblpo_jax.config.defaults import RunConfig
 from iiblpo_jax.results.report import load_metrics, terminal_table, write_report
 
 
-def main(_config, workdir: Path) -> None:
+def main(_: RunConfig, workdir: Path) -> None:
     """Writes the page, prints the table."""
     path = write_report(workdir)
     console = Console()

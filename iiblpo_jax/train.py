@@ -11,17 +11,17 @@ Running the same line again resumes. One step (trainer.py):
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict
 from rich.console import Console
 
 from iiblpo_jax import cli
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config import files
+from iiblpo_jax.config.defaults import RunConfig
 
 REPLAY = flags.DEFINE_string("replay", "", "A bad_step_NNNNNN.npz of the workdir: say what is wrong with it, and end.")
 
 
-def main(config: ConfigDict, workdir: Path) -> None:
+def main(config: RunConfig, workdir: Path) -> None:
     """The whole run, from nothing or from the last checkpoint to the report."""
     import jax  # after the command line is checked
 

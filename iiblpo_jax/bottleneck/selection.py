@@ -3,8 +3,6 @@
 Shapes: P prompts, G = M * (1 + K) trajectories of one prompt, N kept of them.
 """
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -131,13 +129,13 @@ def select(
     correct_PG: jax.Array,
     valid_PG: jax.Array,
     *,
-    rule: Literal["score", "contrast", "random", "none"],
+    rule: str,
     keep: int,
     keep_contrast: bool,
     key: jax.Array,
-    reward_PG: jax.Array | None = None,
+    reward_PG: jax.Array,
 ) -> Selection:
-    """The N trajectories of each prompt that the update sees.
+    """The N trajectories of each prompt that the update sees, by `rule`.
 
     `score` keeps the best, `contrast` the best of either half in turns (`contrast_priority`) and nothing of a group
     whose rewards are all equal, `random` any N (the control: its contrast swap is random too, so nothing of the score
@@ -146,13 +144,11 @@ def select(
     """
     group = score_PG.shape[1]
     valid_PG = valid_PG & jnp.isfinite(score_PG)
+    priority_PG = jax.random.uniform(key, score_PG.shape) if rule == "random" else score_PG
     if rule == "contrast":
         score_PG = jnp.where(valid_PG, score_PG, 0.0)
         priority_PG, contrast_P = contrast_priority(score_PG, reward_PG, valid_PG)
         valid_PG = valid_PG & contrast_P[:, None]
-    noise_PG = jax.random.uniform(key, score_PG.shape)
-    if rule != "contrast":
-        priority_PG = noise_PG if rule == "random" else score_PG
     priority_PG = jnp.where(valid_PG, priority_PG, -jnp.inf)
     keep_PN = _top(priority_PG, group if rule == "none" else keep)
     rescued_P = jnp.zeros(score_PG.shape[0], bool)

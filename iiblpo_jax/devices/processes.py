@@ -126,7 +126,7 @@ def find(environ: Mapping[str, str], *, timeout: int) -> Place | None:
 def _explicit(values: dict[str, str]) -> Place:
     found = re.fullmatch(r"\[?(.+?)\]?:(\d{1,5})", values[COORDINATOR])
     port = int(found[2]) if found else 0
-    if not 1 <= port <= 65535:
+    if found is None or not 1 <= port <= 65535:
         raise InputError(f"{COORDINATOR}={values[COORDINATOR]}; write host:port of process 0, such as 10.0.0.1:5555")
     count, index = (_whole(name, values[name]) for name in (COUNT, INDEX))
     if count < 1:
@@ -146,7 +146,7 @@ def _detect(timeout: int) -> Place:
         )
     except Exception as error:  # metadata servers, name services and cluster interfaces raise what they like
         raise InputError(f"{AUTO}=auto: the cluster was found but cannot be read ({error})") from error
-    if None in (address, count, index):
+    if address is None or count is None or index is None:
         raise InputError(
             f"{AUTO}=auto, but no cluster was found (Slurm, Open MPI, Cloud TPU, Kubernetes with the package "
             f"kubernetes); start the processes with launch/local.sh, or set {COORDINATOR}, {COUNT} and {INDEX}"

@@ -243,11 +243,8 @@ def _gather(links: dict[int, Link], count: int, port: int, timeout: float) -> No
 
 def _admit(link: Link, links: dict[int, Link], count: int) -> None:
     try:
-        word, index, theirs = link.receive()[0].split()
-        index, theirs = int(index), int(theirs)
-    except (EOFError, OSError, ValueError, IndexError):
-        word = ""
-    if word != "hello":  # somebody else's connection
+        index, theirs = _greeting(link.receive()[0])
+    except (EOFError, OSError, ValueError, IndexError):  # somebody else's connection
         link.socket.close()
         return
     wrong = None
@@ -259,6 +256,14 @@ def _admit(link: Link, links: dict[int, Link], count: int) -> None:
         link.send(f"no {wrong}")
         raise InputError(wrong)
     links[index] = link
+
+
+def _greeting(text: str) -> tuple[int, int]:
+    """(number of a process, how many it counts) out of its first message."""
+    word, index, count = text.split()
+    if word != "hello":
+        raise ValueError(text)
+    return int(index), int(count)
 
 
 def _report(index: int, count: int, host: str, port: int, timeout: float) -> Link:

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +117,7 @@ def _shapes(config: ModelConfig, card: dict) -> dict[str, tuple[int, ...]]:
         cvae = KINDS[card["kind"]](card["width"], card["z"], card["hidden"], rngs=nnx.Rngs(0))
         return {"cvae": params_of(cvae), "psa": params_of(PSA(config, card["z"], card["layers"], rngs=nnx.Rngs(0)))}
 
-    flat = traverse_util.flatten_dict(jax.eval_shape(trees), sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(jax.eval_shape(trees), sep="/")
     return {name: leaf.shape for name, leaf in flat.items()}
 
 

@@ -69,7 +69,8 @@ def train_cvae(
 
     def loss(cvae, rows, keys_B, step):
         weight = warmup(step, kl_weight, kl_warmup)
-        return cvae_lib.elbo_terms(cvae, *rows, keys_B, kl_weight=weight, free_bits=free_bits).loss
+        context_BD, target_BD = rows
+        return cvae_lib.elbo_terms(cvae, context_BD, target_BD, keys_B, kl_weight=weight, free_bits=free_bits).loss
 
     cvae, losses = _fit(cvae, loss, (context_ND, target_ND), key, how, label="CVAE")
     cvae_lib.fit_offset(cvae, context_ND)

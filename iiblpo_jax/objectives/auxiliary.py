@@ -29,6 +29,7 @@ class ReferenceKL:
     coef: float
 
     def __call__(self, batch: Batch):
+        assert batch.rows.ref_logp_RT is not None, "update.kl_coef makes `inform` read the reference"
         return self.coef * k3(batch.logp_RT, batch.rows.ref_logp_RT)
 
 

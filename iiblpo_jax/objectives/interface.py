@@ -14,17 +14,16 @@ respect to them, so every method gives the same result however the minibatch is 
 import dataclasses
 from collections.abc import Callable
 
-import flax.struct
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from iiblpo_jax.common import masked
 from iiblpo_jax.objectives.aggregate import AGGREGATES
 from iiblpo_jax.objectives.rows import Rows
 
 
-@flax.struct.dataclass
-class Batch:
+class Batch(struct.PyTreeNode):
     """What a loss may read: rows, which are constants, and what the current policy says of them.
 
     Attributes:
@@ -38,16 +37,15 @@ class Batch:
     """
 
     rows: Rows
-    logp_RT: jax.Array | None
-    entropy_RT: jax.Array | None
-    old_logp_RT: jax.Array | None
+    logp_RT: jax.Array
+    entropy_RT: jax.Array
+    old_logp_RT: jax.Array
     importance_RT: jax.Array
     step: jax.Array | None = None
     key: jax.Array | None = None
 
 
-@flax.struct.dataclass
-class TokenLoss:
+class TokenLoss(struct.PyTreeNode):
     """A policy loss before aggregation, and what its clipping did (the last three only feed metrics).
 
     Attributes:

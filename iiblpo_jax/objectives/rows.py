@@ -1,15 +1,14 @@
 """A trajectory as scoring, advantages, losses and the update see it: one row of one struct."""
 
-import flax.struct
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from iiblpo_jax.model.logprobs import response_positions
 from iiblpo_jax.model.steering.psa import Latent
 
 
-@flax.struct.dataclass
-class Rows:
+class Rows(struct.PyTreeNode):
     """R trajectories, those of a prompt contiguous; rows lead every array.
 
     Attributes:
@@ -50,7 +49,7 @@ class Rows:
     advantage_R: jax.Array
     ref_logp_RT: jax.Array | None = None
     latent: Latent | None = None
-    extras: dict = flax.struct.field(default_factory=dict)
+    extras: dict = struct.field(default_factory=dict)
 
     @property
     def count(self) -> int:

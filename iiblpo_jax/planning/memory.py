@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from rich.table import Table
 
 from iiblpo_jax.common.errors import InputError
@@ -81,11 +82,11 @@ def measure(program: Program, alive, *, compiler_options: dict | None = None) ->
 def bytes_per_device(leaf: jax.ShapeDtypeStruct) -> int:
     """Bytes of the part of an array that one device holds."""
     shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
-    itemsize = 8 if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
+    itemsize = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
     return math.prod(shape) * itemsize
 
 
-def device_limit(device: jax.Device | None = None) -> int:
+def device_limit(device: Any = None) -> int:
     """Bytes that arrays may take on a device: what its allocator has, or its share of the machine's memory (CPU)."""
     device = device or jax.local_devices()[0]
     stats = device.memory_stats() or {}

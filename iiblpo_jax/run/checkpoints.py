@@ -16,6 +16,7 @@ import logging
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +122,7 @@ class Checkpoints:
             "checksums": _integers(checksums if prepared == step else _checksums(arrays)),
         }
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), host=ocp.args.JsonSave(host))
-        return self._attempt(step, lambda: self._manager.save(step, args=items))
+        return bool(self._attempt(step, lambda: self._manager.save(step, args=items)))
 
     def remove_unfinished(self) -> None:
         """Deletes what failed or killed saves have left behind; not for use while another process is saving here."""
@@ -219,7 +220,7 @@ class Checkpoints:
         self._manager.close()
         return newest
 
-    def _attempt(self, step: int, save):
+    def _attempt(self, step: int | None, save):
         """`save()`, or False after one loud line."""
         try:
             return _together(save)
@@ -269,7 +270,7 @@ class Checkpoints:
             raise ValueError(f"checksum of {wrong[0]} differs")
         return arrays
 
-    def _read(self, step: int, **items):
+    def _read(self, step: int, **items) -> Any:
         return _together(lambda: self._manager.restore(step, args=ocp.args.Composite(**items)))
 
     def _check_arrays(self, step: int, stored: dict, expected: dict) -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
+from iiblpo_jax.config.defaults import RunConfig
 from iiblpo_jax.data.pipeline import PromptPipeline
 from iiblpo_jax.data.registry import make_tasks
 from iiblpo_jax.data.task import Task
@@ -34,7 +35,7 @@ class Setup:
       policy: float32 master weights, split over the mesh as training has them.
     """
 
-    config: object
+    config: RunConfig
     mesh: Mesh
     model: ModelConfig
     tokenizer: Tokenizer
@@ -90,7 +91,7 @@ class Setup:
         return jax.tree.map(place, tree)
 
 
-def set_up(config, *, devices: list | None = None) -> Setup:
+def set_up(config: RunConfig, *, devices: list | None = None) -> Setup:
     """Loads what a config names and puts the policy on the devices.
 
     Args:

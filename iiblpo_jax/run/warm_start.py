@@ -45,7 +45,7 @@ ASSETS = "iiblpo_jax/data/assets"
 SPECIALS = ("<pad>", "<bos>", "<eos>")
 LEARNING_RATE, MAX_STEPS = 3e-3, 4000
 ROWS = 32_768
-CORRECT = 0.1  # share of countdown chains that are known to reach the target
+RIGHT_CHAINS = 0.1  # share of countdown chains that are known to reach the target
 SMALL = ModelConfig(
     family="qwen3",
     vocab_size=len(SPECIALS) + len(arithmetic.ALPHABET),
@@ -62,10 +62,16 @@ SMALL = ModelConfig(
 )
 
 
+def known(problem: Problem, rng: random.Random) -> str:
+    """The solution that a problem was made from."""
+    assert problem.rationale is not None
+    return problem.rationale
+
+
 def some_miss(problem: Problem, rng: random.Random) -> str:
-    """A true chain with the numbers of a countdown problem: a share CORRECT of them is known to reach the target."""
-    if rng.random() < CORRECT:
-        return problem.rationale
+    """A true chain with the numbers of a countdown problem: a share RIGHT_CHAINS of them is sure to be right."""
+    if rng.random() < RIGHT_CHAINS:
+        return known(problem, rng)
     return countdown.chain(countdown.random_signs(rng, problem.metadata["numbers"]))[0]
 
 
@@ -92,7 +98,7 @@ class WarmStart:
     batch: int = 128
     check_every: int = 25
     samples: int = 1
-    solution: Callable[[Problem, random.Random], str] = lambda problem, rng: problem.rationale
+    solution: Callable[[Problem, random.Random], str] = known
     grown_from: str = ""
 
 

@@ -38,7 +38,7 @@ class Program(NamedTuple):
 
     name: str
     mend: str
-    function: Callable
+    function: Any  # what jax.jit returns
     args: tuple
     kwargs: Mapping = MappingProxyType({})
 

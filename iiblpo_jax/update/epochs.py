@@ -52,8 +52,8 @@ def _optimizer_steps(gradient, optimizer, state, rows, key):
 
     def step(state, inputs):  # rows are gathered inside the scan: shuffled copies of all epochs would be alive at once
         order_n, step_key = inputs
-        minibatch = jax.tree.map(lambda x: x[order_n], (rows, old_logp_RT))
-        return _optimizer_step(gradient, optimizer, state, *minibatch, step_key)
+        minibatch, old_logp_nT = jax.tree.map(lambda x: x[order_n], (rows, old_logp_RT))
+        return _optimizer_step(gradient, optimizer, state, minibatch, old_logp_nT, step_key)
 
     order_key, steps_key = jax.random.split(key)
     order_In = shuffled(

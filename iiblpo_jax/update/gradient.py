@@ -62,9 +62,8 @@ class MinibatchGradient:
 
         def piece_loss(params, i):
             rows, (old_logp, weights) = pieces.rows(i), pieces.cut((old_logp_RT, weights_RT), i)
-            batch = self._batch(
-                rows, *self._forward(params, pieces, i), old_logp, step=step, key=key if coupled else None
-            )
+            logp, entropy = self._forward(params, pieces, i)
+            batch = self._batch(rows, logp, entropy, old_logp, step=step, key=key if coupled else None)
             weights = self.objective.weights(batch) if coupled else pieces.counted(weights, i)
             loss, token = self.objective.loss(batch, weights)
             return loss, totals_of(batch, token, self.settings)

@@ -54,7 +54,9 @@ def test_correlation_is_pearson_after_centring_each_prompt():
 def test_metrics_by_hand():
     score = jnp.array([[2.0, 1.0, 0.0, -1.0]])
     correct, valid = jnp.array([[True, True, True, False]]), jnp.ones((1, 4), bool)
-    selection = select(score, correct, valid, rule="score", keep=2, keep_contrast=True, key=jax.random.key(0))
+    selection = select(
+        score, correct, valid, rule="score", keep=2, keep_contrast=True, key=jax.random.key(0), reward_PG=correct
+    )
     terms = {"ib_answer": jnp.array([4.0, 2.0, 1.0, 1.0]), "ib_prompt": jnp.array([1.0, 1.0, 1.0, 3.0])}
     lengths = jnp.array([[1, 2, 3, 4]])
     metrics = bottleneck_metrics(score, selection, correct, lengths, valid, terms=terms)

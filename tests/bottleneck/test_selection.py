@@ -20,7 +20,7 @@ jitted_select = jax.jit(select, static_argnames=("rule", "keep", "keep_contrast"
 def run(score, correct, valid, *, rule="score", keep=3, keep_contrast=True, seed=0):
     arrays = np.array([score], np.float32), np.array([correct], bool), np.array([valid], bool)
     key = jax.random.key(seed)
-    return jitted_select(*arrays, rule=rule, keep=keep, keep_contrast=keep_contrast, key=key)
+    return jitted_select(*arrays, rule=rule, keep=keep, keep_contrast=keep_contrast, key=key, reward_PG=arrays[1])
 
 
 def python_filter(score, correct, valid, keep, contrast):
