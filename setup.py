@@ -35,7 +35,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["iiblpo_jax", "iiblpo_jax.*"]),
-    package_data={"iiblpo_jax": ["data/assets/**/*"]},
+    package_data={"iiblpo_jax": ["py.typed", "data/assets/**/*"]},
     install_requires=CORE,
     extras_require={
         "gpu": ["jax[cuda12]>=0.10,<0.13"],

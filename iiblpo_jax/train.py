@@ -2,7 +2,7 @@
 
     python -m iiblpo_jax.train --config=configs/arithmetic.py --workdir=runs/first [--config.optim.lr=1e-4 ...]
 
-Running the same line again resumes. One step (trainer.py):
+Running the same line again resumes. One step (step/programs.py):
 
     prompts -> rollout (Forest) -> rewards on the host, information terms on the device
             -> scores, kept set, advantages -> update

@@ -75,7 +75,7 @@ def likelihood(
 
     The divisor is one constant a group: a per-token mean would reward repetition.
 
-    Four kinds of rows of one prompt are packed together (packing.py): the responses, the cut responses with cue and
+    Four kinds of rows of one prompt are packed together (model/packed/): the responses, the cut responses with cue and
     answer, cue and answer alone, and the responses without the question. The second kind then costs its cue and answer
     only, and whatever two samples have in common is read once.
 

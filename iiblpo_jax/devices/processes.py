@@ -5,7 +5,7 @@ With nothing set there is one process and nothing is done. Otherwise every proce
     IIBLPO_COORDINATOR=host:port  IIBLPO_NUM_PROCESSES=N  IIBLPO_PROCESS_ID=i     (launch/local.sh sets them)
     IIBLPO_DISTRIBUTED=auto       JAX finds the same three under Slurm, Open MPI, Cloud TPU and Kubernetes
 
-Process 0 listens on `port` (JAX's coordination service) and on the port beside it (peers.py: the roll call and the
+Process 0 listens on `port` (JAX's coordination service) and on the port beside it (watch.py: the roll call and the
 watch). Time-outs in seconds: IIBLPO_INIT_TIMEOUT, for all processes to arrive, and IIBLPO_HEARTBEAT_TIMEOUT, after
 which a silent machine counts as dead; a process that is killed is noticed at once.
 """
