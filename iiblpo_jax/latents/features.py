@@ -124,7 +124,7 @@ def extract(
       key: row n draws with fold_in(key, n), so the result does not depend on the chunks.
       temperature: sampling temperature of the entropies.
       branching: the rollout engine's rule for branch points.
-      window: tokens from the cut on whose `surprise` is the target; 0 = the mean hidden state of the rest.
+      window: tokens from the cut on whose `embedding_residual` is the target; 0 = the mean hidden state of the rest.
       anywhere: share of the rows that are cut anywhere; the others are cut at candidate branch points.
       mesh: devices that hold the model, among which rows are split; None = one.
     """
@@ -166,7 +166,7 @@ def _pairs(config, params, rows, keys_N, *, temperature, branching, window, anyw
     cut_N = _draw_cut(entropy_NT, rows, keys_N, branching, anywhere)
     context_ND = jnp.take_along_axis(h_NTD, cut_N[:, None, None], axis=1)[:, 0]
     if window:
-        target_ND = surprise(model, h_NTD, targets_NT, rows.mask_from(cut_N), cut_N, window, temperature)
+        target_ND = embedding_residual(model, h_NTD, targets_NT, rows.mask_from(cut_N), cut_N, window, temperature)
     else:
         rest_NC = _rest_mask(rows, cut_N)
         target_ND = jnp.einsum("ncd,nc->nd", h_NCD, rest_NC.astype(h_NCD.dtype)) / rest_NC.sum(-1, keepdims=True)
@@ -181,7 +181,7 @@ def _rest_mask(rows, cut_N):
     return (index_NC >= cut_N[:, None]) & (index_NC < rows.length_N[:, None])
 
 
-def surprise(model, h_NTD, tokens_NT, mask_NT, cut_N, window: int, temperature: float):
+def embedding_residual(model, h_NTD, tokens_NT, mask_NT, cut_N, window: int, temperature: float):
     """What the model did not expect of the next tokens: sum_i 2^(-i/(window/2)) (w[token] - E_pi w) over i < window.
 
     w are the output embeddings. Each term is the gradient of the token's log-probability with respect to the hidden

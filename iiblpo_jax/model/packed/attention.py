@@ -1,4 +1,4 @@
-"""Attention in packed bins: every query sees the keys of its own row's path (packing.py), and nothing else exists.
+"""Attention in packed bins: every query sees the keys of its own row's path (bins.py), and nothing else exists.
 
 Keys and values are computed once a node. A block of queries belongs to one row; the keys of that row's path are
 gathered tile by tile and folded into a running softmax (FlashAttention, arXiv 2205.14135), so neither the paths of all
@@ -7,7 +7,7 @@ recomputes the scores from the log-normaliser and adds every tile's gradient to 
 
 Attending over a whole bin with a mask instead would score mostly pairs of unrelated trajectories.
 
-This form runs on every backend; `implementation` chooses between it and the CUDA kernels of pallas_attention.py.
+This form runs on every backend; `implementation` chooses between it and the CUDA kernels of pallas.py.
 """
 
 import functools
@@ -29,7 +29,7 @@ def implementation(name: str, head_dim: int):
     """The `path_attend` that attention.impl names.
 
     Args:
-      name: `blocks` (here) or `pallas` (pallas_attention.py).
+      name: `blocks` (here) or `pallas` (pallas.py).
       head_dim: E of the model.
 
     Raises:
@@ -129,7 +129,8 @@ class _Blocks:
         tiles = -(-bins.path_JC.shape[-1] // self.tile)
         short, past = tiles * self.tile - bins.path_JC.shape[-1], bins.token_U.shape[-1]
         self.path_WJC = jnp.pad(bins.path_JC, [(0, 0), (0, 0), (0, short)], constant_values=past)
-        # Used blocks come first in every bin.
+        # Used blocks come first in every bin, so a loop to the fullest bin's last one leaves out only empty ones. The
+        # number is data: the loops are while_loops, and an update of short responses does not pay for long ones.
         self.chunks = -(-jnp.sum(self.count > 0, axis=1).max() // self.chunk)
 
     def queries(self, c):
@@ -190,6 +191,8 @@ def _forward(q_WUGRE, k_WUGE, v_WUGE, bins: Bin, block: int, window: int | None)
         q = _rows(q_WUGRE, node_WxQ)
         shape = (*row_Wx.shape, *q.shape[3:5], block)
 
+        # The running softmax: scores are never held for more than a tile, and what has been summed is rescaled when a
+        # later tile has a larger score. Sums stay float32 whatever the dtype of the values.
         def tile(t, running):
             top, total, out = running
             at_WxS = b.keys(row_Wx, t)
@@ -238,7 +241,7 @@ def _backward(block: int, window: int | None, saved, gradients):
             dq_x, dk, dv = totals
             at_WxS = b.keys(row_Wx, t)
             k, v = _rows(k_WUGE, at_WxS), _rows(v_WUGE, at_WxS)
-            p = jnp.exp(b.scores(q, k, position_WxQ, t) - norm_x)
+            p = jnp.exp(b.scores(q, k, position_WxQ, t) - norm_x)  # recomputed: to keep them would be [paths, T, C]
             dp = jnp.einsum("wxqgre,wxsge->wxgrqs", d, v, preferred_element_type=jnp.float32)
             ds = (p * (dp - offset_x) * scale).astype(k.dtype)
             dq_x += jnp.einsum("wxgrqs,wxsge->wxqgre", ds, k, preferred_element_type=jnp.float32)
@@ -249,6 +252,8 @@ def _backward(block: int, window: int | None, saved, gradients):
         dq_x, dk, dv = jax.lax.fori_loop(*b.tiles(position_WxQ), tile, (jnp.zeros(q.shape), dk, dv))
         return b.put(dq, c, dq_x), dk, dv
 
+    # Every query belongs to one block, so dq is put in place; a node is a key of many paths, so dk and dv are added up,
+    # in float32: a prefix collects the gradient of all rows that share it.
     start = (b.empty(q_WUGRE.astype(jnp.float32)), jnp.zeros(k_WUGE.shape), jnp.zeros(v_WUGE.shape))
     dq, dk, dv = jax.lax.fori_loop(0, b.chunks, chunk, start)
     return b.by_node(dq, bins).astype(q_WUGRE.dtype), dk.astype(k_WUGE.dtype), dv.astype(v_WUGE.dtype), None

@@ -1,6 +1,6 @@
 """`path_attend` as CUDA kernels (pallas_kernels.py): keys and values are read through the path, none is copied.
 
-The plain form (path_attention.py) gathers every key tile into memory before it multiplies. Here a program holds a tile
+The plain form (attention.py) gathers every key tile into memory before it multiplies. Here a program holds a tile
 of one head's queries, reads the nodes of a key tile from the path and the rows of k and v at those nodes, and stops at
 the last tile that it sees (FlashAttention-2, arXiv 2307.08691).
 

@@ -1,6 +1,6 @@
 """Discrete latents: z names the kind of continuation that follows (README "Method", latent.kind = codes).
 
-    code    c(target)      = the nearest of Z centres to how the next tokens surprise (features.surprise)
+    code    c(target)      = the nearest of Z centres to how the next tokens surprise (features.embedding_residual)
     prior   p(c | context) = softmax of an MLP
     z       sqrt(Z) * (one-hot of c - mean prior probabilities)
 
