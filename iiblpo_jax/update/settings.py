@@ -16,7 +16,7 @@ class UpdateSettings:
       temperature: the rollout's; log-probs and entropies are those of softmax(logits / temperature).
       minibatches: optimizer steps an epoch.
       epochs: passes over the rollout.
-      pack_tokens: nodes of a bin (model/packed/), on each shard the unit of a forward and backward pass; 0 = padded rows.
+      pack_tokens: nodes of a bin (model/packed/), on each shard what one pass holds; 0 = padded rows.
       attention: attention.impl, how packed rows attend.
       microbatch: padded rows in one forward and backward pass; 0 = the whole minibatch.
       remat: recompute activations in the backward pass instead of keeping them.
