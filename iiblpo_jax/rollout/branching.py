@@ -45,6 +45,15 @@ class Branching:
         """Trajectories of one tree."""
         return 1 + self.k
 
+    def place(self, trajectory: jax.Array) -> jax.Array:
+        """j, the number of a trajectory within its tree; 0 = the root."""
+        return trajectory % self.tree_size
+
+    def grows_on(self, trajectory: jax.Array) -> jax.Array:
+        """The trajectory that it grows on, -1 for roots."""
+        j = self.place(trajectory)
+        return jnp.where(j == 0, -1, trajectory - (j if self.parent == "root" else 1))
+
     @property
     def levels(self) -> int:
         """Most branches on one path from a root to a leaf."""

@@ -22,7 +22,7 @@ class Slots:
     z_on_B: z acts on this trajectory.
     stopped_B: it ended with a stop token.
     last_B: number of the last branch of its tree that is still this slot's; K until one is stolen.
-    heard_B: how much of its root's answer has been read (answers.Heard); None where nobody asks.
+    heard_B: how much of its root's answer has been read (solved.Heard); None where nobody asks.
     """
 
     trajectory_B: jax.Array
@@ -45,6 +45,19 @@ class Slots:
         """
         return self.prompt_len_B + self.index_B - 1
 
+    @property
+    def stands_B(self) -> jax.Array:
+        """Slots that stand idle at a trajectory which they have finished."""
+        return ~self.live_B & (self.trajectory_B >= 0)
+
+    def set(self, where_B: jax.Array, **new) -> "Slots":
+        """These fields where where_B, and elsewhere as they were."""
+
+        def choose(new, old_B):
+            return jax.tree.map(lambda new, old_B: jnp.where(where_B, new, old_B), new, old_B)
+
+        return self.replace(**{name: choose(value, getattr(self, name)) for name, value in new.items()})
+
 
 def idle_slots(slots: int) -> Slots:
     """Slots before the first trajectory."""
@@ -65,7 +78,7 @@ def idle_slots(slots: int) -> Slots:
 
 def pending(slots: Slots, branching: Branching) -> jax.Array:
     """Branches [B] that a slot still has to grow after the trajectory it is at."""
-    return jnp.where(slots.trajectory_B >= 0, slots.last_B - slots.trajectory_B % branching.tree_size, 0)
+    return jnp.where(slots.trajectory_B >= 0, slots.last_B - branching.place(slots.trajectory_B), 0)
 
 
 def owes(slots: Slots, branching: Branching) -> jax.Array:
@@ -81,7 +94,7 @@ def donates(slots: Slots, branching: Branching) -> jax.Array:
     """
     if branching.parent != "root":
         return jnp.zeros_like(slots.live_B)
-    left_B, at_branch_B = pending(slots, branching), slots.trajectory_B % branching.tree_size > 0
+    left_B, at_branch_B = pending(slots, branching), branching.place(slots.trajectory_B) > 0
     return jnp.where(slots.live_B, at_branch_B & (left_B > 0), left_B > 1)
 
 
