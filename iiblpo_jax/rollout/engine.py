@@ -1,9 +1,10 @@
 """The rollout: prompts in, a finished Forest out, in one jitted call.
 
     1. Prefill every prompt once (prefill.py). A queue holds P*M trees; B slots (slots.py) work on them.
-    2. Refill (outer loop, rare): an idle slot starts its tree's next branch, or takes the next tree, or steals the last
-       pending branch of a busy slot (copying that slot's keys and values). A branch starts where its parent's keys and
-       values already are: the cursor goes back to the branch point.
+    2. Refill (outer loop, rare): an idle slot starts its tree's next branch, depth first, or takes the next tree, or
+       steals the last branch that a busy slot's root is still to grow (copying that slot's keys and values), with all
+       that is to grow on it. A branch starts where its parent's keys and values already are: the cursor goes back to
+       the branch point (branching.py says why nothing in front of it has been overwritten).
     3. Decode (inner loop): one token for every live slot (decoding.py), until enough slots are idle. The first step of
        a branch is a probe: the last prefix token is fed without z, its hidden state gives the prior that z is drawn
        from, and the same token is fed again with z on.
@@ -83,7 +84,7 @@ def rollout(
     latents: dict | None = None,
     gold: Gold | None = None,
 ) -> tuple[Forest, RolloutStats]:
-    """Samples M*(1+K) trajectories for every prompt.
+    """Samples M trees of trajectories for every prompt (forest.py says how they are numbered).
 
     Args:
       published: the policy (`publication.publish`); it decides dtypes and whether layers are unrolled.
@@ -241,7 +242,7 @@ class _Engine:
             token_B=self.prompts.last_token(prompt_B),
             index_B=0,
             branch_at_B=0,
-            last_B=branching.k,
+            last_B=branching.branches,
             z_on_B=False,
             live_B=True,
         )
@@ -251,16 +252,17 @@ class _Engine:
         return s.replace(slots=slots, cache=cache, next_tree=s.next_tree + take_B.sum())
 
     def _steal(self, s: State) -> tuple[State, jax.Array]:
-        """Idle slots take the last pending branch of a donor each, and copy its keys and values."""
-        slots, b = s.slots, self.spec.slots
-        donor_B = steal_from(slots, self.spec.branching)
+        """Idle slots take the last branch of a donor's root each, with its subtree, and copy keys and values."""
+        slots, b, branching = s.slots, self.spec.slots, self.spec.branching
+        donor_B = steal_from(slots, branching)
         stolen_B = donor_B >= 0
         from_B = jnp.where(stolen_B, donor_B, jnp.arange(b))
         gives_B = jnp.zeros_like(stolen_B).at[jnp.where(stolen_B, from_B, b)].set(True, mode="drop")
-        root_B = slots.trajectory_B - self.spec.branching.place(slots.trajectory_B)
+        root_B = slots.trajectory_B - branching.place(slots.trajectory_B)
+        first_B = root_B + slots.last_B - branching.subtree + 1
         slots = slots.replace(
-            trajectory_B=jnp.where(stolen_B, (root_B + slots.last_B)[from_B], slots.trajectory_B),
-            last_B=jnp.where(stolen_B, slots.last_B[from_B], slots.last_B - gives_B),
+            trajectory_B=jnp.where(stolen_B, first_B[from_B], slots.trajectory_B),
+            last_B=jnp.where(stolen_B, slots.last_B[from_B], slots.last_B - branching.subtree * gives_B),
             prompt_len_B=slots.prompt_len_B[from_B],
             live_B=slots.live_B | stolen_B,
         )
@@ -276,7 +278,8 @@ class _Engine:
             parents.entropy_RT,
             parents.length_R,
             parents.stopped_R,
-            branching.place(trajectory_B) - 1,
+            parents.branch_at_R,
+            branching.nth(trajectory_B),
             self.draws.point_keys(parent_B),
             branching,
         )

@@ -59,10 +59,8 @@ class Steering:
         branching, power = self.spec.branching, self.spec.prior_power
         if not self.spec.stratified:
             return self.prior.sample_prior(hidden_BD, draws.latent_keys(row_B), power)
-        place_B = branching.place(row_B)
-        uniform_BZ = stratified(
-            draws.latent_keys(row_B - place_B), jnp.maximum(place_B - 1, 0), branching.k, self.width
-        )
+        siblings_B = draws.latent_keys(jnp.maximum(branching.grows_on(row_B), 0))  # one key for all of a parent
+        uniform_BZ = stratified(siblings_B, branching.nth(row_B), branching.k, self.width)
         return self.prior.from_uniform(hidden_BD, uniform_BZ, power)
 
 
