@@ -70,7 +70,7 @@ def default_config() -> RunConfig:
     branch.solved = True  # a root that has given the gold answer gets branches too
     branch.credit = "trajectory"  # trajectory: one advantage each | tree, siblings: along segments (objectives/tree.py)
     branch.local_credit = 1.0  # weight of the comparison with siblings in tree credit
-    branch.prefix_loss = True  # tokens inherited from the root count in a branch's loss too
+    branch.prefix_loss = True  # tokens inherited from the parent count in a branch's loss too
 
     c.latent = latent = ConfigDict()
     latent.kind = "gaussian"  # gaussian: a conditional VAE | codes: k-means of what follows

@@ -10,12 +10,13 @@ import pytest
 
 from iiblpo_jax.common import masked
 from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.common.trees import tree_shape
 from iiblpo_jax.model.decoder import bind
 from iiblpo_jax.model.logprobs import response_logprobs
 from iiblpo_jax.model.steering.psa import bind_psa, latent_inputs
 from iiblpo_jax.objectives import make_objective, with_auxiliary
 from iiblpo_jax.update.gradient import MinibatchGradient, truncated_ratio
-from iiblpo_jax.update.measures import metrics
+from iiblpo_jax.update.measures import metrics, z_was_on
 from iiblpo_jax.update.rows import UpdateRows
 from iiblpo_jax.update.settings import UpdateSettings
 
@@ -161,6 +162,72 @@ def test_packed_bins_give_the_same_loss_and_gradient(tiny_config, params, rows, 
     plain, packed = run(microbatch=0), run(pack_tokens=tokens)
     assert_same(packed, plain)
     assert plain[2].pop("positions") == N * (S + T)
+    for key, value in plain[2].items():
+        np.testing.assert_allclose(packed[2][key], value, rtol=1e-5, atol=1e-5, err_msg=key)
+
+
+TWO_ON_TWO = tree_shape(2, 2)
+DEEP_AT = np.array([0, 2, 4, 3, 1, 3, 1])  # the last one is a resample from where its parent began, without z
+
+
+def deep_rows(tiny_config) -> UpdateRows:
+    """Two trees of two branches on two, one a prompt: branches inherit what their path said, each with its own z."""
+    rng, n, j = np.random.default_rng(6), 14, 7
+    at_N, prompt_len, length = np.tile(DEEP_AT, 2), np.repeat([3, 2], j), np.tile([6, 5, 6, 6, 4, 6, 5], 2)
+    tokens = rng.integers(1, tiny_config.vocab_size, (n, S + T))
+    z_NZ, z_NJZ, at_NJ = rng.normal(size=(n, 4)), np.zeros((n, 2, 4)), np.zeros((n, 2), int)
+    for i in range(n):
+        first, parent = i - i % j, i - i % j + TWO_ON_TWO.parent_J[i % j]
+        if i == first:
+            continue
+        begins = prompt_len[i] + at_N[i]
+        tokens[i, :begins] = tokens[parent, :begins]
+        z_NJZ[i, 1], at_NJ[i, 1] = z_NZ[i], -at_N[i] if i % j == 6 else at_N[i]
+        if parent != first:
+            z_NJZ[i, 0], at_NJ[i, 0] = z_NZ[parent], at_N[parent]
+    mask = (np.arange(T) < length[:, None]).astype(np.float32)
+    rows = UpdateRows(
+        tokens_NC=tokens * (np.arange(S + T) < (prompt_len + length)[:, None]),
+        prompt_len_N=prompt_len,
+        mask_NT=mask,
+        own_mask_NT=mask * (np.arange(T) >= at_N[:, None]),
+        rollout_logp_NT=rng.uniform(-4, -2, (n, T)),
+        raw_logp_NT=rng.uniform(-4, -2, (n, T)),
+        ref_logp_NT=rng.uniform(-4, -2, (n, T)),
+        advantage_N=rng.normal(size=(n, T)),
+        reward_N=rng.normal(size=n),
+        correct_N=rng.integers(0, 2, n).astype(float),
+        ib_score_N=rng.normal(size=n),
+        group_N=np.arange(n) // j,
+        length_N=length,
+        trajectory_N=np.arange(n),
+        parent_N=np.arange(n) - np.arange(n) % j + np.tile(TWO_ON_TWO.parent_J, 2),
+        branch_at_N=at_N,
+    )
+    rows = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32 if x.dtype.kind == "f" else jnp.int32), rows)
+    z_NJZ = jnp.asarray(z_NJZ, jnp.float32)
+    return rows.replace(
+        latent=latent_inputs(z_NJZ, jnp.asarray(at_NJ), rows.prompt_len_N, S + T, half_life=4.0, strength=1.0)
+    )
+
+
+@pytest.mark.parametrize("condition", ["marginal", "conditioned"])
+def test_packed_bins_of_branches_on_branches(tiny_config, params, truth, condition):
+    """Log-probs (in the mismatch to what is recorded), loss, gradient and metrics are those of padded rows."""
+    rows = deep_rows(tiny_config)
+    on_NT = np.asarray(z_was_on(rows))[:7]
+    begins = [T, 2, 2, 2, 1, 1, T]  # of each trajectory's first z, whoever it came from; own tokens of 6 have none
+    np.testing.assert_array_equal(on_NT, np.arange(T) >= np.array(begins)[:, None])
+    assert np.abs(truth(rows, inject=True)[0] - truth(rows)[0])[2].max() > 0.1
+
+    def run(**pieces):
+        old = truth(rows, inject=condition == "conditioned")[0] + 0.1
+        return compute(tiny_config, params, rows, FULL, old=jnp.asarray(old), condition=condition, **pieces)
+
+    plain, packed = run(), run(pack_tokens=48, group_size=7)
+    assert_same(packed, plain)
+    assert norm(plain[1]) > 1e-2
+    assert plain[2].pop("positions") == 14 * (S + T)
     for key, value in plain[2].items():
         np.testing.assert_allclose(packed[2][key], value, rtol=1e-5, atol=1e-5, err_msg=key)
 
