@@ -60,16 +60,17 @@ def default_config() -> RunConfig:
     rollout.unroll = True  # decode unrolled over layers; False: a scan, slower, but compile time constant in depth
 
     c.branch = branch = ConfigDict()
-    branch.k = 1  # K branches a root; 0 = none
-    branch.fraction = 0.05  # share of a root's tokens, highest entropy first, among which t* is drawn (at least 2)
-    branch.points = "shared"  # shared: one t* a root, K latents | distinct: K different t*
-    branch.parent = "root"  # root | previous: branch from the last trajectory of the chain
+    branch.k = 1  # K branches a root, and with branch.parent = previous a branch; 0 = none
+    branch.fraction = 0.05  # share of a parent's own tokens, highest entropy first, from which t* is drawn (at least 2)
+    branch.points = "shared"  # shared: one t* a parent, K latents | distinct: K different t*
+    branch.parent = "root"  # what branches grow on: root | previous: branches too, down to branch.depth levels
+    branch.depth = 2  # levels of branches with parent = previous: 1 + K + ... + K^depth trajectories; root: not used
     branch.min_suffix = 8  # the last min(this, length / 4) tokens of a root are no candidates
     branch.min_entropy = 0.0  # nats; a root whose most hesitant candidate is surer than this gets no branches
     branch.solved = True  # a root that has given the gold answer gets branches too
     branch.credit = "trajectory"  # trajectory: one advantage each | tree, siblings: along segments (objectives/tree.py)
     branch.local_credit = 1.0  # weight of the comparison with siblings in tree credit
-    branch.prefix_loss = True  # tokens inherited from the root count in a branch's loss too
+    branch.prefix_loss = True  # tokens inherited from the parent count in a branch's loss too
 
     c.latent = latent = ConfigDict()
     latent.kind = "gaussian"  # gaussian: a conditional VAE | codes: k-means of what follows

@@ -4,13 +4,19 @@ import math
 
 from ml_collections import ConfigDict
 
+from iiblpo_jax.common import trees
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config.defaults import RunConfig
 
 
 def group_size(config: RunConfig) -> int:
-    """Trajectories generated for one prompt, M (1 + K)."""
-    return config.rollout.roots * (1 + config.branch.k)
+    """Trajectories generated for one prompt: M trees."""
+    return config.rollout.roots * trees.tree_size(config.branch.k, branch_levels(config))
+
+
+def branch_levels(config: RunConfig) -> int:
+    """Most branches between a root and a leaf of its tree."""
+    return trees.levels(config.branch.k, config.branch.depth, config.branch.parent)
 
 
 def rollout_is_exact(config) -> bool:

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import math
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def load(workdir: Path | str) -> RunConfig:
         raise InputError(f"{path} holds no config; pass --config=FILE instead")
     config = default_config()
     defaults = flatten(config)
-    for key, value in flatten(stored).items():
+    for key, value in _chain_as_tree(flatten(stored), path).items():
         if key not in defaults:
             raise unknown_key(key, defaults)
         section, name = key.split(".")
@@ -95,6 +96,19 @@ def load(workdir: Path | str) -> RunConfig:
             kind = type(defaults[key]).__name__
             raise InputError(f"{path}: {key} = {repr(value)[:80]}; it takes a {kind}") from None
     return config
+
+
+def _chain_as_tree(stored: dict, path: Path) -> dict:
+    """Before there was branch.depth, branch.parent = previous grew a chain of k: now one branch a parent, k deep."""
+    k = stored.get("branch.k")
+    if "branch.depth" in stored or stored.get("branch.parent") != "previous" or not isinstance(k, int) or k < 1:
+        return stored
+    print(
+        f"{path}: a chain of {k} branches (branch.parent=previous without branch.depth) is read as branch.k=1 "
+        f"branch.depth={k}, the same tree; each branches off among its parent's own tokens now",
+        file=sys.stderr,
+    )
+    return stored | {"branch.k": 1, "branch.depth": k}
 
 
 def _like(default, value):

@@ -31,9 +31,9 @@ CHOICES = {
 }
 AT_LEAST_ONE = (
     "data.verifiers train.steps train.prompts_per_step train.max_bad_steps "
-    "rollout.roots rollout.slots rollout.refill_at rollout.max_prompt rollout.max_tokens branch.min_suffix "
-    "latent.hidden latent.steps latent.batch latent.prompts latent.samples update.minibatches update.epochs "
-    "eval.problems eval.samples log.every checkpoint.keep"
+    "rollout.roots rollout.slots rollout.refill_at rollout.max_prompt rollout.max_tokens branch.depth "
+    "branch.min_suffix latent.hidden latent.steps latent.batch latent.prompts latent.samples update.minibatches "
+    "update.epochs eval.problems eval.samples log.every checkpoint.keep"
 ).split()
 NOT_NEGATIVE = (
     "rollout.top_k rollout.min_tokens branch.k branch.min_entropy branch.local_credit latent.z latent.window "
@@ -120,8 +120,8 @@ def _check_update(config: RunConfig) -> None:
         )
     if config.branch.credit == "siblings" and config.branch.parent != "root":
         raise InputError(
-            "branch.credit = siblings compares branches of one root and branch.parent = previous grows chains; set "
-            "branch.parent=root, or branch.credit=tree"
+            "branch.credit = siblings compares branches of one root and branch.parent = previous grows more on them; "
+            "set branch.parent=root, or branch.credit=tree"
         )
     kept = prompts * kept_per_prompt(config)
     if kept % update.minibatches:

@@ -1,8 +1,8 @@
 """Credit along a tree: what trajectories have in common is credited with what became of all of them.
 
-A tree is a root and its branches. Token t of trajectory r lies in a segment: the tokens that the same trajectories pass
-through. Its value V_r(t) is the mean reward of those trajectories. Its parent's value is that of the segment before it,
-or of the whole prompt where there is none before it (the nodes of TreeRL, arXiv 2506.11902).
+A tree is a root, its branches, and theirs. Token t of trajectory r lies in a segment: the tokens that the same
+trajectories pass through. Its value V_r(t) is the mean reward of those trajectories. Its parent's value is that of the
+segment before it, or of the whole prompt where there is none before it (the nodes of TreeRL, arXiv 2506.11902).
 
     root      a b c|d e f     right       V = 2/3 on a b c, 1 on d e f        parent: the prompt, then 2/3
     branch    a b c|x y       right       V = 2/3 on a b c, 1 on x y
@@ -26,6 +26,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from iiblpo_jax.common import masked
 from iiblpo_jax.objectives.advantage import STD_EPSILON, standardised
@@ -34,27 +35,26 @@ from iiblpo_jax.objectives.rows import Rows
 
 
 def with_tree_credit(
-    objective: Objective, *, tree_size: int, chain: bool, local: float, siblings: bool = False
+    objective: Objective, *, parent_J: tuple[int, ...], local: float, siblings: bool = False
 ) -> Objective:
     """The method with advantages [R,T] along trees in place of one number a trajectory.
 
     Args:
       objective: whose policy loss, aggregate and reward shaping stay.
-      tree_size: trajectories of a tree, 1 + K; they are contiguous and the root comes first.
-      chain: every branch grows on the one before it, not on the root.
+      parent_J: who grows on whom in a tree (common/trees.py). Its J trajectories are contiguous, the root first.
       local: weight of the comparison with the parent segment, or with the tree.
-      siblings: see the module; chains have none.
+      siblings: see the module; only where all branches grow on the root.
     """
 
     def advantage(rows: Rows) -> jax.Array:
         if siblings:
-            return sibling_advantage(rows, tree_size=tree_size, local=local)
-        return tree_advantage(rows, tree_size=tree_size, chain=chain, local=local)
+            return sibling_advantage(rows, tree_size=len(parent_J), local=local)
+        return tree_advantage(rows, parent_J=parent_J, local=local)
 
     return dataclasses.replace(objective, advantage=advantage)
 
 
-def tree_advantage(o: Rows, *, tree_size: int, chain: bool, local: float) -> jax.Array:
+def tree_advantage(o: Rows, *, parent_J: tuple[int, ...], local: float) -> jax.Array:
     """A_r(t) [R,T] of the module's formula, std with ddof 1; 0 where the kept rewards of a prompt are all equal."""
     keep_R = o.keep_R.astype(o.reward_R.dtype)
     mean_R1 = masked.group_mean(o.reward_R, o.group_R, keep_R)[:, None]
@@ -62,13 +62,13 @@ def tree_advantage(o: Rows, *, tree_size: int, chain: bool, local: float) -> jax
     spread_R1 = masked.group_spread(o.reward_R, o.group_R, keep_R)[:, None] > 0
 
     def by_tree(x_R):
-        return x_R.reshape(-1, tree_size)
+        return x_R.reshape(-1, len(parent_J))
 
     value_RT, parent_RT = segment_values(
         by_tree(o.reward_R),
         by_tree(keep_R),
         by_tree(mean_R1),
-        forks(by_tree(o.branch_at_R), chain=chain),
+        forks(by_tree(o.branch_at_R), parent_J),
         o.mask_RT.shape[1],
     )
     gain_RT = value_RT - mean_R1 + local * (value_RT - parent_RT)
@@ -86,18 +86,30 @@ def sibling_advantage(o: Rows, *, tree_size: int, local: float) -> jax.Array:
     return jnp.where(root_R[:, None], among_roots_R[:, None], local * jnp.where(own_RT, in_tree_R[:, None], 0.0))
 
 
-def forks(branch_at_NJ: jax.Array, *, chain: bool) -> jax.Array:
-    """[N,J,J] response index at which two trajectories of a tree part; the largest integer on the diagonal."""
+def forks(branch_at_NJ: jax.Array, parent_J: tuple[int, ...]) -> jax.Array:
+    """[N,J,J] response index at which two trajectories of a tree part; the largest integer on the diagonal.
+
+    They share what their last common ancestor had said before the first of the two branches on it that lead to them
+    began. What grows on a branch begins no earlier (rollout/branching.py), so nothing further down the paths matters.
+
+        a          b leaves the root at 5, c leaves b at 8, d leaves the root at 3:
+        |- b - c   c and b part at 8, c and a at 5, c and d at min(5, 3)
+        `- d
+    """
     never = jnp.iinfo(jnp.int32).max
-    j = branch_at_NJ.shape[1]
-    at_NJ = branch_at_NJ.astype(jnp.int32).at[:, 0].set(never)  # the root parts from none by itself
-    if chain:  # the earliest fork between the two along the chain
-        between_JJJ = jnp.arange(j)[:, None, None] < jnp.arange(j)  # [a,b,l]: a < l
-        between_JJJ &= jnp.arange(j) <= jnp.arange(j)[:, None]  # l <= b
-        upper_NJJ = jnp.where(between_JJJ, at_NJ[:, None, None], never).min(-1)
-        return jnp.minimum(upper_NJJ, jnp.swapaxes(upper_NJJ, 1, 2))
-    pair_NJJ = jnp.minimum(at_NJ[:, :, None], at_NJ[:, None])
-    return jnp.where(jnp.eye(j, dtype=bool), never, pair_NJJ)
+    toward_JJ = _branches_toward(parent_J)
+    at_NJ = jnp.pad(branch_at_NJ.astype(jnp.int32), [(0, 0), (0, 1)], constant_values=never)
+    return jnp.minimum(at_NJ[:, toward_JJ], at_NJ[:, toward_JJ.T])
+
+
+def _branches_toward(parent_J: tuple[int, ...]) -> np.ndarray:
+    """[a,b]: the branch on the last common ancestor of a and b that leads to a, or is a; J where a is that ancestor."""
+
+    def path(j):
+        return [] if j < 0 else [*path(parent_J[j]), j]
+
+    paths = [path(j) for j in range(len(parent_J))]
+    return np.array([[next((j for j in a if j not in b), len(paths)) for b in paths] for a in paths])
 
 
 def segment_values(reward_NJ, keep_NJ, whole_NJ, fork_NJJ, t: int) -> tuple[jax.Array, jax.Array]:

@@ -106,8 +106,13 @@ def kv_bytes(m: ModelConfig, dtype: str) -> int:
 
 def generated_tokens(config, lengths: Lengths) -> float:
     """Tokens that a rollout draws."""
-    trees = config.train.prompts_per_step * config.rollout.roots
-    return trees * lengths.response * (1 + config.branch.k * (1 - INHERITED))
+    return config.train.prompts_per_step * config.rollout.roots * _tree_tokens(config, lengths)
+
+
+def _tree_tokens(config, lengths: Lengths) -> float:
+    """Tokens of one tree: a branch inherits INHERITED of its parent's own and then is as long as a whole response."""
+    levels = range(derived.branch_levels(config) + 1)
+    return lengths.response * sum(config.branch.k**level * (1 - INHERITED) ** level for level in levels)
 
 
 def step_work(config, m: ModelConfig, lengths: Lengths, shape: dict[str, int], parts: int) -> dict[str, Work]:
@@ -138,8 +143,10 @@ def _rollout(config, m: ModelConfig, lengths: Lengths, shape, parts: int) -> Wor
     prefill = text_flops(m, texts=prompts, start=0, length=r.max_prompt, emitted=False)
     decode = forward_flops(m, nodes=tokens, pairs=tokens * mean_context, emitted=tokens)
     weights = layer_weights(m) * DTYPE_BYTES[r.weights or r.dtype] + head_weights(m) * DTYPE_BYTES[r.weights or r.dtype]
-    # A tree is one slot's work after another unless others steal its branches: at least a root and one branch.
-    longest = lengths.response * (1 + (1 - INHERITED) * (config.branch.k > 0))
+    # A tree is one slot's work after another unless others steal its branches: at least a root, one branch of it and
+    # what grows on that.
+    branches = _tree_tokens(config, lengths) - lengths.response
+    longest = lengths.response + branches / max(config.branch.k, 1)
     steps = max(tokens / r.slots, longest)
     live = tokens / steps / parts  # slots that decode on each part, on average
     context = kv_bytes(m, r.kv_dtype or r.dtype) * kv_heads_held(m, shape["tensor"]) / m.n_kv_heads

@@ -1,7 +1,8 @@
 """The Forest: everything a rollout produces, and the only thing that travels between stages.
 
-A prompt grows M trees. A tree is one root trajectory and K branches. Trajectory r = (p*M + m)*(1+K) + j, with j = 0 the
-root, so that all trajectories of a prompt are contiguous and `x_R.reshape(P, -1)` is its group.
+A prompt grows M trees. A tree is one root trajectory and its branches, which may have branches themselves: J = 1 + K +
+... + K^depth trajectories, numbered depth first (common/trees.py). Trajectory r = (p*M + m)*J + j, with j = 0 the root,
+so that all trajectories of a prompt are contiguous and `x_R.reshape(P, -1)` is its group.
 
     root      a b c d e f <eos>          branch_at 0, parent -1
     branch    a b c|x y <eos>            branch_at 3, parent = the root: tokens [0,3) are inherited, own from 3 on
@@ -51,7 +52,7 @@ class Forest:
 
     @property
     def group_size(self) -> int:
-        """Trajectories of one prompt, M*(1+K)."""
+        """Trajectories of one prompt, M*J."""
         return self.length_R.shape[0] // self.prompt_len_P.shape[0]
 
     @property
@@ -83,16 +84,18 @@ class Forest:
         """Latents along each trajectory's path, root side first, for `psa.latent_inputs`.
 
         Args:
-          levels: most branches on a path: 1 when branches grow on roots, K when they grow on branches.
+          levels: most branches on a path (Branching.levels).
 
         Returns:
-          z_RJZ and branch_at_RJ; 0 in branch_at where there is no such level or its z is off.
+          z_RJZ and branch_at_RJ; 0 in branch_at where there is no such level, -t* where one switches the z of those
+          before it off (a resample without z on a branch).
         """
-        on_R = (self.parent_R >= 0) & ~self.fallback_R
+        on_branch_R = jnp.where(self.parent_R >= 0, self.parent_R[self.parent_R], -1) >= 0
+        begins_R = jnp.where(self.fallback_R, jnp.where(on_branch_R, -self.branch_at_R, 0), self.branch_at_R)
         at, z, here = [], [], jnp.arange(self.length_R.shape[0])
         for _ in range(levels):
             exists = here >= 0
-            at.append(jnp.where(exists & on_R[here], self.branch_at_R[here], 0))
+            at.append(jnp.where(exists, begins_R[here], 0))
             z.append(self.z_RZ[here])
             here = jnp.where(exists, self.parent_R[here], -1)
         return jnp.stack(z[::-1], 1), jnp.stack(at[::-1], 1)

@@ -1,22 +1,111 @@
-"""The record of a rollout while it grows."""
+"""The record of a rollout while it grows: the rows of the Forest to be, written by the slots."""
 
 import jax
+import jax.numpy as jnp
 from flax import struct
+
+from iiblpo_jax.rollout.forest import LENGTH, STOP
+from iiblpo_jax.rollout.sampling import Draw
+
+TOKEN, LOGP, RAW_LOGP, ENTROPY = range(4)  # columns of packed_RTX
+COLUMNS = "tokens_RT logp_RT raw_logp_RT entropy_RT length_R finish_R branch_at_R fallback_R z_RZ".split()  # of Forest
 
 
 @struct.dataclass
 class Grown:
-    """The Forest while it grows.
+    """The trajectories of a Forest, each filled in from the left.
+
+    What is known of a token stands side by side, so that a decode step scatters once, not four times, and a branch
+    inherits its prefix with one gather. Who reads goes by the names below; who writes says which slots do, and for
+    every slot its row.
 
     Attributes:
-      record_RTX: token, logp, raw logp and entropy of every position side by side, so that a step writes once. A token
-        id is exact in float32 below 2^24.
+      packed_RTX: token, logp, raw logp and entropy of every position. A token id is exact in float32 below 2^24.
       length_R, finish_R, branch_at_R, fallback_R, z_RZ: as in Forest.
     """
 
-    record_RTX: jax.Array
+    packed_RTX: jax.Array
     length_R: jax.Array
     finish_R: jax.Array
     branch_at_R: jax.Array
     fallback_R: jax.Array
     z_RZ: jax.Array
+
+    @property
+    def tokens_RT(self) -> jax.Array:
+        """Token ids, 0 where there is none yet."""
+        return self.packed_RTX[..., TOKEN].astype(jnp.int32)
+
+    @property
+    def logp_RT(self) -> jax.Array:
+        """Log-probability under the behaviour policy, nats."""
+        return self.packed_RTX[..., LOGP]
+
+    @property
+    def raw_logp_RT(self) -> jax.Array:
+        """The same without truncation, nats."""
+        return self.packed_RTX[..., RAW_LOGP]
+
+    @property
+    def entropy_RT(self) -> jax.Array:
+        """Entropy of the emitting distribution, nats."""
+        return self.packed_RTX[..., ENTROPY]
+
+    @property
+    def stopped_R(self) -> jax.Array:
+        """Whether the last token is a stop token; of finished rows."""
+        return self.finish_R == STOP
+
+    def of(self, row_B: jax.Array) -> "Grown":
+        """The rows that slots ask for; R is B in what comes back."""
+        return jax.tree.map(lambda x_R: x_R[row_B], self)
+
+    def write(self, where_B: jax.Array, row_B: jax.Array, index_B: jax.Array, draw: Draw) -> "Grown":
+        """One more token, at response index index_B."""
+        token_B = draw.token_B.astype(jnp.float32)
+        packed_BX = jnp.stack([token_B, draw.logp_B, draw.raw_logp_B, draw.entropy_B], axis=-1)
+        row_B = _only(where_B, row_B, self.length_R)
+        return self.replace(packed_RTX=self.packed_RTX.at[row_B, index_B].set(packed_BX, mode="drop"))
+
+    def inherit(self, where_B: jax.Array, row_B: jax.Array, parents: "Grown", at_B, fallback_B) -> "Grown":
+        """Begins branches: the first at_B tokens are those of their parents (from `of`), and nothing behind them."""
+        inherited_BT1 = (jnp.arange(self.packed_RTX.shape[1]) < at_B[:, None])[..., None]
+        return self.replace(
+            packed_RTX=put(self.packed_RTX, where_B, row_B, jnp.where(inherited_BT1, parents.packed_RTX, 0)),
+            branch_at_R=put(self.branch_at_R, where_B, row_B, at_B),
+            fallback_R=put(self.fallback_R, where_B, row_B, fallback_B),
+        )
+
+    def end(self, where_B: jax.Array, row_B: jax.Array, length_B: jax.Array, stopped_B: jax.Array) -> "Grown":
+        """Notes how long finished trajectories are and why they ended; saying it twice does no harm."""
+        return self.replace(
+            length_R=put(self.length_R, where_B, row_B, length_B),
+            finish_R=put(self.finish_R, where_B, row_B, jnp.where(stopped_B, STOP, LENGTH)),
+        )
+
+    def columns(self) -> dict[str, jax.Array]:
+        """The fields of a Forest that are recorded here, by their names there."""
+        return {name: getattr(self, name) for name in COLUMNS}
+
+
+def nothing_grown(rows: int, max_tokens: int, z_width: int) -> Grown:
+    """Before the first token: R rows of T tokens and latents of z_width numbers."""
+    zero_R = jnp.zeros(rows, jnp.int32)
+    return Grown(
+        packed_RTX=jnp.zeros((rows, max_tokens, 4)),
+        length_R=zero_R,
+        finish_R=zero_R + LENGTH,
+        branch_at_R=zero_R,
+        fallback_R=zero_R > 0,
+        z_RZ=jnp.zeros((rows, z_width)),
+    )
+
+
+def put(x_R: jax.Array, where_B: jax.Array, row_B: jax.Array, new_B: jax.Array) -> jax.Array:
+    """x_R [R,...] with new_B[b] in row row_B[b] for every slot b where where_B[b]."""
+    return x_R.at[_only(where_B, row_B, x_R)].set(new_B, mode="drop")
+
+
+def _only(where_B, row_B, x_R):
+    """row_B where where_B, and elsewhere a row that does not exist: a scatter drops what is meant for it."""
+    return jnp.where(where_B, row_B, x_R.shape[0])

@@ -21,8 +21,8 @@ class Slots:
     probe_B: the token is fed without z to see which z to draw; it is fed again afterwards.
     z_on_B: z acts on this trajectory.
     stopped_B: it ended with a stop token.
-    last_B: number of the last branch of its tree that is still this slot's; K until one is stolen.
-    heard_B: how much of its root's answer has been read (answers.Heard); None where nobody asks.
+    last_B: number within its tree of the last branch that is still this slot's; that of the tree until one is stolen.
+    heard_B: how much of its root's answer has been read (solved.Heard); None where nobody asks.
     """
 
     trajectory_B: jax.Array
@@ -45,6 +45,19 @@ class Slots:
         """
         return self.prompt_len_B + self.index_B - 1
 
+    @property
+    def stands_B(self) -> jax.Array:
+        """Slots that stand idle at a trajectory which they have finished."""
+        return ~self.live_B & (self.trajectory_B >= 0)
+
+    def set(self, where_B: jax.Array, **new) -> "Slots":
+        """These fields where where_B, and elsewhere as they were."""
+
+        def choose(new, old_B):
+            return jax.tree.map(lambda new, old_B: jnp.where(where_B, new, old_B), new, old_B)
+
+        return self.replace(**{name: choose(value, getattr(self, name)) for name, value in new.items()})
+
 
 def idle_slots(slots: int) -> Slots:
     """Slots before the first trajectory."""
@@ -65,7 +78,7 @@ def idle_slots(slots: int) -> Slots:
 
 def pending(slots: Slots, branching: Branching) -> jax.Array:
     """Branches [B] that a slot still has to grow after the trajectory it is at."""
-    return jnp.where(slots.trajectory_B >= 0, slots.last_B - slots.trajectory_B % branching.tree_size, 0)
+    return jnp.where(slots.trajectory_B >= 0, slots.last_B - branching.place(slots.trajectory_B), 0)
 
 
 def owes(slots: Slots, branching: Branching) -> jax.Array:
@@ -74,15 +87,22 @@ def owes(slots: Slots, branching: Branching) -> jax.Array:
 
 
 def donates(slots: Slots, branching: Branching) -> jax.Array:
-    """Slots [B] with a branch to give away: the root is finished, and one is left after the slot's own next.
+    """Slots [B] with a branch of their root to give away, and all that is to grow on it.
 
-    Branches are grown latest t* first, so what a slot has overwritten lies behind the branch point of its last one.
-    In a chain nothing can be given away: a branch grows on the one before.
+    The root is finished, and a branch of it is left after the one that the slot is at, or is to be at next.
+
+    Branches of a root are grown latest t* first, and what grows on one lies behind its t* (branching.py). So what a
+    slot has overwritten lies behind the branch point of its root's last one, whose prefix can be copied as it stands.
+    Smaller subtrees stay where their parent grew.
     """
-    if branching.parent != "root":
-        return jnp.zeros_like(slots.live_B)
-    left_B, at_branch_B = pending(slots, branching), slots.trajectory_B % branching.tree_size > 0
-    return jnp.where(slots.live_B, at_branch_B & (left_B > 0), left_B > 1)
+    place_B = branching.place(slots.trajectory_B)
+    ahead_B = _branch_of_root(slots.last_B, branching) - _branch_of_root(place_B + ~slots.live_B, branching)
+    return (pending(slots, branching) > 0) & (ahead_B > 0) & ~(slots.live_B & (place_B == 0))
+
+
+def _branch_of_root(place_B, branching: Branching):
+    """Which of its root's branches a trajectory is or grows on, from 0; -1 for the root."""
+    return (place_B - 1) // max(branching.subtree, 1)
 
 
 def refillable(slots: Slots, trees_left, branching: Branching) -> jax.Array:
@@ -100,7 +120,7 @@ def take_trees(slots: Slots, next_tree, trees: int, branching: Branching) -> jax
 
 
 def steal_from(slots: Slots, branching: Branching) -> jax.Array:
-    """The slot whose last pending branch each idle slot takes over, -1 where it takes none."""
+    """The slot whose root's last branch each idle slot takes over, -1 where it takes none."""
     donor_B = donates(slots, branching)
     donors_B = jnp.flatnonzero(donor_B, size=donor_B.shape[0], fill_value=0)
     free_B = ~slots.live_B & ~owes(slots, branching)

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from iiblpo_jax.model.config import ModelConfig
@@ -48,3 +50,12 @@ class RolloutSpec:
     stratified: bool = False
     prior_power: float = 1.0
     mesh: Mesh | None = None
+
+    @property
+    def group_size(self) -> int:
+        """Trajectories of one prompt."""
+        return self.roots * self.branching.tree_size
+
+    def prompt(self, trajectory: jax.Array) -> jax.Array:
+        """The prompt that a trajectory answers; 0 for the number -1 of none."""
+        return jnp.maximum(trajectory, 0) // self.group_size

@@ -38,6 +38,7 @@ def branching(config) -> Branching:
         min_suffix=b.min_suffix,
         points=b.points,
         parent=b.parent,
+        depth=b.depth,
         min_entropy=b.min_entropy,
         solved=b.solved,
     )
@@ -84,8 +85,7 @@ def objective(config) -> Objective:
     if config.branch.credit != "trajectory" and config.branch.k > 0:
         method = with_tree_credit(
             method,
-            tree_size=1 + config.branch.k,
-            chain=config.branch.parent == "previous",
+            parent_J=branching(config).shape.parent_J,
             local=config.branch.local_credit,
             siblings=config.branch.credit == "siblings",
         )

@@ -54,6 +54,7 @@ def test_the_section_update_reads_as_an_attribute():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"branch__depth": 0}, r"branch\.depth = 0; use 1 or more"),
         ({"branch__points": "shred"}, r"branch\.points = 'shred' \(did you mean shared\?\); use one of shared, "),
         ({"latent__kind": "code"}, r"latent\.kind = 'code' \(did you mean codes\?\); use one of gaussian, codes"),
         ({"latent__kind": "codes", "latent__z": 8}, r"latent\.kind = codes needs latent\.window"),
@@ -108,6 +109,9 @@ def test_groups_and_what_is_kept_of_them():
     assert numbers(ib__filter="score") == numbers(ib__filter="random") == (8, 4)  # half of them
     assert numbers(ib__keep=5) == (8, 5)
     assert numbers(rollout__roots=3, branch__k=0, ib__filter="score") == (3, 1)
+    assert numbers(branch__k=2, branch__depth=3) == (12, 12)  # depth is not used where all branches grow on roots
+    assert numbers(branch__k=2, branch__parent="previous") == (4 * (1 + 2 + 4),) * 2
+    assert numbers(branch__k=1, branch__parent="previous", branch__depth=3) == (16, 16)
 
 
 def test_injected_layers():
@@ -177,6 +181,33 @@ def test_a_stored_config_that_cannot_be_used_is_refused(tmp_path, text, message)
     with pytest.raises(InputError) as caught:
         files.load(tmp_path)
     assert message in str(caught.value)
+
+
+def test_a_stored_chain_is_read_as_a_tree_of_one_branch_a_level(tmp_path, capsys):
+    config = changed(branch__k=3, branch__parent="previous")
+    stored = files.resolve(config)
+    del stored["branch"]["depth"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    loaded = files.load(tmp_path)
+    assert (loaded.branch.k, loaded.branch.depth, loaded.branch.parent) == (1, 3, "previous")
+    assert derived.group_size(loaded) == 4 * (1 + 3)  # as the chain had
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "branch.k=1 branch.depth=3" in said
+
+
+@pytest.mark.parametrize("change", [{"branch__parent": "root"}, {"branch__parent": "previous", "branch__k": 0}])
+def test_other_stored_configs_without_depth_keep_their_k(tmp_path, capsys, change):
+    stored = files.resolve(changed(**{"branch__k": 3} | change))
+    del stored["branch"]["depth"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    loaded = files.load(tmp_path)
+    assert (loaded.branch.k, loaded.branch.depth) == (stored["branch"]["k"], 2) and not capsys.readouterr().err
+
+
+def test_a_stored_tree_stays_as_it_is(tmp_path, capsys):
+    files.save(changed(branch__k=3, branch__parent="previous"), tmp_path)
+    loaded = files.load(tmp_path)
+    assert (loaded.branch.k, loaded.branch.depth) == (3, 2) and not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

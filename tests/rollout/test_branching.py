@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iiblpo_jax.rollout.branching import Branching, branches_due, candidate_mask, choose_points
+from iiblpo_jax.rollout.branching import Branching, branch_points, branches_due, candidate_mask, choose_points
 
 ENTROPY = jnp.array([[9.0, 1.0, 5.0, 2.0, 4.0, 3.0, 8.0, 7.0]])
 
@@ -24,6 +24,44 @@ ENTROPY = jnp.array([[9.0, 1.0, 5.0, 2.0, 4.0, 3.0, 8.0, 7.0]])
 def test_candidates_by_hand(length, stopped, expected):
     mask = candidate_mask(ENTROPY, jnp.array([length]), jnp.array([stopped]), Branching(k=1))[0]
     assert np.flatnonzero(mask).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "begin, fraction, expected",
+    [
+        (2, 0.05, [4, 5]),  # of 3..5: token 2 is the branch's first, 6 and 7 are its tail
+        (3, 0.05, [4, 5]),
+        (4, 0.05, [5]),
+        (5, 0.05, []),
+        (0, 0.375, [2, 4, 5]),  # 3 of 8 own tokens
+        (2, 0.375, [4, 5]),  # 2 of 6
+    ],
+)
+def test_candidates_of_a_branch_are_its_own_tokens(begin, fraction, expected):
+    spec, length = Branching(k=1, fraction=fraction), jnp.array([8])
+    mask = candidate_mask(ENTROPY, length, jnp.array([True]), spec, jnp.array([begin]))[0]
+    assert np.flatnonzero(mask).tolist() == expected
+
+
+def test_without_a_candidate_a_branch_begins_where_its_parent_did():
+    """Parents of 8 tokens that began at 5, 2, 1 and 0, too sure of themselves to be long, and a root of one token."""
+    length, begin = jnp.array([8, 3, 2, 2, 1]), jnp.array([5, 2, 1, 0, 0])
+    keys, stopped = jax.random.split(jax.random.key(0), 5), jnp.ones(5, bool)
+    at, fallback = branch_points(jnp.ones((5, 8)), length, stopped, begin, jnp.zeros(5, int), keys, Branching(k=2))
+    assert fallback.all() and at.tolist() == [5, 2, 1, 1, 0]
+
+
+def test_numbers_of_a_tree_of_two_on_two():
+    """Trajectories 7 to 13 are a tree of 0 - (1 - (2, 3), 4 - (5, 6))."""
+    spec = Branching(k=2, parent="previous", depth=2)
+    assert (spec.tree_size, spec.branches, spec.subtree, spec.levels) == (7, 6, 3, 2)
+    assert spec.grows_on(jnp.arange(7, 14)).tolist() == [-1, 7, 8, 8, 7, 11, 11]
+    assert spec.nth(jnp.arange(7, 14)).tolist() == [0, 0, 0, 1, 1, 0, 1]
+    flat = Branching(k=2, depth=5)  # with parent = root, depth means nothing
+    assert (flat.tree_size, flat.subtree, flat.levels) == (3, 1, 1)
+    assert flat.grows_on(jnp.arange(3)).tolist() == [-1, 0, 0]
+    none = Branching(parent="previous")
+    assert (none.tree_size, none.branches, none.levels) == (1, 0, 0)
 
 
 def points(candidates, spec, n=2_000):
@@ -85,4 +123,6 @@ def test_a_solved_root_needs_no_branches():
     unsolved = Branching(k=3, solved=False)
     np.testing.assert_array_equal(branches_due(*steady, right_B, unsolved), [0, 3])
     np.testing.assert_array_equal(branches_due(*steady, right_B, Branching(k=3)), [3, 3])
+    deep = Branching(k=2, parent="previous", depth=3, solved=False)
+    np.testing.assert_array_equal(branches_due(*steady, right_B, deep), [0, 2 + 4 + 8])
     assert unsolved.asks_answer and unsolved.may_skip and not Branching(k=3).may_skip

@@ -27,6 +27,16 @@ PROMPT_LEN_P = jnp.array([6, 1, 4])
 KEY = jax.random.key(9)
 HALF_LIFE = 8.0
 TREES = Branching(k=3, min_suffix=3)
+SHAPES = {
+    "root": {"k": 3},
+    "chain": {"k": 1, "parent": "previous", "depth": 3},
+    "2 on 2": {"k": 2, "parent": "previous", "depth": 2},
+    "2 on 2 on 2": {"k": 2, "parent": "previous", "depth": 3},
+}
+
+
+def trees(shape, **changes):
+    return dataclasses.replace(TREES, **SHAPES[shape], **changes)
 
 
 @pytest.fixture(scope="module")
@@ -68,19 +78,32 @@ def teacher_forced(forest, spec_levels, config, params, psa_params, temperature=
 
 
 @pytest.mark.parametrize("points", ["shared", "distinct"])
-@pytest.mark.parametrize("parent", ["root", "previous"])
+@pytest.mark.parametrize("shape", SHAPES)
 def test_logprobs_and_entropies_equal_a_teacher_forced_forward(
-    sample, tiny_config, tiny_params, tiny_psa_params, points, parent
+    sample, tiny_config, tiny_params, tiny_psa_params, points, shape
 ):
-    branching = dataclasses.replace(TREES, points=points, parent=parent)
+    """Every path on its own, all at once: so no branch read a key or value that another one had overwritten."""
+    branching = trees(shape, points=points)
     forest, _ = sample(branching=branching, sampling=Sampling(temperature=0.8))
     logp_RTV = teacher_forced(forest, branching.levels, tiny_config, tiny_params, tiny_psa_params, 0.8)
     logp_RT = jnp.take_along_axis(logp_RTV, forest.tokens_RT[..., None], 2)[..., 0]
     entropy_RT = -(jnp.exp(logp_RTV) * logp_RTV).sum(-1)
-    assert (forest.parent_R >= 0).sum() == 3 * 2 * 3
+    assert (forest.parent_R >= 0).sum() == 3 * 2 * branching.branches
     np.testing.assert_allclose(forest.raw_logp_RT[forest.mask_RT], logp_RT[forest.mask_RT], atol=1e-4)
     np.testing.assert_allclose(forest.entropy_RT[forest.mask_RT], entropy_RT[forest.mask_RT], atol=1e-4)
     np.testing.assert_allclose(forest.logp_RT, forest.raw_logp_RT, atol=1e-5)  # nothing was truncated
+
+
+@pytest.mark.parametrize("points", ["shared", "distinct"])
+def test_a_resample_on_a_branch_is_one_without_z(sample, tiny_config, tiny_params, tiny_psa_params, points):
+    """Short responses run out of candidates; what grows there hears its ancestors' z in the prefix and no further."""
+    branching = trees("2 on 2 on 2", points=points)
+    forest, _ = sample(branching=branching, max_tokens=7)
+    steered_R = (forest.parent_R >= 0) & ~forest.fallback_R
+    assert int((forest.fallback_R & steered_R[forest.parent_R]).sum()) > 10
+    logp_RTV = teacher_forced(forest, branching.levels, tiny_config, tiny_params, tiny_psa_params)
+    logp_RT = jnp.take_along_axis(logp_RTV, forest.tokens_RT[..., None], 2)[..., 0]
+    np.testing.assert_allclose(forest.raw_logp_RT[forest.mask_RT], logp_RT[forest.mask_RT], atol=1e-4)
 
 
 def test_z_changes_the_distribution(forest, sample):
@@ -91,10 +114,10 @@ def test_z_changes_the_distribution(forest, sample):
     assert float(jnp.abs(forest.z_RZ[branch]).min()) > 0 and not forest.z_RZ[~branch].any()
 
 
-@pytest.mark.parametrize("slots, refill_at", [(1, 1), (3, 2), (16, 1), (16, 7)])
-@pytest.mark.parametrize("parent", ["root", "previous"])
-def test_forest_does_not_depend_on_slots_or_refills(sample, slots, refill_at, parent):
-    branching = dataclasses.replace(TREES, parent=parent, points="distinct")
+@pytest.mark.parametrize("slots, refill_at", [(1, 1), (2, 1), (3, 2), (5, 2), (16, 1), (16, 7)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_forest_does_not_depend_on_slots_or_refills(sample, slots, refill_at, shape):
+    branching = trees(shape, points="distinct")
     one, stats_one = sample(branching=branching)
     other, stats = sample(branching=branching, slots=slots, refill_at=refill_at)
     for name in ("tokens_RT", "length_R", "finish_R", "branch_at_R", "parent_R", "fallback_R"):
@@ -134,11 +157,13 @@ def codes(tiny_config, latents):
     return codes, {**latents, "cvae": params_of(codes)}
 
 
-@pytest.mark.parametrize("parent", ["root", "previous"])
-def test_stratified_z_of_a_tree_come_from_one_key_whatever_the_slots(sample, codes, tiny_config, tiny_params, parent):
-    """Every branch's z follows from its tree's key, its number among its siblings and its own probe."""
+@pytest.mark.parametrize("shape", ["root", "2 on 2"])
+def test_stratified_z_of_siblings_come_from_one_key_whatever_the_slots(
+    sample, codes, tiny_config, tiny_params, tiny_psa_params, shape
+):
+    """Every branch's z follows from its parent's key, its number among its siblings and its own probe."""
     codes, latents = codes
-    branching = dataclasses.replace(TREES, parent=parent)
+    branching = trees(shape)
     forest, _ = sample(branching=branching, stratified=True, latents=latents)
     for slots, refill_at in ((1, 1), (16, 7)):
         other, _ = sample(branching=branching, stratified=True, latents=latents, slots=slots, refill_at=refill_at)
@@ -146,12 +171,17 @@ def test_stratified_z_of_a_tree_come_from_one_key_whatever_the_slots(sample, cod
         np.testing.assert_allclose(forest.z_RZ, other.z_RZ, atol=1e-5)
     drawn = np.flatnonzero((forest.parent_R >= 0) & ~forest.fallback_R)
     at = forest.prompt_len_P[forest.group_R][drawn] + forest.branch_at_R[drawn] - 1
-    tree = drawn - drawn % 4
-    keys = jax.vmap(lambda r: jax.random.fold_in(jax.random.split(KEY, 3)[2], r))(tree)
-    if parent == "root":
-        context_ND = hidden_states(bind(tiny_config, tiny_params), forest.sequences_RC)[drawn, at]
-        expected = codes.from_uniform(context_ND, stratified(keys, drawn % 4 - 1, 3, 4))
-        np.testing.assert_allclose(forest.z_RZ[drawn], expected, atol=1e-4)
+    keys = jax.vmap(lambda r: jax.random.fold_in(jax.random.split(KEY, 3)[2], r))(forest.parent_R[drawn])
+    # A probe hears the latents of the prefix, and at its own token none.
+    z_RJZ, at_RJ = forest.latent_path(branching.levels)
+    rows, prompt_len_R = forest.sequences_RC, forest.prompt_len_P[forest.group_R]
+    off_RJ = at_RJ.at[:, -1].multiply(-1)
+    latent = latent_inputs(z_RJZ, off_RJ, prompt_len_R, rows.shape[1], half_life=HALF_LIFE, strength=1.0)
+    psa, model = bind_psa(tiny_psa_params, tiny_config), bind(tiny_config, tiny_params)
+    context_ND = hidden_states(model, rows, latent=latent, psa=psa)[drawn, at]
+    nth = np.array(branching.shape.nth_J)[drawn % branching.tree_size]
+    expected = codes.from_uniform(context_ND, stratified(keys, nth, branching.k, 4))
+    np.testing.assert_allclose(forest.z_RZ[drawn], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("with_z", [True, False])
@@ -265,6 +295,30 @@ def test_branch_points_are_among_the_most_hesitant_positions(forest):
         assert sorted(eligible, reverse=True).index(float(forest.entropy_RT[root, t])) < max(2, int(0.05 * length))
 
 
+@pytest.mark.parametrize("points", ["shared", "distinct"])
+def test_deeper_branches_begin_among_their_parents_own_tokens(sample, points):
+    """Brute force over max(2, 40%) of them; later siblings no later. Without a candidate: where the parent began."""
+    branching = trees("2 on 2 on 2", points=points, fraction=0.4)
+    forest, _ = sample(branching=branching, max_tokens=24)
+    at_R, length_R, parent_R = (np.asarray(x) for x in (forest.branch_at_R, forest.length_R, forest.parent_R))
+    deeper = [r for r in np.flatnonzero(parent_R >= 0) if parent_R[parent_R[r]] >= 0]
+    for r in deeper:
+        parent, t = parent_R[r], at_R[r]
+        begin, length = at_R[parent], length_R[parent]
+        tail = max(min(3, length // 4), int(forest.finish_R[parent] == STOP))
+        eligible = [float(forest.entropy_RT[parent, i]) for i in range(begin + 1, length - tail)]
+        assert bool(forest.fallback_R[r]) == (not eligible)
+        if eligible:
+            rank = sorted(eligible, reverse=True).index(float(forest.entropy_RT[parent, t]))
+            assert begin < t < length - tail and rank < max(2, int(0.4 * (length - begin) + 1e-6))
+        else:
+            assert t == max(begin, 1)
+        older = [s for s in range(parent + 1, r) if parent_R[s] == parent]
+        assert all(at_R[s] >= t for s in older) and (points == "distinct" or all(at_R[s] == t for s in older))
+    both = forest.fallback_R[jnp.array(deeper)]
+    assert both.any() and not both.all()
+
+
 def test_strength_zero_is_an_ordinary_resample(sample):
     silent, _ = sample(strength=0.0)
     plain, _ = sample(with_z=False)
@@ -319,15 +373,17 @@ def test_candidates_cover_the_requested_fraction():
 
 
 @pytest.mark.parametrize("slots", [1, 3, 7])
-def test_sure_roots_leave_their_branches_empty(sample, forest, slots):
+@pytest.mark.parametrize("shape", ["root", "2 on 2"])
+def test_sure_roots_leave_their_branches_empty(sample, slots, shape):
     """The roots of the usual Forest, and of its branches those whose root hesitates enough; tokens are counted so."""
-    size = TREES.tree_size
+    branching = trees(shape)
+    size, (forest, _) = branching.tree_size, sample(branching=branching)
     candidates = candidate_mask(
         forest.entropy_RT[::size], forest.length_R[::size], forest.finish_R[::size] == STOP, TREES
     )
     highest = np.where(candidates, forest.entropy_RT[::size], 0.0).max(1)
     least = float(np.sort(highest)[len(highest) // 2 - 1 : len(highest) // 2 + 1].mean())  # between two roots
-    found, stats = sample(slots=slots, branching=dataclasses.replace(TREES, min_entropy=least))
+    found, stats = sample(slots=slots, branching=dataclasses.replace(branching, min_entropy=least))
     grown = np.repeat(highest >= least, size) | (np.arange(len(found.length_R)) % size == 0)
     assert 0 < grown.sum() < len(grown)
     np.testing.assert_array_equal(found.length_R, np.where(grown, forest.length_R, 0))

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iiblpo_jax.common.padded import join
+from iiblpo_jax.model.steering.psa import latent_inputs
 from iiblpo_jax.rollout.forest import Forest
 
 
@@ -47,6 +48,15 @@ def test_latent_path_lists_levels_from_the_root_side():
 def test_fallback_branches_have_no_latent():
     forest = hand_made().replace(fallback_R=jnp.array([False, True, False]))
     assert forest.latent_path(2)[1].tolist() == [[0, 0], [0, 0], [0, 3]]
+
+
+def test_a_resample_on_a_branch_switches_the_z_before_it_off():
+    """The forward of row 2 hears the first branch's z up to the token before t* - 1, and nothing behind it."""
+    forest = hand_made().replace(fallback_R=jnp.array([False, False, True]))
+    z_RJZ, at_RJ = forest.latent_path(2)
+    assert at_RJ.tolist() == [[0, 0], [0, 2], [2, -3]]
+    latent = latent_inputs(z_RJZ, at_RJ, jnp.array([2, 2, 2]), 7, half_life=8.0, strength=1.0)
+    assert latent.segment_BT.tolist() == [[-1] * 7, [-1] * 3 + [1] * 4, [-1] * 3 + [0] + [-1] * 3]
 
 
 def test_join_closes_the_gap():

@@ -33,7 +33,27 @@ def test_what_a_slot_owes_and_gives(trajectory, live, last, left, owed, gives):
     one = slots([trajectory], [live], [last])
     found = pending(one, TREES)[0], owes(one, TREES)[0], donates(one, TREES)[0]
     assert tuple(x.item() for x in found) == (left, owed, gives)
-    assert not donates(one, Branching(k=3, parent="previous"))[0]
+    assert not donates(one, Branching(k=1, parent="previous", depth=3))[0]
+
+
+@pytest.mark.parametrize(
+    ("trajectory", "live", "last", "left", "gives"),
+    [
+        (13, 1, 12, 12, False),  # the root in the making
+        (13, 0, 12, 12, True),  # grows branch 1 itself and may give 9 away, with 10, 11 and 12
+        (14, 1, 12, 11, True),
+        (20, 1, 12, 5, True),  # inside the second branch, 5 to 8
+        (20, 0, 12, 5, True),  # its own next is 8, still of the second
+        (21, 0, 12, 4, False),  # its own next is 9
+        (22, 1, 12, 3, False),
+        (20, 1, 8, 1, False),  # the third was given away
+        (13, 0, 0, 0, False),  # a root that is due none
+    ],
+)
+def test_what_gives_of_a_tree_of_three_on_three(trajectory, live, last, left, gives):
+    """Trajectories 13 to 25: 0 - (1 - (2, 3, 4), 5 - (6, 7, 8), 9 - (10, 11, 12))."""
+    one, deep = slots([trajectory], [live], [last]), Branching(k=3, parent="previous", depth=2)
+    assert (pending(one, deep)[0].item(), donates(one, deep)[0].item()) == (left, gives)
 
 
 def test_free_slots_take_trees_in_order_and_owing_ones_do_not():

@@ -206,6 +206,20 @@ def test_conditioned_sees_the_distribution_that_sampled(workdir):
     assert np.abs(gain - np.asarray(trainer.state.params["psa"]["gain"])).max() > 0  # the projections learn too
 
 
+def test_branches_of_branches_are_trained_on(workdir):
+    """Two on two, with z injected again along every path: the first ratio is 1, and log-probs are those recorded."""
+    branches = {"k": 2, "parent": "previous", "depth": 2, "credit": "tree", "min_suffix": 1}
+    config = make_config(branch=branches, latent={"condition": "conditioned"}, ib={"filter": "none"})
+    trainer = Trainer(config, workdir, console=QUIET)
+    metrics, columns = trainer.step(1)
+    trainer.close()
+    assert metrics["update/ratio_mean"] == 1.0 and metrics["update/grad_norm"] > 0 and not metrics["update/skipped"]
+    assert metrics["mismatch/logp_max"] < 1e-4 and metrics["rollout/branches"] == 6
+    assert 0 < metrics["rollout/branch_fallback"] < 1  # so both kinds are among them
+    parent_PMJ = np.asarray(columns["parent"]).reshape(4, 2, 7)
+    np.testing.assert_array_equal(parent_PMJ[1, 1] - 21, [-22, 0, 1, 1, 0, 4, 4])
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """One step of GRPO, everything else off: (folder, metrics, columns, trainer)."""

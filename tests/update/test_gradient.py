@@ -10,6 +10,7 @@ import pytest
 
 from iiblpo_jax.common import masked
 from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.common.trees import tree_shape
 from iiblpo_jax.model.decoder import bind
 from iiblpo_jax.model.logprobs import response_logprobs
 from iiblpo_jax.model.steering.psa import bind_psa, latent_inputs
@@ -162,6 +163,73 @@ def test_packed_bins_give_the_same_loss_and_gradient(tiny_config, params, rows, 
     plain, packed = run(microbatch=0), run(pack_tokens=tokens)
     assert_same(packed, plain)
     assert plain[2].pop("positions") == N * (S + T)
+    for key, value in plain[2].items():
+        np.testing.assert_allclose(packed[2][key], value, rtol=1e-5, atol=1e-5, err_msg=key)
+
+
+TWO_ON_TWO = tree_shape(2, 2)
+DEEP_AT = np.array([0, 2, 4, 3, 1, 3, 1])  # the last one is a resample from where its parent began, without z
+
+
+def deep_rows(tiny_config) -> Rows:
+    """Two trees of two branches on two, one a prompt: branches inherit what their path said, each with its own z."""
+    rng, n, j = np.random.default_rng(6), 14, 7
+    at_R, prompt_len, length = np.tile(DEEP_AT, 2), np.repeat([3, 2], j), np.tile([6, 5, 6, 6, 4, 6, 5], 2)
+    tokens = rng.integers(1, tiny_config.vocab_size, (n, S + T))
+    z_RZ, z_RJZ, at_RJ = rng.normal(size=(n, 4)), np.zeros((n, 2, 4)), np.zeros((n, 2), int)
+    for i in range(n):
+        first, parent = i - i % j, i - i % j + TWO_ON_TWO.parent_J[i % j]
+        if i == first:
+            continue
+        begins = prompt_len[i] + at_R[i]
+        tokens[i, :begins] = tokens[parent, :begins]
+        z_RJZ[i, 1], at_RJ[i, 1] = z_RZ[i], -at_R[i] if i % j == 6 else at_R[i]
+        if parent != first:
+            z_RJZ[i, 0], at_RJ[i, 0] = z_RZ[parent], at_R[parent]
+    mask = (np.arange(T) < length[:, None]).astype(np.float32)
+    rows = Rows(
+        tokens_RC=tokens * (np.arange(S + T) < (prompt_len + length)[:, None]),
+        prompt_len_R=prompt_len,
+        mask_RT=mask,
+        own_mask_RT=mask * (np.arange(T) >= at_R[:, None]),
+        rollout_logp_RT=rng.uniform(-4, -2, (n, T)),
+        raw_logp_RT=rng.uniform(-4, -2, (n, T)),
+        ref_logp_RT=rng.uniform(-4, -2, (n, T)),
+        advantage_R=rng.normal(size=(n, T)),
+        reward_R=rng.normal(size=n),
+        correct_R=rng.integers(0, 2, n).astype(float),
+        keep_R=np.ones(n, bool),
+        ib_score_R=rng.normal(size=n),
+        group_R=np.arange(n) // j,
+        length_R=length,
+        trajectory_R=np.arange(n),
+        parent_R=np.arange(n) - np.arange(n) % j + np.tile(TWO_ON_TWO.parent_J, 2),
+        branch_at_R=at_R,
+    )
+    rows = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32 if x.dtype.kind == "f" else jnp.int32), rows)
+    z_RJZ = jnp.asarray(z_RJZ, jnp.float32)
+    return rows.replace(
+        latent=latent_inputs(z_RJZ, jnp.asarray(at_RJ), rows.prompt_len_R, S + T, half_life=4.0, strength=1.0)
+    )
+
+
+@pytest.mark.parametrize("condition", ["marginal", "conditioned"])
+def test_packed_bins_of_branches_on_branches(tiny_config, params, truth, condition):
+    """Log-probs (in the mismatch to what is recorded), loss, gradient and metrics are those of padded rows."""
+    rows = deep_rows(tiny_config)
+    on_RT = np.asarray(rows.z_on_RT)[:7]
+    begins = [T, 2, 2, 2, 1, 1, T]  # of each trajectory's first z, whoever it came from; own tokens of 6 have none
+    np.testing.assert_array_equal(on_RT, np.arange(T) >= np.array(begins)[:, None])
+    assert np.abs(truth(rows, inject=True)[0] - truth(rows)[0])[2].max() > 0.1
+
+    def run(**pieces):
+        old = truth(rows, inject=condition == "conditioned")[0] + 0.1
+        return compute(tiny_config, params, rows, FULL, old=jnp.asarray(old), condition=condition, **pieces)
+
+    plain, packed = run(), run(pack_tokens=48, group_size=7)
+    assert_same(packed, plain)
+    assert norm(plain[1]) > 1e-2
+    assert plain[2].pop("positions") == 14 * (S + T)
     for key, value in plain[2].items():
         np.testing.assert_allclose(packed[2][key], value, rtol=1e-5, atol=1e-5, err_msg=key)
 

@@ -75,17 +75,18 @@ def latent_inputs(
     Args:
       z_RJZ: latents of the J levels of each trajectory's path.
       branch_at_RJ: response index t* at which level j begins, 0 where there is no such level. A later level overrides
-        an earlier one from its own t* - 1 on (the token before t* is fed again with z on).
+        an earlier one from its own t* - 1 on (the token before t* is fed again with z on); one of -t* switches it off.
       prompt_len_R: tokens of each prompt.
       length: columns of the rows.
       half_life: tokens in which gamma halves.
       strength: gamma at t*.
     """
     index_RC = jnp.arange(length)[None] - prompt_len_R[:, None]
-    on_RJC = (branch_at_RJ > 0)[..., None] & (index_RC[:, None] >= branch_at_RJ[..., None] - 1)
+    begun_RJC = (branch_at_RJ != 0)[..., None] & (index_RC[:, None] >= jnp.abs(branch_at_RJ)[..., None] - 1)
     level_J = jnp.arange(branch_at_RJ.shape[1])
-    segment_RC = jnp.where(on_RJC, level_J[None, :, None], -1).max(1)
+    segment_RC = jnp.where(begun_RJC, level_J[None, :, None], -1).max(1)
     start_RC = jnp.take_along_axis(branch_at_RJ, jnp.maximum(segment_RC, 0), axis=1)
+    segment_RC = jnp.where(start_RC < 0, -1, segment_RC)
     gamma_RC = gamma(jnp.maximum(index_RC + 1 - start_RC, 0), half_life=half_life, strength=strength)
     return Latent(z_BJZ=z_RJZ, segment_BT=segment_RC, gamma_BT=gamma_RC.astype(jnp.float32))
 
