@@ -26,10 +26,10 @@ from jax.sharding import PartitionSpec
 
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.steering.codes import bind_latent, stratified
-from iiblpo_jax.model.steering.psa import bind_psa, gamma
+from iiblpo_jax.model.steering.psa import Projected, bind_psa, gamma, project_latents, steer_slots
 from iiblpo_jax.rollout.branching import branch_points, branches_due
 from iiblpo_jax.rollout.cache import Cache, copy_slots, empty_cache, fill_prompts
-from iiblpo_jax.rollout.decoding import Injection, decode_step, injections
+from iiblpo_jax.rollout.decoding import decode_step
 from iiblpo_jax.rollout.forest import LENGTH, STOP, Forest
 from iiblpo_jax.rollout.grown import Grown
 from iiblpo_jax.rollout.prefill import prefill
@@ -42,11 +42,11 @@ from iiblpo_jax.rollout.spec import RolloutSpec
 
 @struct.dataclass
 class State:
-    """Carry of both loops: slots with their caches and injections, what has grown, head of the queue, steps taken."""
+    """Carry of both loops: slots, their caches and latents, what has grown, head of the queue, steps taken."""
 
     slots: Slots
     cache: Cache
-    injected: Injection | None
+    projected: Projected | None
     grown: Grown
     next_tree: jax.Array
     steps: jax.Array
@@ -158,9 +158,9 @@ class _Engine:
         cache = empty_cache(
             spec.model, b, capacity, self.kv_dtype, unrolled=layout.unrolled, kv_copies=layout.kv_copies
         )
-        injected = None if self.psa is None else self._injections(jnp.zeros((b, z_width)))
+        projected = None if self.psa is None else self._project(jnp.zeros((b, z_width)))
         slots = idle_slots(b).replace(heard_B=nothing_heard(b) if self.gold else None)
-        return State(slots=slots, cache=cache, injected=injected, grown=grown, next_tree=zero, steps=zero)
+        return State(slots=slots, cache=cache, projected=projected, grown=grown, next_tree=zero, steps=zero)
 
     def forest(self, grown: Grown) -> Forest:
         tokens_RT, logp_RT, raw_logp_RT, entropy_RT = jnp.moveaxis(grown.record_RTX, 2, 0)
@@ -328,13 +328,14 @@ class _Engine:
 
     def _decode_token(self, s: State) -> State:
         spec, slots = self.spec, s.slots
-        gamma_B = None
+        inject = None
         if self.psa is not None:
             since_B = slots.index_B - slots.branch_at_B
             gamma_B = jnp.where(slots.z_on_B, gamma(since_B, half_life=spec.half_life, strength=spec.strength), 0.0)
+            inject = steer_slots(s.projected, gamma_B)
         longest = jnp.where(slots.live_B, slots.position_B, 0).max()
         hidden_BD, cache = decode_step(
-            self.published, spec.model, s.cache, slots.token_B, slots.position_B, longest, s.injected, gamma_B
+            self.published, spec.model, s.cache, slots.token_B, slots.position_B, longest, inject
         )
         uniform_B = self.uniform_RT[slots.trajectory_B, slots.index_B]
         draw = sample_on_mesh(logits(self.published, hidden_BD), uniform_B, spec.sampling, self._forbidden(slots))
@@ -372,20 +373,20 @@ class _Engine:
         """Draws the z of slots that have just probed, from the prior given the last prefix token's hidden state."""
         probe_B, trajectory_B = s.slots.probe_B, s.slots.trajectory_B
 
-        def draw(injected: Injection, z_RZ):
+        def draw(projected: Projected, z_RZ):
             z_BZ = self._prior_draw(hidden_BD, trajectory_B)
 
             def pick(new, old):
                 return jnp.where(probe_B.reshape(1, -1, *[1] * (old.ndim - 2)), new, old)
 
-            injected = jax.tree.map(pick, self._injections(z_BZ), injected)
-            return injected, z_RZ.at[self._rows(probe_B, trajectory_B)].set(z_BZ, mode="drop")
+            projected = jax.tree.map(pick, self._project(z_BZ), projected)
+            return projected, z_RZ.at[self._rows(probe_B, trajectory_B)].set(z_BZ, mode="drop")
 
-        def keep(injected, z_RZ):
-            return (injected, z_RZ)
+        def keep(projected, z_RZ):
+            return (projected, z_RZ)
 
-        injected, z_RZ = jax.lax.cond(probe_B.any(), draw, keep, s.injected, s.grown.z_RZ)
-        return s.replace(injected=injected, grown=s.grown.replace(z_RZ=z_RZ))
+        projected, z_RZ = jax.lax.cond(probe_B.any(), draw, keep, s.projected, s.grown.z_RZ)
+        return s.replace(projected=projected, grown=s.grown.replace(z_RZ=z_RZ))
 
     def _prior_draw(self, hidden_BD, trajectory_B):
         """z [B,Z] from the prior, independent or stratified among the branches of a tree."""
@@ -396,9 +397,9 @@ class _Engine:
         uniform_BZ = stratified(keys_B, jnp.maximum(nth_B - 1, 0), self.branching.k, self.cvae.latent)
         return self.cvae.from_uniform(hidden_BD, uniform_BZ, self.spec.prior_power)
 
-    def _injections(self, z_BZ) -> Injection:
+    def _project(self, z_BZ) -> Projected:
         layers = self.psa.gain.shape[0] if self.published.unrolled else self.spec.model.n_layers
-        return injections(self.psa, z_BZ, layers, self.published.kv_copies)
+        return project_latents(self.psa, z_BZ, layers, self.published.kv_copies)
 
     def _forbidden(self, slots: Slots):
         """Stop tokens [B,V] while the response is shorter than min_tokens."""
