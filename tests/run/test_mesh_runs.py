@@ -64,8 +64,8 @@ ROLLOUTS = """
             with meshes.using(mesh):
                 cache = empty_cache(config, 4, 16, "float32", unrolled=True, kv_copies=published.kv_copies)
                 projected = project_latents(bind_psa(latents["psa"], config), z_BZ, 2, published.kv_copies)
-                tokens = np.arange(4)
-                return decode_step(published, config, cache, tokens, tokens, np.int32(3), steer_slots(projected, np.ones(4)))
+                tokens, inject = np.arange(4), steer_slots(projected, np.ones(4))
+                return decode_step(published, config, cache, tokens, tokens, np.int32(3), inject)
 
         program = jax.jit(step).lower(published, latents, np.ones((4, 4), np.float32)).compile()
         _, cache = program(published, latents, np.ones((4, 4), np.float32))
