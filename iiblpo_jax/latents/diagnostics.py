@@ -14,7 +14,7 @@ from iiblpo_jax.common import masked
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.devices.mesh import spread, whole
 from iiblpo_jax.latents.features import Pairs, chunks
-from iiblpo_jax.latents.likelihood import injection, rest_logprobs
+from iiblpo_jax.latents.likelihood import rest_logprobs, steer_rest
 from iiblpo_jax.model.decoder import bind, hidden_states, params_of, project
 from iiblpo_jax.model.steering import cvae as cvae_lib
 from iiblpo_jax.model.steering.codes import Codes, bind_latent
@@ -112,7 +112,7 @@ def _of_rows(config, frozen, pairs, keys_N, *, temperature, half_life, strength)
         return -masked.sum(rest_logprobs(model, pairs, z_NZ, psa, temperature=temperature, **how), mask_NT, -1)
 
     def next_hidden_NID(z_NZ):
-        h_NCD = hidden_states(model, pairs.rows.tokens_NC, latent=injection(pairs, z_NZ, **how), psa=psa)
+        h_NCD = hidden_states(model, pairs.rows.tokens_NC, inject=steer_rest(model, pairs, z_NZ, psa, **how))
         at_NI = (pairs.rows.prompt_len_N + pairs.cut_N - 1)[:, None] + jnp.arange(NEXT)
         return jnp.take_along_axis(h_NCD, at_NI[..., None], axis=1, mode="clip")
 

@@ -1,11 +1,10 @@
 """Grouped-query attention with an optional pseudo position, and rotary embeddings.
 
-One softmax serves the full forward and decoding. The pseudo position of pseudo self-attention (psa.py) enters as extra
-terms of the numerator and denominator rather than as a concatenated key, so keys and values are never copied and a
-query whose pseudo position is switched off gets bit for bit what plain attention gives.
+The pseudo position of pseudo self-attention (psa.py) is merged into a finished softmax by the log of its normaliser
+rather than concatenated as a key. So every kind of attention (whole rows here, paths in packed/attention.py, caches in
+rollout/cache.py) only has to return that log, keys and values are never copied, and a query whose pseudo position is
+switched off gets bit for bit what plain attention gives.
 """
-
-import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +17,36 @@ OFF = -1e30  # log-weight of a key that must not be seen; exp(OFF - anything) is
 QUERY_BLOCK = 512  # queries scored at once in a full forward: bounds the [heads, block, keys] scores
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@struct.dataclass
 class Pseudo:
-    """Pseudo positions of one layer.
+    """One pseudo position a token, for one layer; tokens may have any leading axes.
 
     Attributes:
-      k_BJGE: pseudo keys, no rope.
-      v_BJGE: pseudo values.
-      bias_BTJ: log gamma where query t uses pseudo position j, OFF elsewhere.
+      k_GE: pseudo keys [...,G,E], no rope.
+      v_GE: pseudo values [...,G,E].
+      bias: log gamma [...] where the token uses its pseudo position, OFF elsewhere.
     """
 
-    k_BJGE: jax.Array
-    v_BJGE: jax.Array
-    bias_BTJ: jax.Array
+    k_GE: jax.Array
+    v_GE: jax.Array
+    bias: jax.Array
+
+    def merge(self, q_GRE: jax.Array, heads_GRE: jax.Array, norm_GR: jax.Array) -> jax.Array:
+        """Adds the pseudo position to a finished softmax.
+
+        Args:
+          q_GRE: queries [...,G,R,E].
+          heads_GRE: the softmax's result for them.
+          norm_GR: the log of its normaliser, float32.
+
+        Returns:
+          [...,G,R,E] in the dtype of heads; the same bits where the bias is OFF.
+        """
+        # A product and a sum rather than a matmul: each has one key.
+        s_GR = jnp.sum(q_GRE.astype(jnp.float32) * self.k_GE[..., None, :], axis=-1) * q_GRE.shape[-1] ** -0.5
+        share_GR1 = jax.nn.sigmoid(s_GR + self.bias[..., None, None] - norm_GR)[..., None]  # exactly 0 where OFF
+        v_G1E = self.v_GE[..., None, :].astype(jnp.float32)
+        return (heads_GRE.astype(jnp.float32) * (1 - share_GR1) + share_GR1 * v_G1E).astype(heads_GRE.dtype)
 
 
 def rope_frequencies(config: ModelConfig) -> np.ndarray:
@@ -65,74 +80,45 @@ def rotate(x_HE: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_HE.dtype)
 
 
-def attend(q_BTGRE, k_BGSE, v_BGSE, allowed_BTS, pseudo: Pseudo | None) -> jax.Array:
-    """Softmax attention of T queries over S keys and the pseudo positions.
+def attend(q_BTGRE, k_BGSE, v_BGSE, allowed_BTS) -> tuple[jax.Array, jax.Array]:
+    """Softmax attention of T queries over S keys.
 
     Args:
       q_BTGRE: queries, the R = H/G heads that share a kv head together.
       k_BGSE, v_BGSE: keys and values, kv head before position so that each head's keys are contiguous.
       allowed_BTS: bool, query t may see key s; B or T may be 1 to broadcast.
-      pseudo: pseudo positions or None.
 
     Returns:
-      [B,T,G,R,E] in the dtype of v.
+      Heads [B,T,G,R,E] in the dtype of v, and the log of the softmax's normaliser [B,T,G,R], float32.
     """
-    scale = q_BTGRE.shape[-1] ** -0.5
-    s_BGRTS = jnp.einsum("btgre,bgse->bgrts", q_BTGRE, k_BGSE, preferred_element_type=jnp.float32) * scale
-    s_BGRTS = jnp.where(allowed_BTS[:, None, None], s_BGRTS, OFF)
-    top = s_BGRTS.max(-1, keepdims=True)
-    if pseudo is None:
-        p_BGRTS = jnp.exp(s_BGRTS - jax.lax.stop_gradient(top))
-        out = jnp.einsum("bgrts,bgse->bgrte", p_BGRTS.astype(v_BGSE.dtype), v_BGSE, preferred_element_type=jnp.float32)
-        total = p_BGRTS.sum(-1, keepdims=True)
-    else:
-        z_BGRTJ = jnp.einsum("btgre,bjge->bgrtj", q_BTGRE, pseudo.k_BJGE, preferred_element_type=jnp.float32) * scale
-        z_BGRTJ += pseudo.bias_BTJ[:, None, None]
-        top = jax.lax.stop_gradient(jnp.maximum(top, z_BGRTJ.max(-1, keepdims=True)))
-        p_BGRTS, pz_BGRTJ = jnp.exp(s_BGRTS - top), jnp.exp(z_BGRTJ - top)
-        out = jnp.einsum("bgrts,bgse->bgrte", p_BGRTS.astype(v_BGSE.dtype), v_BGSE, preferred_element_type=jnp.float32)
-        out += jnp.einsum("bgrtj,bjge->bgrte", pz_BGRTJ, pseudo.v_BJGE, preferred_element_type=jnp.float32)
-        total = p_BGRTS.sum(-1, keepdims=True) + pz_BGRTJ.sum(-1, keepdims=True)
-    return (out / total).transpose(0, 3, 1, 2, 4).astype(v_BGSE.dtype)
+    s_BGRTS = jnp.einsum("btgre,bgse->bgrts", q_BTGRE, k_BGSE, preferred_element_type=jnp.float32)
+    s_BGRTS = jnp.where(allowed_BTS[:, None, None], s_BGRTS * q_BTGRE.shape[-1] ** -0.5, OFF)
+    top = jax.lax.stop_gradient(s_BGRTS.max(-1, keepdims=True))
+    p_BGRTS = jnp.exp(s_BGRTS - top)
+    out = jnp.einsum("bgrts,bgse->bgrte", p_BGRTS.astype(v_BGSE.dtype), v_BGSE, preferred_element_type=jnp.float32)
+    total = p_BGRTS.sum(-1, keepdims=True)
+    norm_BTGR = (top + jnp.log(total))[..., 0].transpose(0, 3, 1, 2)
+    return (out / total).transpose(0, 3, 1, 2, 4).astype(v_BGSE.dtype), norm_BTGR
 
 
-def causal_attend(q_BTGRE, k_BGSE, v_BGSE, *, window: int | None, pseudo: Pseudo | None) -> jax.Array:
-    """Causal self-attention of a whole sequence, queries taken QUERY_BLOCK at a time."""
+def causal_attend(q_BTGRE, k_BGSE, v_BGSE, *, window: int | None) -> tuple[jax.Array, jax.Array]:
+    """Causal self-attention of a whole sequence, queries taken QUERY_BLOCK at a time; results of `attend`."""
     length = q_BTGRE.shape[1]
 
-    def block(start, q, bias):
+    def block(start, q):
         rows = start + jnp.arange(q.shape[1])[:, None]
         cols = jnp.arange(length)[None, :]
         allowed = (cols <= rows) if window is None else (cols <= rows) & (rows - cols < window)
-        mine = None if pseudo is None else dataclasses.replace(pseudo, bias_BTJ=bias)
-        return attend(q, k_BGSE, v_BGSE, allowed[None], mine)
+        return attend(q, k_BGSE, v_BGSE, allowed[None])
 
-    bias_BTJ = jnp.zeros((1, length, 0)) if pseudo is None else pseudo.bias_BTJ
     if length <= QUERY_BLOCK:
-        return block(0, q_BTGRE, bias_BTJ)
+        return block(0, q_BTGRE)
     n = -(-length // QUERY_BLOCK)
+    padded = jnp.pad(q_BTGRE, [(0, 0), (0, n * QUERY_BLOCK - length), (0, 0), (0, 0), (0, 0)])
+    blocks = padded.reshape(padded.shape[0], n, QUERY_BLOCK, *padded.shape[2:]).swapaxes(0, 1)
+    out = jax.lax.map(jax.checkpoint(lambda a: block(*a)), (jnp.arange(n) * QUERY_BLOCK, blocks))
 
-    def blocks(x):
-        x = jnp.pad(x, [(0, 0), (0, n * QUERY_BLOCK - length)] + [(0, 0)] * (x.ndim - 2))
-        return x.reshape(x.shape[0], n, QUERY_BLOCK, *x.shape[2:]).swapaxes(0, 1)
+    def rows(x):
+        return x.swapaxes(0, 1).reshape(x.shape[1], n * QUERY_BLOCK, *x.shape[3:])[:, :length]
 
-    starts = jnp.arange(n) * QUERY_BLOCK
-    out = jax.lax.map(jax.checkpoint(lambda a: block(*a)), (starts, blocks(q_BTGRE), blocks(bias_BTJ)))
-    return out.swapaxes(0, 1).reshape(q_BTGRE.shape[0], n * QUERY_BLOCK, *q_BTGRE.shape[2:])[:, :length]
-
-
-@struct.dataclass
-class NodePseudo:
-    """One pseudo position a node: k_WUGE, v_WUGE, and bias_WU, log gamma where z is on and OFF elsewhere."""
-
-    k_WUGE: jax.Array
-    v_WUGE: jax.Array
-    bias_WU: jax.Array
-
-    def merge(self, q_WUGRE, heads_WUGRE, norm_WUGR) -> jax.Array:
-        """Adds the pseudo position to a finished softmax, given the log of its normaliser."""
-        s_WUGR = jnp.einsum("wugre,wuge->wugr", q_WUGRE, self.k_WUGE, preferred_element_type=jnp.float32)
-        s_WUGR = s_WUGR * q_WUGRE.shape[-1] ** -0.5 + self.bias_WU[..., None, None]
-        share = jax.nn.sigmoid(s_WUGR - norm_WUGR)[..., None]  # exactly 0 where OFF
-        v = self.v_WUGE[..., None, :].astype(jnp.float32)
-        return (heads_WUGRE.astype(jnp.float32) * (1 - share) + share * v).astype(heads_WUGRE.dtype)
+    return jax.tree.map(rows, out)

@@ -1,9 +1,7 @@
 """One decoder for Qwen2/2.5, Qwen3, Llama 2/3 and Mistral: what training computes.
 
-Layers are stacked and scanned (compile time constant in depth, optional remat). Decoding has weights of its own shape
-(publication.py) and its own layer (rollout/layers.py), over the same rms_norm and rope. Linear weights are stored
-[out, in] as Hugging Face stores them: loading transposes nothing, and skinny decode matmuls read them contiguously. The
-dtype of the weights is the dtype of the computation; norms and softmaxes are float32.
+Layers (layer.py) are stacked and scanned: compile time is constant in depth, and remat optional. The dtype of the
+weights is the dtype of the computation; norms and softmaxes are float32.
 """
 
 import functools
@@ -15,8 +13,7 @@ from flax import nnx
 from iiblpo_jax.devices.mesh import constrain
 from iiblpo_jax.model import attention
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.model.layer import Block, rms_norm
-from iiblpo_jax.model.steering.psa import PSA, Latent, layer_injection, layer_weights
+from iiblpo_jax.model.layer import Inject, LayerStack, rms_norm, run_layer
 
 
 class Decoder(nnx.Module):
@@ -26,7 +23,7 @@ class Decoder(nnx.Module):
         self.config = config
         v, d = config.vocab_size, config.d_model
         self.embed = nnx.Param(jax.random.normal(rngs.params(), (v, d)) * 0.02, axes=("vocab", "embed"))
-        self.layers = Block(config, stack=config.n_layers, rngs=rngs)
+        self.layers = LayerStack(config, rngs=rngs)
         self.final_norm = nnx.Param(jnp.ones((d,)), axes=("norm",))
         if not config.tied_embeddings:
             self.head = nnx.Param(jax.random.normal(rngs.params(), (v, d)) * d**-0.5, axes=("vocab", "embed"))
@@ -64,14 +61,14 @@ def project(model: Decoder, hidden: jax.Array) -> jax.Array:
 
 
 def hidden_states(
-    model: Decoder, tokens_BT: jax.Array, *, latent: Latent | None = None, psa: PSA | None = None, remat: bool = False
+    model: Decoder, tokens_BT: jax.Array, *, inject: Inject | None = None, remat: bool = False
 ) -> jax.Array:
     """Final-norm hidden states [B,T,D] of right-padded rows (causality makes a padding mask unnecessary).
 
     Args:
       model: the decoder.
       tokens_BT: token ids; positions are 0..T-1.
-      latent, psa: pseudo self-attention, both or neither.
+      inject: what steers the tokens [B,T]; None = the plain policy.
       remat: recompute each layer in the backward pass instead of keeping its activations.
     """
     config = model.config
@@ -79,21 +76,21 @@ def hidden_states(
     def of_rows(x_BTD):
         return constrain(x_BTD, "batch", None, None)
 
+    def attend(q_BTGRE, k_BTGE, v_BTGE):
+        kv = (x.swapaxes(1, 2) for x in (k_BTGE, v_BTGE))
+        return *attention.causal_attend(q_BTGRE, *kv, window=config.sliding_window), None
+
     x_BTD = of_rows(constrain(model.embed[...], "vocab", None)[tokens_BT])
-    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    block_graph, stacked = nnx.split(model.layers)
-    injected = None if psa is None else layer_weights(psa, config.n_layers)
+    table = attention.rope_table(jnp.arange(tokens_BT.shape[1])[None], attention.rope_frequencies(config))
 
     def layer(x_BTD, weights):
-        block_state, psa_layer = weights
-        block = nnx.merge(block_graph, block_state)
-        gain, pseudo = (None, None) if psa_layer is None else layer_injection(psa_layer, latent, x_BTD.dtype)
-        q, k, v = block.qkv(x_BTD, positions_BT, gain)
-        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        heads = attention.causal_attend(q, k, v, window=config.sliding_window, pseudo=pseudo)
-        return of_rows(block.finish(x_BTD, heads)), None
+        mine, injected = weights
+        steer = None if inject is None else inject.at(injected)
+        x_BTD, _ = run_layer(mine, x_BTD, table, config, attend, steer)
+        return of_rows(x_BTD), None
 
-    x_BTD, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x_BTD, (stacked, injected))
+    xs = model.layers.stacked(), None if inject is None else inject.layers
+    x_BTD, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x_BTD, xs)
     return rms_norm(x_BTD, model.final_norm[...], config.norm_eps)
 
 

@@ -1,90 +1,39 @@
-"""One transformer layer."""
+"""One transformer layer: training, packed rows, prefill and decoding run this one, over weights of one layout.
+
+    x -> norm (+ gain) -> q, k, v -> rope -> attention (+ pseudo position) -> o, + x -> norm -> gated MLP, + x
+
+What differs between the four is where keys come from, and each brings its own `attend` for that. `Inject` is the only
+way in for a latent z: a gain for the first norm, and one more position to attend to.
+
+Weights are fused as decoding reads them, q|k|v into one matrix and gate|up into another, and a kv head and what belongs
+to it lie together: the mesh axis `tensor` cuts between kv heads, never through one. Linear weights are stored [out, in]
+as Hugging Face stores them: skinny decode matmuls read them contiguously.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from iiblpo_jax.model import attention
+from iiblpo_jax.model.attention import Pseudo, rotate
 from iiblpo_jax.model.config import ModelConfig
 
-
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """x / rms(x) * weight over the last axis, statistics in float32, result in the dtype of x."""
-    x32 = x.astype(jnp.float32)
-    x32 *= jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    return (x32 * weight).astype(x.dtype)
-
-
-@jax.custom_vjp
-def widen(x_BTD: jax.Array, w_FD: jax.Array) -> jax.Array:
-    """x @ w.T, whose weight gradient is made as [D,F] and then transposed.
-
-    A matmul that sums over leading axes transposes its first operand, and XLA on CPU fuses what made that operand into
-    the copy: for the wide side this was the gradient of the gated unit, read against its grain, a fifth of an update.
-    """
-    return jnp.einsum("btd,fd->btf", x_BTD, w_FD)
-
-
-def _widen_backward(saved, d_BTF):
-    x_BTD, w_FD = saved
-    return jnp.einsum("btf,fd->btd", d_BTF, w_FD), jnp.einsum("btd,btf->df", x_BTD, d_BTF).T
-
-
-widen.defvjp(lambda x_BTD, w_FD: (widen(x_BTD, w_FD), (x_BTD, w_FD)), _widen_backward)
-
-
-class Block(nnx.Module):
-    """One transformer layer; `stack` gives every weight a leading axis of that many layers."""
-
-    def __init__(self, config: ModelConfig, *, stack: int, rngs: nnx.Rngs):
-        c = self.config = config
-        d, f, e, h, g = c.d_model, c.d_ff, c.head_dim, c.n_heads, c.n_kv_heads
-
-        def weight(shape, axes, fan_in):
-            w = jax.random.normal(rngs.params(), (stack, *shape)) * fan_in**-0.5
-            return nnx.Param(w, axes=("layers", *axes))
-
-        def constant(value, shape, axes):
-            return nnx.Param(jnp.full((stack, *shape), value), axes=("layers", *axes))
-
-        self.attn_norm = constant(1.0, (d,), ("norm",))
-        self.q = weight((h, e, d), ("heads", "head", "embed"), d)
-        self.k = weight((g, e, d), ("kv_heads", "head", "embed"), d)
-        self.v = weight((g, e, d), ("kv_heads", "head", "embed"), d)
-        self.o = weight((d, h, e), ("embed", "heads", "head"), h * e)
-        if c.qkv_bias:
-            self.q_bias = constant(0.0, (h, e), ("heads", "head"))
-            self.k_bias = constant(0.0, (g, e), ("kv_heads", "head"))
-            self.v_bias = constant(0.0, (g, e), ("kv_heads", "head"))
-        if c.qk_norm:
-            self.q_norm = constant(1.0, (e,), ("norm",))
-            self.k_norm = constant(1.0, (e,), ("norm",))
-        self.mlp_norm = constant(1.0, (d,), ("norm",))
-        self.gate = weight((f, d), ("mlp", "embed"), d)
-        self.up = weight((f, d), ("mlp", "embed"), d)
-        self.down = weight((d, f), ("embed", "mlp"), f)
-
-    def qkv(self, x_BTD, positions_BT, gain_BTD=None):
-        """Norm, project, rotate: q [B,T,G,H/G,E], k and v [B,T,G,E]. `gain_BTD` is added to the norm's weight."""
-        c = self.config
-        norm = self.attn_norm[...] if gain_BTD is None else self.attn_norm[...] + gain_BTD
-        x_BTD = rms_norm(x_BTD, norm, c.norm_eps)
-        q, k, v = (jnp.einsum("btd,hed->bthe", x_BTD, w[...]) for w in (self.q, self.k, self.v))
-        if c.qkv_bias:
-            q, k, v = q + self.q_bias[...], k + self.k_bias[...], v + self.v_bias[...]
-        if c.qk_norm:
-            q, k = rms_norm(q, self.q_norm[...], c.norm_eps), rms_norm(k, self.k_norm[...], c.norm_eps)
-        frequencies = attention.rope_frequencies(c)
-        q, k = attention.rope(q, positions_BT, frequencies), attention.rope(k, positions_BT, frequencies)
-        return q.reshape(*q.shape[:2], c.n_kv_heads, -1, c.head_dim), k, v
-
-    def finish(self, x_BTD, heads_BTGRE):
-        """Output projection and gated MLP with their residuals."""
-        heads_BTHE = heads_BTGRE.reshape(*x_BTD.shape[:2], -1, self.config.head_dim)
-        x_BTD = x_BTD + jnp.einsum("bthe,dhe->btd", heads_BTHE, self.o[...])
-        y_BTD = rms_norm(x_BTD, self.mlp_norm[...], self.config.norm_eps)
-        gate_BTF, up_BTF = widen(y_BTD, self.gate[...]), widen(y_BTD, self.up[...])
-        return x_BTD + jnp.einsum("btf,df->btd", jax.nn.silu(gate_BTF) * up_BTF, self.down[...])
+# Logical axes (mesh.py) of every weight of a layer.
+AXES = {
+    "attn_norm": ("norm",),
+    "qkv": ("kv_heads", None, "head", "embed"),
+    "qkv_bias": ("kv_heads", None, "head"),
+    "qk_norm": (None, "norm"),
+    "o": ("embed", "kv_heads", None, "head"),
+    "mlp_norm": ("norm",),
+    "gate_up": (None, "mlp", "embed"),
+    "down": ("embed", "mlp"),
+}
+INPUTS = {"qkv": 1, "o": 3, "gate_up": 1, "down": 1}  # the matrices, and how many axes of each are its input
 
 
 @struct.dataclass
@@ -94,41 +43,202 @@ class Matrix:
     Attributes:
       weight: the entries.
       scale: [*out], undoes the quantisation of each output channel; None where there is none.
+      inputs: axes of the input.
     """
 
     weight: jax.Array
     scale: jax.Array | None = None
+    inputs: int = struct.field(pytree_node=False, default=1)
 
 
 @struct.dataclass
 class Layer:
-    """One transformer layer; stacked publications give every array a leading axis of all layers.
+    """The weights of one layer; stacked, every array has a leading axis of all L layers.
 
-    A kv head and what belongs to it lie together: its R = H/G query heads, its key, its value. Copies of a kv head
-    count as heads of their own: G is then C times that of the model.
+    R = H/G query heads share a kv head. Copies of a kv head (publication.py) count as heads of their own: G is then C
+    times that of the model.
 
     Attributes:
-      attn_norm_D, mlp_norm_D: weights of the two RMSNorms.
+      attn_norm, mlp_norm: weights [D] of the two RMSNorms.
       qkv: [G, R+2, E] of [D]; qkv_bias alike, [G, R+2, E], None without biases.
-      qk_norm: RMSNorm weight of the R queries and the key of any kv head, [R+1, E]; None without.
+      qk_norm: RMSNorm weights of every query and of every key, [2, E]; None without.
       o: [D] of [G, R, E].
       gate_up: [2, F] of [D], gate first.
       down: [D] of [F].
     """
 
-    attn_norm_D: jax.Array
+    attn_norm: jax.Array
     qkv: Matrix
     qkv_bias: jax.Array | None
     qk_norm: jax.Array | None
     o: Matrix
-    mlp_norm_D: jax.Array
+    mlp_norm: jax.Array
     gate_up: Matrix
     down: Matrix
 
 
+class Inject(Protocol):
+    """What steers a forward (steering/psa.py).
+
+    Attributes:
+      layers: a pytree with a leading axis of all L layers, or, where layers are unrolled, of the last ones alone.
+    """
+
+    layers: Any
+
+    def at(self, layer: Any) -> tuple[jax.Array, Pseudo]:
+        """The gain [..., D] of every token and its pseudo position, from one layer of `layers`."""
+
+
+class LayerStack(nnx.Module):
+    """The trainable weights of L layers: what `Layer` holds, as nnx.Params named alike."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        c, n = config, config.n_layers
+        d, f, e, g, r = c.d_model, c.d_ff, c.head_dim, c.n_kv_heads, c.n_heads // c.n_kv_heads
+
+        def draw(*shape, inputs=1):
+            return jax.random.normal(rngs.params(), (n, *shape)) * math.prod(shape[-inputs:]) ** -0.5
+
+        def param(name, weight):
+            setattr(self, name, nnx.Param(weight, axes=("layers", *AXES[name])))
+
+        param("attn_norm", jnp.ones((n, d)))
+        param("qkv", fuse_qkv(*(draw(heads, e, d) for heads in (g * r, g, g))))
+        param("o", draw(d, g, r, e, inputs=3))
+        if c.qkv_bias:
+            param("qkv_bias", jnp.zeros((n, g, r + 2, e)))
+        if c.qk_norm:
+            param("qk_norm", jnp.ones((n, 2, e)))
+        param("mlp_norm", jnp.ones((n, d)))
+        param("gate_up", jnp.stack([draw(f, d), draw(f, d)], axis=1))
+        param("down", draw(d, f))
+
+    def stacked(self) -> Layer:
+        """The weights as a stacked Layer."""
+        return layer_of({name: getattr(self, name)[...] for name in AXES if hasattr(self, name)})
+
+
+def fuse_qkv(q_LH, k_LG, v_LG) -> jax.Array:
+    """[L,H, ...] and twice [L,G, ...] as [L,G,R+2, ...]."""
+    q_LGR = q_LH.reshape(*k_LG.shape[:2], -1, *q_LH.shape[2:])
+    return jnp.concatenate([q_LGR, k_LG[:, :, None], v_LG[:, :, None]], axis=2)
+
+
+def layer_of(weights: dict) -> Layer:
+    """A Layer, stacked or not, from arrays by name; absent biases and norms are None."""
+    matrices = {name: Matrix(weight=weights[name], inputs=inputs) for name, inputs in INPUTS.items()}
+    return Layer(**{name: matrices.get(name, weights.get(name)) for name in AXES})
+
+
+# -- the forward ------------------------------------------------------------------------------------------------------
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """x / rms(x) * weight over the last axis, statistics in float32, result in the dtype of x."""
+    x32 = x.astype(jnp.float32)
+    x32 *= jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return (x32 * weight).astype(x.dtype)
+
+
 def multiply(x: jax.Array, matrix: Matrix) -> jax.Array:
-    """x [N, *in] times a matrix, float32 [N, *out], whatever the dtype of either."""
-    weight, inputs = matrix.weight.astype(x.dtype), x.ndim - 1
-    over = tuple(range(1, x.ndim)), tuple(range(weight.ndim - inputs, weight.ndim))
-    product = jax.lax.dot_general(x, weight, (over, ((), ())), preferred_element_type=jnp.float32)
+    """x [..., *in] times a matrix, float32 [..., *out], whatever the dtype of either."""
+    product = _product(x, matrix.weight.astype(x.dtype), matrix.inputs)
     return product if matrix.scale is None else product * matrix.scale
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x, weight, inputs: int):
+    """x [..., *in] @ weight [*out, *in], whose weight gradient is made as [*in, *out] where out is the wider side.
+
+    A matmul that sums over leading axes transposes its first operand, and XLA on CPU fuses what made that operand into
+    the copy: for the wide side this was the gradient of the gated unit, read against its grain, a fifth of an update.
+    """
+    over = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(weight.ndim - inputs, weight.ndim))
+    return jax.lax.dot_general(x, weight, (over, ((), ())), preferred_element_type=jnp.float32)
+
+
+def _product_forward(x, weight, inputs):
+    return _product(x, weight, inputs), (x, weight)
+
+
+def _product_backward(inputs, saved, d_out):
+    x, weight = saved
+    d, outputs, rows = d_out.astype(x.dtype), weight.ndim - inputs, tuple(range(x.ndim - inputs))
+
+    def dot(a, b, over_a, over_b):
+        return jax.lax.dot_general(a, b, ((over_a, over_b), ((), ())))
+
+    d_x = dot(d, weight, tuple(range(len(rows), d.ndim)), tuple(range(outputs)))
+    if math.prod(weight.shape[:outputs]) <= math.prod(weight.shape[outputs:]):
+        return d_x, dot(d, x, rows, rows)
+    d_weight = dot(x, d, rows, rows)
+    return d_x, d_weight.transpose(*range(inputs, weight.ndim), *range(inputs))
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def qkv(layer: Layer, x: jax.Array, table, config: ModelConfig, gain: jax.Array | None = None):
+    """Norm, project, rotate.
+
+    Args:
+      layer: weights.
+      x: residual stream [..., D].
+      table: `rope_table` of the tokens' positions [...].
+      config: architecture.
+      gain: [..., D], added to the norm's weight; None = nothing.
+
+    Returns:
+      q [...,G,R,E], k and v [...,G,E].
+    """
+    norm = layer.attn_norm if gain is None else layer.attn_norm + gain
+    heads_GME = multiply(rms_norm(x, norm, config.norm_eps), layer.qkv).astype(x.dtype)  # M = R + 2
+    if layer.qkv_bias is not None:
+        heads_GME += layer.qkv_bias
+    qk_GME, v_GE = heads_GME[..., :-1, :], heads_GME[..., -1, :]
+    if layer.qk_norm is not None:
+        is_key_M1 = jnp.arange(qk_GME.shape[-2])[:, None] == qk_GME.shape[-2] - 1
+        qk_GME = rms_norm(qk_GME, jnp.where(is_key_M1, layer.qk_norm[1], layer.qk_norm[0]), config.norm_eps)
+    qk_GME = rotate(qk_GME, tuple(x[..., None, :] for x in table))
+    return qk_GME[..., :-1, :], qk_GME[..., -1, :], v_GE
+
+
+def finish(layer: Layer, x: jax.Array, heads_GRE: jax.Array, config: ModelConfig) -> jax.Array:
+    """Output projection and gated MLP with their residuals: [..., D] from [..., D] and [...,G,R,E]."""
+    x = x + multiply(heads_GRE, layer.o).astype(x.dtype)
+    y = rms_norm(x, layer.mlp_norm, config.norm_eps)
+    gate_up_2F = multiply(y, layer.gate_up).astype(x.dtype)
+    return x + multiply(jax.nn.silu(gate_up_2F[..., 0, :]) * gate_up_2F[..., 1, :], layer.down).astype(x.dtype)
+
+
+def run_layer(
+    layer: Layer,
+    x: jax.Array,
+    table,
+    config: ModelConfig,
+    attend: Callable,
+    steer: tuple[jax.Array, Pseudo] | None = None,
+    finish: Callable = finish,
+) -> tuple[jax.Array, Any]:
+    """One layer.
+
+    Args:
+      layer: weights.
+      x: residual stream [..., D].
+      table: `rope_table` of the tokens' positions [...].
+      config: architecture.
+      attend: (q [...,G,R,E], k [...,G,E], v [...,G,E]) -> (heads [...,G,R,E], log of the softmax's normaliser
+        [...,G,R], whatever the caller wants to keep).
+      steer: gain and pseudo position, of `Inject.at`; None = the plain layer, bit for bit that with z off everywhere.
+      finish: `finish`, or the same in pieces.
+
+    Returns:
+      The new residual stream, and what `attend` keeps.
+    """
+    gain, pseudo = (None, None) if steer is None else steer
+    q_GRE, k_GE, v_GE = qkv(layer, x, table, config, gain)
+    heads_GRE, norm_GR, kept = attend(q_GRE, k_GE, v_GE)
+    if pseudo is not None:
+        heads_GRE = pseudo.merge(q_GRE, heads_GRE, norm_GR)
+    return finish(layer, x, heads_GRE.astype(x.dtype), config), kept

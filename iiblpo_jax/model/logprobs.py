@@ -91,7 +91,7 @@ def response_positions(prompt_len_N, t):
     return prompt_len_N[:, None] + jnp.arange(t)[None, :] - 1
 
 
-def response_logprobs(model, rows_NC, prompt_len_N, t, *, temperature=1.0, latent=None, psa=None, remat=True):
+def response_logprobs(model, rows_NC, prompt_len_N, t, *, temperature=1.0, inject=None, remat=True):
     """Log-probabilities and entropies of the first `t` response tokens of each row, teacher-forced.
 
     Args:
@@ -100,13 +100,12 @@ def response_logprobs(model, rows_NC, prompt_len_N, t, *, temperature=1.0, laten
       prompt_len_N: where the response starts (at least 1).
       t: response length T; entries past a row's end are finite and meaningless.
       temperature: divides the logits.
-      latent, psa: Latent of the rows and PSA module to inject z; None = the plain policy.
-      remat: of `hidden_states`.
+      inject, remat: of `hidden_states`.
 
     Returns:
       (logp_NT, entropy_NT), float32, differentiable.
     """
-    h_NCD = hidden_states(model, rows_NC, latent=latent, psa=psa, remat=remat)
+    h_NCD = hidden_states(model, rows_NC, inject=inject, remat=remat)
     at_NT = response_positions(prompt_len_N, t)
     h_NTD = jnp.take_along_axis(h_NCD, at_NT[..., None], axis=1, mode="clip")
     targets_NT = jnp.take_along_axis(rows_NC, at_NT + 1, axis=1, mode="clip")

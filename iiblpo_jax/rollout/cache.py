@@ -132,19 +132,18 @@ def _write_column(stored, layer, column_B, new_BGE, before: tuple):
     return stored.at[(layer, jnp.arange(column_B.shape[0]), *before, column_B)].set(new_BGE, mode="drop")
 
 
-def attend(q_BGRE, cache: Cache, layer, position_B, longest, pseudo, window: int | None) -> jax.Array:
-    """Softmax attention of one query a slot over the positions up to its own and its pseudo position.
+def attend(q_BGRE, cache: Cache, layer, position_B, longest, window: int | None) -> tuple[jax.Array, jax.Array]:
+    """Softmax attention of one query a slot over the positions up to its own.
 
     Args:
       q_BGRE: queries; the R = H/G heads that share a kv head together.
       cache, layer: keys and values.
       position_B: where the query stands.
       longest: the last position that any slot whose output matters can see.
-      pseudo: (k_BGE, v_BGE, bias_B) of the pseudo position, bias OFF where z is off; or None.
       window: positions the query looks back, itself included; None = all.
 
     Returns:
-      float32 [B,G,R,E].
+      Heads [B,G,R,E] and the log of the softmax's normaliser [B,G,R], both float32.
     """
     scale = q_BGRE.shape[-1] ** -0.5
 
@@ -166,13 +165,8 @@ def attend(q_BGRE, cache: Cache, layer, position_B, longest, pseudo, window: int
         fade = jnp.exp(carry[0] - top)
         return top, carry[1] * fade + total, carry[2] * fade[..., None] + out
 
-    carry = None
-    if pseudo is not None:
-        k_BGE, v_BGE, bias_B = pseudo
-        score = (q_BGRE.astype(jnp.float32) * k_BGE[:, :, None]).sum(-1) * scale + bias_B[:, None, None]
-        carry = score, jnp.ones_like(score), jnp.broadcast_to(v_BGE[:, :, None], q_BGRE.shape).astype(jnp.float32)
-    carry = add(carry, 0)
+    carry = add(None, 0)
     for segment, (start, _) in list(enumerate(cache.spans))[1:]:
         carry = jax.lax.cond(longest >= start, functools.partial(add, segment=segment), lambda carry: carry, carry)
-    _, total, out = carry
-    return out / total[..., None]
+    top, total, out = carry
+    return out / total[..., None], top + jnp.log(total)

@@ -26,9 +26,10 @@ from flax import struct
 from jax.sharding import PartitionSpec
 
 from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.model.steering.psa import Projected
 from iiblpo_jax.rollout.branching import branch_points, branches_due
 from iiblpo_jax.rollout.cache import Cache, copy_slots, empty_cache, fill_prompts
-from iiblpo_jax.rollout.decoding import Injection, decode_step
+from iiblpo_jax.rollout.decoding import decode_step
 from iiblpo_jax.rollout.draws import Draws, draws_for
 from iiblpo_jax.rollout.forest import Forest
 from iiblpo_jax.rollout.grown import Grown, nothing_grown, put
@@ -43,11 +44,11 @@ from iiblpo_jax.rollout.steering import Steering, steering_of
 
 @struct.dataclass
 class State:
-    """Carry of both loops: slots with their caches and injections, what has grown, head of the queue, steps taken."""
+    """Carry of both loops: slots, their caches and latents, what has grown, head of the queue, steps taken."""
 
     slots: Slots
     cache: Cache
-    injected: Injection | None
+    projected: Projected | None
     grown: Grown
     next_tree: jax.Array
     steps: jax.Array
@@ -176,7 +177,7 @@ class _Engine:
             cache=empty_cache(
                 spec.model, b, capacity, spec.kv_dtype, unrolled=layout.unrolled, kv_copies=layout.kv_copies
             ),
-            injected=self.steering and self.steering.injections(jnp.zeros((b, z_width))),
+            projected=self.steering and self.steering.project(jnp.zeros((b, z_width))),
             grown=nothing_grown(self.rows, spec.max_tokens, z_width),
             next_tree=jnp.zeros((), jnp.int32),
             steps=jnp.zeros((), jnp.int32),
@@ -311,10 +312,10 @@ class _Engine:
     def _decode_token(self, s: State) -> State:
         """One token for every live slot, or the answer to its probe. Idle slots are fed too; nobody looks at it."""
         spec, slots = self.spec, s.slots
-        gamma_B = self.steering and self.steering.gamma_B(slots)
+        inject = self.steering and self.steering.inject(s.projected, slots)
         longest = jnp.where(slots.live_B, slots.position_B, 0).max()
         hidden_BD, cache = decode_step(
-            self.published, spec.model, s.cache, slots.token_B, slots.position_B, longest, s.injected, gamma_B
+            self.published, spec.model, s.cache, slots.token_B, slots.position_B, longest, inject
         )
         uniform_B = self.draws.uniform_RT[slots.trajectory_B, slots.index_B]
         draw = sample_on_mesh(logits(self.published, hidden_BD), uniform_B, spec.sampling, self._forbidden(slots))
@@ -348,21 +349,21 @@ class _Engine:
         """Draws the z of slots that have just probed, from the prior given the last prefix token's hidden state."""
         probe_B, trajectory_B = s.slots.probe_B, s.slots.trajectory_B
 
-        def draw(injected: Injection, z_RZ):
+        def draw(projected: Projected, z_RZ):
             z_BZ = self.steering.draw(hidden_BD, trajectory_B, self.draws)
 
             def pick(new, old):
                 return jnp.where(probe_B.reshape(1, -1, *[1] * (old.ndim - 2)), new, old)
 
-            injected = jax.tree.map(pick, self.steering.injections(z_BZ), injected)
-            return injected, put(z_RZ, probe_B, trajectory_B, z_BZ)
+            projected = jax.tree.map(pick, self.steering.project(z_BZ), projected)
+            return projected, put(z_RZ, probe_B, trajectory_B, z_BZ)
 
-        def keep(injected, z_RZ):
-            return injected, z_RZ
+        def keep(projected, z_RZ):
+            return projected, z_RZ
 
         # Few steps have a probe, so prior and projections are behind a cond; only what they change goes through it.
-        injected, z_RZ = jax.lax.cond(probe_B.any(), draw, keep, s.injected, s.grown.z_RZ)
-        return s.replace(injected=injected, grown=s.grown.replace(z_RZ=z_RZ))
+        projected, z_RZ = jax.lax.cond(probe_B.any(), draw, keep, s.projected, s.grown.z_RZ)
+        return s.replace(projected=projected, grown=s.grown.replace(z_RZ=z_RZ))
 
     def _forbidden(self, slots: Slots):
         """Stop tokens [B,V] while the response is shorter than min_tokens."""

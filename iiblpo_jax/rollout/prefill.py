@@ -9,8 +9,7 @@ import jax.numpy as jnp
 
 from iiblpo_jax.model.attention import causal_attend, rope_frequencies, rope_table
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.model.layer import Layer
-from iiblpo_jax.rollout import layers
+from iiblpo_jax.model.layer import Layer, finish, run_layer
 from iiblpo_jax.rollout.cache import to_store
 from iiblpo_jax.rollout.publication import Published, look_up
 
@@ -33,29 +32,30 @@ def prefill(published: Published, prompt_PS: jax.Array, config: ModelConfig, dty
 
 
 def _forward(published: Published, stacked: Layer, tokens_PS, config: ModelConfig, dtype: str):
-    p, s = tokens_PS.shape
-    table = rope_table(jnp.tile(jnp.arange(s), p), rope_frequencies(config))
+    table = rope_table(jnp.arange(tokens_PS.shape[1])[None], rope_frequencies(config))
 
-    def layer(x_ND, weights):
-        q, k, v = (x.reshape(p, s, *x.shape[1:]) for x in layers.qkv(weights, x_ND, table, config))
-        k_PGSE, v_PGSE = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        heads = causal_attend(q, k_PGSE, v_PGSE, window=config.sliding_window, pseudo=None)
-        x_ND = _finish(weights, x_ND, heads.reshape(p * s, *heads.shape[2:]), config)
-        return x_ND, (to_store(k_PGSE.swapaxes(2, 3), dtype), to_store(v_PGSE, dtype))
+    def attend(q_PSGRE, k_PSGE, v_PSGE):
+        k_PGSE, v_PGSE = k_PSGE.swapaxes(1, 2), v_PSGE.swapaxes(1, 2)
+        kept = to_store(k_PGSE.swapaxes(2, 3), dtype), to_store(v_PGSE, dtype)
+        return *causal_attend(q_PSGRE, k_PGSE, v_PGSE, window=config.sliding_window), kept
 
-    return jax.lax.scan(layer, look_up(published, tokens_PS.reshape(-1)), stacked)[1]
+    def layer(x_PSD, weights):
+        return run_layer(weights, x_PSD, table, config, attend, finish=_finish)
+
+    return jax.lax.scan(layer, look_up(published, tokens_PS), stacked)[1]
 
 
-def _finish(weights: Layer, x_ND, heads_NGRE, config: ModelConfig):
-    """`layers.finish`, MLP_TOKENS tokens at a time."""
-    n = x_ND.shape[0]
+def _finish(weights: Layer, x_PSD, heads_PSGRE, config: ModelConfig):
+    """`layer.finish`, MLP_TOKENS tokens at a time."""
+    n = x_PSD.shape[0] * x_PSD.shape[1]
     if n <= MLP_TOKENS:
-        return layers.finish(weights, x_ND, heads_NGRE, config)
+        return finish(weights, x_PSD, heads_PSGRE, config)
     chunks = -(-n // MLP_TOKENS)
     each = -(-n // chunks)
 
-    def split(x):
+    def split(x_PS):
+        x = x_PS.reshape(n, *x_PS.shape[2:])
         return jnp.pad(x, [(0, each * chunks - n)] + [(0, 0)] * (x.ndim - 1)).reshape(chunks, each, *x.shape[1:])
 
-    out = jax.lax.map(lambda a: layers.finish(weights, *a, config), (split(x_ND), split(heads_NGRE)))
-    return out.reshape(-1, x_ND.shape[1])[:n]
+    out = jax.lax.map(lambda a: finish(weights, *a, config), (split(x_PSD), split(heads_PSGRE)))
+    return out.reshape(-1, x_PSD.shape[-1])[:n].reshape(x_PSD.shape)

@@ -1,17 +1,16 @@
 """The policy as decoding wants it: one jitted program from training weights to a Published.
 
-Training keeps layers stacked, in float32, with one matrix a projection. Decoding reads every weight once a token, so a
-publication casts them, fuses q|k|v and gate|up into one matrix each and, by default, unstacks the layers (a scan would
-slice every weight at every token). It may quantise the matrices to int8. Made once a step, reused by every rollout.
+Training keeps layers stacked, in float32. Decoding reads every weight once a token, so a publication casts them and, by
+default, unstacks the layers (a scan would slice every weight at every token). It may quantise the matrices to int8.
+Made once a step, reused by every rollout.
 
     int8    w[o, i] ~ scale[o] * q[o, i],  scale[o] = max_i |w[o, i]| / 127,  |error| <= scale[o] / 2
 
 The product is (x @ q.T) * scale: the scale belongs to an output channel, hence comes out of the sum. The embedding is
 quantised too, a row a token, so that a tied head stays one table. Norms and biases are not.
 
-On a mesh a publication is also the one reshard between training and rollout (mesh.ROLLOUT). Heads are therefore fused
-kv head by kv head and gate|up channel by channel: the mesh axis `tensor` cuts between them, never through one. Where
-there are fewer kv heads than parts, each is held several times, every copy with its share of the query heads.
+On a mesh a publication is also the one reshard between training and rollout (mesh.ROLLOUT). Where there are fewer kv
+heads than parts of the axis `tensor`, each is held several times, every copy with its share of the query heads.
 """
 
 import dataclasses
@@ -26,7 +25,7 @@ from jax.sharding import Mesh
 
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.model.layer import Layer, Matrix, multiply
+from iiblpo_jax.model.layer import AXES, INPUTS, Layer, Matrix, layer_of, multiply
 
 INT8_MAX = 127.0
 
@@ -52,19 +51,7 @@ class PublicationSpec:
 
 
 # Logical axes of every array, for mesh.ROLLOUT. Those of a Matrix are its weight's; its scale has the first of them.
-_AXES = {
-    "embed": ("vocab", "embed"),
-    "head": ("vocab", "embed"),
-    "attn_norm_D": ("norm",),
-    "qkv": ("kv_heads", None, "head", "embed"),
-    "qkv_bias": ("kv_heads", None, "head"),
-    "qk_norm": (None, "norm"),
-    "o": ("embed", "kv_heads", None, "head"),
-    "mlp_norm_D": ("norm",),
-    "gate_up": (None, "mlp", "embed"),
-    "down": ("embed", "mlp"),
-    "final_norm_D": ("norm",),
-}
+_AXES = AXES | {"embed": ("vocab", "embed"), "head": ("vocab", "embed"), "final_norm_D": ("norm",)}
 
 
 @struct.dataclass
@@ -104,16 +91,11 @@ def publish(params: dict, *, spec: PublicationSpec) -> Published:
       params: weights of a Decoder (`decoder.params_of`); not donated, training goes on with them.
       spec: static.
     """
-    matrix = functools.partial(_matrix, spec=spec)
-    stacked = params["layers"]
+    matrix, stacked = functools.partial(_matrix, spec=spec), params["layers"]
     if spec.unroll:
-
-        def of_layer(i):
-            return jax.tree.map(lambda w: w[i], stacked)
-
-        layers = [_layer(of_layer(i), spec, matrix) for i in range(spec.model.n_layers)]
+        layers = [_layer({name: w[i] for name, w in stacked.items()}, spec) for i in range(spec.model.n_layers)]
     else:
-        layers = jax.vmap(lambda weights: _layer(weights, spec, matrix))(stacked)
+        layers = jax.vmap(functools.partial(_layer, spec=spec))(stacked)
     return Published(
         embed=matrix(params["embed"]),
         head=None if spec.model.tied_embeddings else matrix(params["head"]),
@@ -163,35 +145,30 @@ def _shardings(published: Published, mesh: Mesh) -> Published:
     return jax.tree_util.tree_map_with_path(place, published)
 
 
-def _layer(w: dict, spec: PublicationSpec, matrix) -> Layer:
-    c, groups = spec.model, spec.model.n_kv_heads * spec.kv_copies
+def _layer(weights: dict, spec: PublicationSpec) -> Layer:
+    copied = {name: _copy_heads(name, w, spec.kv_copies) for name, w in weights.items()}
+    if spec.model.qkv_bias:
+        copied["qkv_bias"] = copied["qkv_bias"].astype(spec.dtype)
+    layer = layer_of(copied)
+    return layer.replace(**{name: _matrix(copied[name], n, spec=spec) for name, n in INPUTS.items()})
 
-    def fuse(q_H, k_G, v_G):
-        """[H, ...] and twice the model's [G, ...] -> [G, R+2, ...], copies included."""
-        q_GR = q_H.reshape(groups, -1, *q_H.shape[1:])
-        k_G, v_G = (jnp.repeat(x, spec.kv_copies, axis=0) for x in (k_G, v_G))
-        return jnp.concatenate([q_GR, k_G[:, None], v_G[:, None]], axis=1)
 
-    qkv_bias = qk_norm = None
-    if c.qkv_bias:
-        qkv_bias = fuse(w["q_bias"], w["k_bias"], w["v_bias"]).astype(spec.dtype)
-    if c.qk_norm:
-        qk_norm = jnp.stack([w["q_norm"]] * (c.n_heads // groups) + [w["k_norm"]])
-    o = w["o"].reshape(c.d_model, groups, -1, c.head_dim)
-    return Layer(
-        attn_norm_D=w["attn_norm"],
-        qkv=matrix(fuse(w["q"], w["k"], w["v"])),
-        qkv_bias=qkv_bias,
-        qk_norm=qk_norm,
-        o=matrix(o, inputs=3),
-        mlp_norm_D=w["mlp_norm"],
-        gate_up=matrix(jnp.stack([w["gate"], w["up"]])),
-        down=matrix(w["down"]),
-    )
+def _copy_heads(name: str, weight: jax.Array, copies: int) -> jax.Array:
+    """A weight of one layer with every kv head `copies` times, each copy with its share of the query heads."""
+    if copies == 1 or "kv_heads" not in AXES[name]:
+        return weight
+    if name == "o":
+        d, g, r, e = weight.shape
+        return weight.reshape(d, g * copies, r // copies, e)
+    g, r, *rest = weight.shape[0], weight.shape[1] - 2, *weight.shape[2:]
+    q = weight[:, :r].reshape(g * copies, r // copies, *rest)
+    return jnp.concatenate([q, jnp.repeat(weight[:, r:], copies, axis=0)], axis=1)
 
 
 def _matrix(weight: jax.Array, inputs: int = 1, *, spec: PublicationSpec) -> Matrix:
-    return quantise(weight, inputs) if spec.weights == "int8" else Matrix(weight=weight.astype(spec.dtype))
+    if spec.weights == "int8":
+        return quantise(weight, inputs)
+    return Matrix(weight=weight.astype(spec.dtype), inputs=inputs)
 
 
 def quantise(weight: jax.Array, inputs: int = 1) -> Matrix:
@@ -200,14 +177,14 @@ def quantise(weight: jax.Array, inputs: int = 1) -> Matrix:
     summed = tuple(range(-inputs, 0))
     largest = jnp.abs(weight).max(summed, keepdims=True)
     quantised = jnp.round(weight * (INT8_MAX / jnp.where(largest > 0, largest, 1.0)))
-    return Matrix(weight=quantised.astype(jnp.int8), scale=largest.squeeze(summed) / INT8_MAX)
+    return Matrix(weight=quantised.astype(jnp.int8), scale=largest.squeeze(summed) / INT8_MAX, inputs=inputs)
 
 
-def look_up(published: Published, tokens_N: jax.Array) -> jax.Array:
-    """Embeddings [N, D] of token ids."""
+def look_up(published: Published, tokens: jax.Array) -> jax.Array:
+    """Embeddings [..., D] of token ids [...]."""
     table = published.embed
-    x_ND = table.weight[tokens_N].astype(published.dtype)
-    return x_ND if table.scale is None else (x_ND * table.scale[tokens_N][:, None]).astype(published.dtype)
+    x = table.weight[tokens].astype(published.dtype)
+    return x if table.scale is None else (x * table.scale[tokens][..., None]).astype(published.dtype)
 
 
 def logits(published: Published, hidden_ND: jax.Array) -> jax.Array:

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 
 from iiblpo_jax.model.steering.codes import Codes, bind_latent, stratified
 from iiblpo_jax.model.steering.cvae import CVAE
-from iiblpo_jax.model.steering.psa import PSA, bind_psa, gamma
-from iiblpo_jax.rollout.decoding import Injection, injections
+from iiblpo_jax.model.steering.psa import PSA, Projected, SlotSteering, bind_psa, gamma, project_latents, steer_slots
 from iiblpo_jax.rollout.draws import Draws
 from iiblpo_jax.rollout.publication import Published
 from iiblpo_jax.rollout.slots import Slots
@@ -38,15 +37,15 @@ class Steering:
         """Z."""
         return self.prior.latent
 
-    def gamma_B(self, slots: Slots) -> jax.Array:
-        """Strength of z at the tokens to be drawn; 0 = off."""
+    def project(self, z_BZ: jax.Array) -> Projected:
+        """A z a slot through the projections."""
+        return project_latents(self.psa, z_BZ, self.layers, self.kv_copies)
+
+    def inject(self, projected: Projected, slots: Slots) -> SlotSteering:
+        """What z adds to the layers at the tokens that the slots feed; nothing where it is off."""
         since_B = slots.index_B - slots.branch_at_B
         gamma_B = gamma(since_B, half_life=self.spec.half_life, strength=self.spec.strength)
-        return jnp.where(slots.z_on_B, gamma_B, 0.0)
-
-    def injections(self, z_BZ: jax.Array) -> Injection:
-        """What a z a slot adds to the layers."""
-        return injections(self.psa, z_BZ, self.layers, self.kv_copies)
+        return steer_slots(projected, jnp.where(slots.z_on_B, gamma_B, 0.0))
 
     def draw(self, hidden_BD: jax.Array, row_B: jax.Array, draws: Draws) -> jax.Array:
         """z [B,Z] of branches from the prior, independent or stratified among siblings.

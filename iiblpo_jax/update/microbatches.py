@@ -11,7 +11,7 @@ from iiblpo_jax.model.decoder import Decoder
 from iiblpo_jax.model.logprobs import response_logprobs
 from iiblpo_jax.model.packed.bins import PackedRows
 from iiblpo_jax.model.packed.forward import packed_logprobs
-from iiblpo_jax.model.steering.psa import PSA, node_latent
+from iiblpo_jax.model.steering.psa import PSA, steer_nodes, steer_rows
 from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.update.settings import UpdateSettings
 
@@ -60,8 +60,7 @@ class PaddedPieces:
             rows.prompt_len_R,
             rows.mask_RT.shape[1],
             temperature=settings.temperature,
-            latent=None if psa is None else rows.latent,
-            psa=psa,
+            inject=None if psa is None else steer_rows(psa, model.config.n_layers, rows.latent),
             remat=settings.remat,
         )
 
@@ -126,7 +125,9 @@ class PackedPieces:
     def _log_probs(self, model, bins, psa):
         rows, settings = self._rows, self._settings
         by_shard = self._packed.by_shard
-        latent = None if psa is None else node_latent(jax.tree.map(by_shard, rows.latent), bins)
+        inject = None
+        if psa is not None:
+            inject = steer_nodes(psa, model.config.n_layers, jax.tree.map(by_shard, rows.latent), bins)
         return packed_logprobs(
             model,
             self._packed.tokens_WNC,
@@ -136,8 +137,7 @@ class PackedPieces:
             block=self._packed.spec.block,
             attention=settings.attention,
             temperature=settings.temperature,
-            latent=latent,
-            psa=psa,
+            inject=inject,
             remat=settings.remat,
         )
 

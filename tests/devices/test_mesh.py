@@ -1,5 +1,6 @@
 """Placement: which device holds which part of a weight, on one device and on eight virtual ones."""
 
+import dataclasses
 import json
 
 import jax
@@ -81,26 +82,32 @@ EIGHT = """
 def test_placement_on_eight_devices(run_script):
     out = json.loads(run_script(EIGHT, devices=8))
     assert out["mesh"] == {"data": 2, "fsdp": 2, "sequence": 1, "tensor": 2}
-    # one device's part of each weight: vocab, heads and mlp halved by tensor, embed halved by fsdp
+    # one device's part of each weight: vocab and mlp halved by tensor, embed halved by fsdp
     expected = {
         "embed": [12, 8],
         "final_norm": [16],
         "layers.attn_norm": [2, 16],
-        "layers.q": [2, 2, 8, 8],
-        "layers.k": [2, 1, 8, 8],  # one kv head cannot be halved: it stays whole over tensor
-        "layers.v": [2, 1, 8, 8],
-        "layers.o": [2, 8, 2, 8],
-        "layers.q_norm": [2, 8],
-        "layers.k_norm": [2, 8],
+        "layers.qkv": [2, 1, 6, 8, 8],  # one kv head cannot be halved: it and its queries stay whole over tensor
+        "layers.o": [2, 8, 1, 4, 8],
+        "layers.qk_norm": [2, 2, 8],
         "layers.mlp_norm": [2, 16],
-        "layers.gate": [2, 16, 8],
-        "layers.up": [2, 16, 8],
+        "layers.gate_up": [2, 2, 16, 8],
         "layers.down": [2, 8, 16],
     }
     assert out["TRAIN"] == expected
-    assert out["ROLLOUT"]["layers.q"] == [2, 2, 8, 16] and out["ROLLOUT"]["embed"] == [12, 16]
+    assert out["ROLLOUT"]["layers.qkv"] == [2, 1, 6, 8, 16] and out["ROLLOUT"]["embed"] == [12, 16]
     assert out["rows"] == [2, 3]
     assert "train.prompts_per_step = 6 cannot be split over mesh.data * mesh.fsdp = 4" in out["error"]
+
+
+def test_kv_heads_lie_apart_with_all_that_belongs_to_them(tiny_config):
+    mesh = jax.sharding.AbstractMesh((1, 2, 1, 2), mesh_lib.AXES)
+    decoder = nnx.eval_shape(lambda: Decoder(dataclasses.replace(tiny_config, qkv_bias=True), rngs=nnx.Rngs(0)))
+    layers = mesh_lib.param_shardings(decoder, mesh, mesh_lib.TRAIN)["layers"]
+    assert layers["qkv"].spec == Spec(None, "tensor", None, None, "fsdp")
+    assert layers["qkv_bias"].spec == Spec(None, "tensor", None, None)
+    assert layers["o"].spec == Spec(None, "fsdp", "tensor", None, None)
+    assert layers["gate_up"].spec == Spec(None, None, "tensor", "fsdp")
 
 
 def test_the_kernel_is_refused_along_sequence(tiny_config):

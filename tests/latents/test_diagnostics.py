@@ -14,7 +14,7 @@ from iiblpo_jax.latents.diagnostics import cvae_metrics, diagnose, gain_norm, sh
 from iiblpo_jax.latents.features import Continuation, extract, rows_of
 from iiblpo_jax.model.decoder import bind, hidden_states, logits, params_of, project
 from iiblpo_jax.model.steering.cvae import CVAE, bind_cvae
-from iiblpo_jax.model.steering.psa import bind_psa, latent_inputs
+from iiblpo_jax.model.steering.psa import bind_psa, latent_inputs, steer_rows
 from iiblpo_jax.rollout.branching import Branching
 
 HOW = {"temperature": 0.7, "half_life": 5.0, "strength": 1.0}
@@ -76,7 +76,8 @@ def test_kl_between_is_that_of_two_prior_draws(
             latent = latent_inputs(
                 z_1Z[:, None], jnp.array([[cut]]), jnp.array([prompt_len]), tokens.shape[1], half_life=5.0, strength=1.0
             )
-            h_D = hidden_states(model, tokens, latent=latent, psa=psa)[0, prompt_len + cut - 1]
+            inject = steer_rows(psa, model.config.n_layers, latent)
+            h_D = hidden_states(model, tokens, inject=inject)[0, prompt_len + cut - 1]
             logp.append(np.asarray(jax.nn.log_softmax(project(model, h_D) / 0.7), np.float64))
         values.append(np.sum(np.exp(logp[0]) * (logp[0] - logp[1])))
     assert measured["latent/kl_between"] == pytest.approx(np.mean(values), rel=1e-3)

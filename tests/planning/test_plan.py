@@ -191,8 +191,8 @@ def test_optimizer_state_lies_where_its_weights_lie():
     specs = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state):
         specs.setdefault(jax.tree_util.keystr(path).rpartition("policy")[2], set()).add(leaf.sharding.spec)
-    place = state.params["policy"]["layers"]["q"].sharding.spec
-    assert "fsdp" in jax.tree.leaves(tuple(place)) and specs["']['layers']['q']"] == {place}
+    place = state.params["policy"]["layers"]["qkv"].sharding.spec
+    assert "fsdp" in jax.tree.leaves(tuple(place)) and specs["']['layers']['qkv']"] == {place}
     assert specs["']['embed']"] == {PartitionSpec(("tensor",), ("fsdp",))}
 
 

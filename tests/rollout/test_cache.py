@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iiblpo_jax.model.attention import OFF
+from iiblpo_jax.model.attention import OFF, Pseudo
 from iiblpo_jax.rollout import cache as caches
 from iiblpo_jax.rollout.cache import attend, copy_slots, empty_cache, fill_prompts, write
 
@@ -63,7 +63,9 @@ def test_attention_over_segments_equals_brute_force(segments, tiny_config, windo
     if with_pseudo:
         pseudo = (*jax.random.normal(jax.random.key(3), (2, B, g, e)), jnp.array([-0.5, OFF, 0.0]))
     for layer in range(tiny_config.n_layers):
-        heads = attend(q_BGRE, cache, layer, POSITION_B, POSITION_B.max(), pseudo, window)
+        heads, norm = attend(q_BGRE, cache, layer, POSITION_B, POSITION_B.max(), window)
+        if with_pseudo:
+            heads = Pseudo(k_GE=pseudo[0], v_GE=pseudo[1], bias=pseudo[2]).merge(q_BGRE, heads, norm)
         expected = brute_force(np.asarray(q_BGRE, np.float64), k[layer], v[layer], pseudo, window)
         np.testing.assert_allclose(heads, expected, atol=2e-6)
 
@@ -72,17 +74,17 @@ def test_segments_behind_the_longest_slot_change_no_bit(segments, tiny_config):
     cache, _, _ = filled(tiny_config)
     q_BGRE = jax.random.normal(jax.random.key(2), (B, tiny_config.n_kv_heads, R, tiny_config.head_dim))
     short_B = jnp.array([3, 2, 5])
-    everything, needed = (attend(q_BGRE, cache, 0, short_B, longest, None, None) for longest in (CAPACITY - 1, 5))
+    everything, needed = (attend(q_BGRE, cache, 0, short_B, longest, None)[0] for longest in (CAPACITY - 1, 5))
     np.testing.assert_array_equal(everything, needed)
     spoiled = cache.replace(k=[*cache.k[:2], *jax.tree.map(lambda x: x * jnp.nan, cache.k[2:])])
-    np.testing.assert_array_equal(needed, attend(q_BGRE, spoiled, 0, short_B, 5, None, None))
+    np.testing.assert_array_equal(needed, attend(q_BGRE, spoiled, 0, short_B, 5, None)[0])
 
 
 def test_stacked_and_bfloat16_caches_hold_the_same(segments, tiny_config):
     q_BGRE = jax.random.normal(jax.random.key(2), (B, tiny_config.n_kv_heads, R, tiny_config.head_dim))
 
     def read(cache, layer):
-        return attend(q_BGRE, cache, layer, POSITION_B, CAPACITY - 1, None, None)
+        return attend(q_BGRE, cache, layer, POSITION_B, CAPACITY - 1, None)[0]
 
     for dtype, tolerance in (("float32", 1e-6), ("bfloat16", 2e-2)):
         listed, k, v = filled(tiny_config, dtype)

@@ -11,7 +11,7 @@ from flax import nnx
 from iiblpo_jax.model.decoder import Decoder, bind, hidden_states, params_of, project
 from iiblpo_jax.model.steering.codes import Codes, stratified
 from iiblpo_jax.model.steering.cvae import CVAE, bind_cvae
-from iiblpo_jax.model.steering.psa import bind_psa, latent_inputs
+from iiblpo_jax.model.steering.psa import bind_psa, latent_inputs, steer_rows
 from iiblpo_jax.rollout import cache
 from iiblpo_jax.rollout.branching import Branching, candidate_mask
 from iiblpo_jax.rollout.engine import rollout
@@ -72,7 +72,9 @@ def teacher_forced(forest, spec_levels, config, params, psa_params, temperature=
     z, at = forest.latent_path(spec_levels)
     rows = forest.sequences_RC
     latent = latent_inputs(z, at, prompt_len_R, rows.shape[1], half_life=HALF_LIFE, strength=1.0)
-    logits = project(model, hidden_states(model, rows, latent=latent, psa=bind_psa(psa_params, config)))
+    logits = project(
+        model, hidden_states(model, rows, inject=steer_rows(bind_psa(psa_params, config), config.n_layers, latent))
+    )
     index = prompt_len_R[:, None] - 1 + jnp.arange(forest.tokens_RT.shape[1])
     return jax.nn.log_softmax(jnp.take_along_axis(logits, index[..., None], 1) / temperature)
 
@@ -216,7 +218,7 @@ def dequantised(params):
         return jnp.asarray((np.round(rows / scale) * scale).reshape(weight.shape), jnp.float32)
 
     layers = dict(params["layers"])
-    for name in ("q", "k", "v", "gate", "up"):
+    for name in ("qkv", "gate_up"):
         layers[name] = dense(layers[name], layers[name].shape[-1])
     for name in ("o", "down"):
         layers[name] = dense(layers[name], int(np.prod(layers[name].shape[2:])))
@@ -228,8 +230,8 @@ def test_biases_an_untied_head_and_a_window_decode_as_they_train(sample, tiny_co
         tiny_config, qkv_bias=True, qk_norm=False, tied_embeddings=False, sliding_window=5, norm_eps=1e-5
     )
     params = params_of(Decoder(config, rngs=nnx.Rngs(6)))
-    biases = {name: jax.random.normal(KEY, params["layers"][name].shape) for name in ("q_bias", "k_bias", "v_bias")}
-    params = {**params, "head": params["head"] * 5, "layers": {**params["layers"], **biases}}
+    bias = jax.random.normal(KEY, params["layers"]["qkv_bias"].shape)
+    params = {**params, "head": params["head"] * 5, "layers": {**params["layers"], "qkv_bias": bias}}
     published = publish(params, spec=PublicationSpec(model=config))
     forest, _ = sample(model=config, published=published, with_z=False, branching=Branching(k=1))
     model = bind(config, params)

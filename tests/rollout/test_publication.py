@@ -18,10 +18,14 @@ def biased(tiny_config):
     """A model with everything that tiny_config lacks, and its weights; biases are not zero."""
     config = dataclasses.replace(tiny_config, qkv_bias=True, tied_embeddings=False)
     params = params_of(Decoder(config, rngs=nnx.Rngs(4)))
-    layers = dict(params["layers"])
-    for i, name in enumerate(("q_bias", "k_bias", "v_bias")):
-        layers[name] = jax.random.normal(jax.random.key(i), layers[name].shape)
-    return config, {**params, "layers": layers}
+    bias = jax.random.normal(jax.random.key(0), params["layers"]["qkv_bias"].shape)
+    qk_norm = 1 + jax.random.normal(jax.random.key(1), params["layers"]["qk_norm"].shape)
+    return config, {**params, "layers": {**params["layers"], "qkv_bias": bias, "qk_norm": qk_norm}}
+
+
+def apart(fused, heads):
+    """[G,R+2, ...] as q [H, ...], k [G, ...] and v [G, ...]."""
+    return fused[:, :-2].reshape(heads, *fused.shape[2:]), fused[:, -2], fused[:, -1]
 
 
 @pytest.mark.parametrize(("unroll", "copies"), [(True, 1), (False, 1), (True, 2)])
@@ -38,22 +42,23 @@ def test_fused_matrices_hold_their_parts_in_order(biased, unroll, copies):
         w = of_layer(params["layers"])
         layer = published.layers[i] if unroll else of_layer(published.layers)
         each = config.n_heads // heads  # queries of a kv head
-        q, k, v = (np.einsum("nd,hed->nhe", x_ND, w[name]) for name in ("q", "k", "v"))
+        q, k, v = (np.einsum("nd,hed->nhe", x_ND, part) for part in apart(w["qkv"], config.n_heads))
+        q_bias, k_bias, v_bias = apart(w["qkv_bias"], config.n_heads)
         qkv = np.asarray(multiply(x_ND, layer.qkv))
         for g in range(heads):
             np.testing.assert_allclose(qkv[:, g, :-2], q[:, g * each : (g + 1) * each], atol=1e-5)
             kv = g // copies
             np.testing.assert_allclose(qkv[:, g, -2], k[:, kv], atol=1e-5)
             np.testing.assert_allclose(qkv[:, g, -1], v[:, kv], atol=1e-5)
-            biases = [*w["q_bias"][g * each : (g + 1) * each], w["k_bias"][kv], w["v_bias"][kv]]
+            biases = [*q_bias[g * each : (g + 1) * each], k_bias[kv], v_bias[kv]]
             np.testing.assert_array_equal(layer.qkv_bias[g], np.stack(biases))
-        gate_up = np.stack([x_ND @ w["gate"].T, x_ND @ w["up"].T], 1)
+        gate_up = np.stack([x_ND @ part.T for part in w["gate_up"]], 1)
         np.testing.assert_allclose(multiply(x_ND, layer.gate_up), gate_up, atol=1e-5)
         heads_NHE = jax.random.normal(jax.random.key(9), (5, config.n_heads, config.head_dim))
-        expected_ND = np.einsum("nhe,dhe->nd", heads_NHE, w["o"])
+        expected_ND = np.einsum("nhe,dhe->nd", heads_NHE, w["o"].reshape(config.d_model, *heads_NHE.shape[1:]))
         heads_NGRE = heads_NHE.reshape(5, heads, each, config.head_dim)
         np.testing.assert_allclose(multiply(heads_NGRE, layer.o), expected_ND, atol=1e-5)
-        np.testing.assert_array_equal(layer.qk_norm, np.stack([w["q_norm"]] * each + [w["k_norm"]]))
+        np.testing.assert_array_equal(layer.qk_norm, w["qk_norm"])
     np.testing.assert_allclose(logits(published, x_ND), x_ND @ params["head"].T, atol=1e-5)
 
 
@@ -108,7 +113,7 @@ def test_int8_products_and_embeddings_are_those_of_the_dequantised_matrices(bias
     np.testing.assert_allclose(logits(published, x_ND), x_ND @ dense(published.head).T, atol=1e-5)
     tokens_N = jnp.array([3, 0, 22])
     np.testing.assert_allclose(look_up(published, tokens_N), dense(published.embed)[tokens_N], atol=1e-6)
-    np.testing.assert_array_equal(layer.attn_norm_D, params["layers"]["attn_norm"][0])
+    np.testing.assert_array_equal(layer.attn_norm, params["layers"]["attn_norm"][0])
 
 
 def test_bfloat16_keeps_norms_and_sums_in_float32(biased):
@@ -116,7 +121,7 @@ def test_bfloat16_keeps_norms_and_sums_in_float32(biased):
     published = publish(params, spec=PublicationSpec(model=config, dtype="bfloat16"))
     layer = published.layers[0]
     assert layer.qkv.weight.dtype == layer.qkv_bias.dtype == published.embed.weight.dtype == jnp.bfloat16
-    assert layer.attn_norm_D.dtype == layer.qk_norm.dtype == published.final_norm_D.dtype == jnp.float32
+    assert layer.attn_norm.dtype == layer.qk_norm.dtype == published.final_norm_D.dtype == jnp.float32
     assert look_up(published, jnp.array([1])).dtype == jnp.bfloat16
     ones_ND = jnp.ones((1, config.d_model), jnp.bfloat16)
     assert multiply(ones_ND, layer.down.replace(weight=jnp.full((1, config.d_model), 1.01, jnp.bfloat16))).dtype == (

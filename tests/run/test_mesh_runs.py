@@ -16,10 +16,10 @@ ROLLOUTS = """
     from iiblpo_jax.model.decoder import Decoder, params_of
     from iiblpo_jax.model.steering.psa import PSA
     from iiblpo_jax.rollout.publication import PublicationSpec, publisher
-    from iiblpo_jax.model.steering.psa import bind_psa
+    from iiblpo_jax.model.steering.psa import bind_psa, project_latents, steer_slots
     from iiblpo_jax.rollout.branching import Branching
     from iiblpo_jax.rollout.cache import empty_cache
-    from iiblpo_jax.rollout.decoding import decode_step, injections
+    from iiblpo_jax.rollout.decoding import decode_step
     from iiblpo_jax.rollout.engine import rollout
     from iiblpo_jax.rollout.spec import RolloutSpec
 
@@ -63,9 +63,9 @@ ROLLOUTS = """
         def step(published, latents, z_BZ):
             with meshes.using(mesh):
                 cache = empty_cache(config, 4, 16, "float32", unrolled=True, kv_copies=published.kv_copies)
-                injected = injections(bind_psa(latents["psa"], config), z_BZ, 2, published.kv_copies)
-                tokens = np.arange(4)
-                return decode_step(published, config, cache, tokens, tokens, np.int32(3), injected, np.ones(4))
+                projected = project_latents(bind_psa(latents["psa"], config), z_BZ, 2, published.kv_copies)
+                tokens, inject = np.arange(4), steer_slots(projected, np.ones(4))
+                return decode_step(published, config, cache, tokens, tokens, np.int32(3), inject)
 
         program = jax.jit(step).lower(published, latents, np.ones((4, 4), np.float32)).compile()
         _, cache = program(published, latents, np.ones((4, 4), np.float32))

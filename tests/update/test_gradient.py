@@ -13,7 +13,7 @@ from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.common.trees import tree_shape
 from iiblpo_jax.model.decoder import bind
 from iiblpo_jax.model.logprobs import response_logprobs
-from iiblpo_jax.model.steering.psa import bind_psa, latent_inputs
+from iiblpo_jax.model.steering.psa import bind_psa, latent_inputs, steer_rows
 from iiblpo_jax.objectives import make_objective, with_auxiliary
 from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.update.gradient import MinibatchGradient, truncated_ratio
@@ -38,7 +38,7 @@ def truth(tiny_config, params):
 
     @functools.partial(jax.jit, static_argnames="inject")
     def log_probs(rows, inject):
-        injected = {"latent": rows.latent, "psa": psa} if inject else {}
+        injected = {"inject": steer_rows(psa, tiny_config.n_layers, rows.latent)} if inject else {}
         return response_logprobs(model, rows.tokens_RC, rows.prompt_len_R, T, temperature=TEMPERATURE, **injected)
 
     return lambda rows, inject=False: [np.asarray(x) for x in log_probs(rows, inject)]

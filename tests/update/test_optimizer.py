@@ -69,7 +69,7 @@ def test_decay_mask_of_a_decoder(tiny_params):
         for k, decays in {**flags["layers"], "embed": flags["embed"], "final_norm": flags["final_norm"]}.items()
         if not decays
     }
-    assert spared == {"attn_norm", "mlp_norm", "q_norm", "k_norm", "final_norm"}
+    assert spared == {"attn_norm", "mlp_norm", "qk_norm", "final_norm"}
 
 
 def test_unknown_schedule():

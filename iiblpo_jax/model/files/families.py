@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from iiblpo_jax.common import json_input
@@ -228,21 +229,49 @@ class Slot:
     """Where a Hugging Face tensor lives in our tree.
 
     Attributes:
+      key: our name of the tensor, of TOP_TENSORS or LAYER_TENSORS.
       path: keys into the nested dict of parameters.
-      layer: index on the leading axis of a stacked leaf; None for a leaf that is not stacked.
+      index: which part of that leaf it is; empty = all of it.
       shape: the tensor's own shape; the same numbers in the same order, with head axes merged.
     """
 
+    key: str
     path: tuple[str, ...]
-    layer: int | None
+    index: tuple[int | slice, ...]
     shape: tuple[int, ...]
 
-    def view(self, params: Mapping[str, Any]) -> Any:
-        """This tensor's part of the parameter tree, in the tensor's own shape (a view where the leaf is numpy)."""
+    def part(self, params: Mapping[str, Any]) -> Any:
+        """This tensor's part of the parameter tree, in the shape it has there; a view of a numpy leaf."""
         leaf = params
         for key in self.path:
             leaf = leaf[key]
-        return (leaf if self.layer is None else leaf[self.layer]).reshape(self.shape)
+        return leaf[self.index]
+
+    def read(self, params: Mapping[str, Any]) -> Any:
+        """This tensor, in its own shape."""
+        return self.part(params).reshape(self.shape)
+
+    def write(self, params: Mapping[str, Any], tensor: np.ndarray) -> None:
+        """Stores the tensor in a tree of numpy arrays."""
+        part = self.part(params)
+        part[...] = tensor.reshape(part.shape)
+
+
+def layer_parts(config: ModelConfig) -> dict[str, tuple[str, tuple[int | slice, ...]]]:
+    """For every name of LAYER_TENSORS the leaf that holds it, and which part of one layer of that leaf it is."""
+    r, heads = config.n_heads // config.n_kv_heads, slice(None)
+    qkv = {"q": (heads, slice(r)), "k": (heads, r), "v": (heads, r + 1)}
+    return {
+        **{key: (key, ()) for key in ("attn_norm", "o", "mlp_norm", "down")},
+        **{key: ("qkv", part) for key, part in qkv.items()},
+        **{f"{key}_bias": ("qkv_bias", part) for key, part in qkv.items()},
+        **{
+            "q_norm": ("qk_norm", (0,)),
+            "k_norm": ("qk_norm", (1,)),
+            "gate": ("gate_up", (0,)),
+            "up": ("gate_up", (1,)),
+        },
+    }
 
 
 def param_shapes(config: ModelConfig) -> dict[str, Any]:
@@ -257,22 +286,31 @@ def slots(config: ModelConfig) -> dict[str, Slot]:
 
 
 def _slots(config: ModelConfig) -> Iterator[tuple[str, Slot]]:
-    shapes = param_shapes(config)
-    top = {key: Slot(path=(key,), layer=None, shape=shape) for key, shape in shapes.items() if key != "layers"}
+    shapes, parts = param_shapes(config), layer_parts(config)
+    top = {key: Slot(key=key, path=(key,), index=(), shape=shape) for key, shape in shapes.items() if key != "layers"}
     yield TOP_TENSORS["embed"], top.pop("embed")
     for layer in range(config.n_layers):
         for key, name in LAYER_TENSORS.items():
-            if key in shapes["layers"]:
-                shape = _flat(key, shapes["layers"][key][1:])
-                yield f"model.layers.{layer}.{name}", Slot(path=("layers", key), layer=layer, shape=shape)
+            leaf, part = parts[key]
+            if leaf in shapes["layers"]:
+                shape = _flat(key, part_shape(shapes["layers"][leaf][1:], part))
+                yield (
+                    f"model.layers.{layer}.{name}",
+                    Slot(key=key, path=("layers", leaf), index=(layer, *part), shape=shape),
+                )
     for key, slot in top.items():
         yield TOP_TENSORS[key], slot
+
+
+def part_shape(shape: tuple[int, ...], part: tuple[int | slice, ...]) -> tuple[int, ...]:
+    """Shape of x[part] for x of a shape."""
+    return np.broadcast_to(np.int8(0), shape)[part].shape
 
 
 def _flat(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Hugging Face keeps heads and head width as one axis."""
     if key in ("q", "k", "v"):
-        return shape[0] * shape[1], shape[2]
+        return math.prod(shape[:-1]), shape[-1]
     if key == "o":
-        return shape[0], shape[1] * shape[2]
-    return (shape[0] * shape[1],) if key.endswith("bias") else shape
+        return shape[0], math.prod(shape[1:])
+    return (math.prod(shape),) if key.endswith("bias") else shape

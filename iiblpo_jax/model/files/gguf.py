@@ -144,12 +144,13 @@ class GGUFFile:
     def fill(self, config: ModelConfig, params: dict) -> None:
         """Dequantises every tensor into `params`, nested dict of numpy arrays of the config's shapes; `check` first."""
         for name, slot in self._slots(config).items():
-            target = slot.view(params)
-            if config.family == "llama" and slot.path[-1] in ("q", "k"):
-                heads = config.n_heads if slot.path[-1] == "q" else config.n_kv_heads
-                target[...] = half_rotation(self._file.array(name), heads)
+            if config.family == "llama" and slot.key in ("q", "k"):
+                heads = config.n_heads if slot.key == "q" else config.n_kv_heads
+                slot.write(params, half_rotation(self._file.array(name), heads))
+            elif not slot.part(params).flags.c_contiguous:  # a head here, a head there
+                slot.write(params, self._file.array(name))
             else:
-                flat = target.reshape(-1)
+                flat = slot.part(params).reshape(-1)
                 for start, values in self._file.chunks(name):
                     flat[start : start + len(values)] = values
 
@@ -188,6 +189,6 @@ def half_rotation(w_RC: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _gguf_name(slot: families.Slot) -> str:
-    if slot.layer is None:
-        return TOP_TENSORS[slot.path[-1]]
-    return f"blk.{slot.layer}.{LAYER_TENSORS[slot.path[-1]]}"
+    if slot.key in TOP_TENSORS:
+        return TOP_TENSORS[slot.key]
+    return f"blk.{slot.index[0]}.{LAYER_TENSORS[slot.key]}"

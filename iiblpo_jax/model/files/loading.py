@@ -78,7 +78,7 @@ def load_params(path: str | pathlib.Path, *, dtype: Any = jnp.float32) -> tuple[
     _check_tensors(config, tensors, place)
     params = _empty_params(config, jnp.dtype(dtype))
     for name, slot in families.slots(config).items():
-        slot.view(params)[...] = tensors[name].tensor(name)
+        slot.write(params, tensors[name].tensor(name))
     return config, params
 
 

@@ -147,4 +147,4 @@ def _shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
 
 def _fetch(names, slots, params, dtype) -> Iterator[np.ndarray]:
     for name in names:
-        yield to_host(slots[name].view(params)).astype(dtype, copy=False)
+        yield to_host(slots[name].read(params)).astype(dtype, copy=False)

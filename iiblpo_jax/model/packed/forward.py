@@ -2,15 +2,14 @@
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from iiblpo_jax.devices.mesh import constrain
+from iiblpo_jax.model.attention import rope_frequencies, rope_table
 from iiblpo_jax.model.decoder import Decoder, output_weights
-from iiblpo_jax.model.layer import rms_norm
+from iiblpo_jax.model.layer import Inject, rms_norm, run_layer
 from iiblpo_jax.model.logprobs import chunked_logprobs
 from iiblpo_jax.model.packed.attention import implementation, on_mesh
 from iiblpo_jax.model.packed.bins import Bin
-from iiblpo_jax.model.steering.psa import PSA, NodeLatent, layer_weights, node_injection
 
 
 def packed_hidden_states(
@@ -19,8 +18,7 @@ def packed_hidden_states(
     *,
     block: int,
     attention: str = "blocks",
-    latent: NodeLatent | None = None,
-    psa: PSA | None = None,
+    inject: Inject | None = None,
     remat: bool = False,
 ) -> jax.Array:
     """Final-norm hidden states [W,U,D] of the nodes of W bins; meaningless past a bin's last node.
@@ -30,7 +28,7 @@ def packed_hidden_states(
       bins: W bins, stacked.
       block: PackSpec.block.
       attention: attention.impl of the config.
-      latent, psa: pseudo self-attention, both or neither.
+      inject: what steers the nodes [W,U]; None = the plain policy.
       remat: recompute each layer in the backward pass instead of keeping its activations.
     """
     config = model.config
@@ -41,22 +39,19 @@ def packed_hidden_states(
 
     # Rows of the table are split over `fsdp` as nodes are: looked up as it lies, all nodes would be gathered.
     x_WUD = spread(constrain(model.embed[...], "vocab", None)[bins.token_U])
-    block_graph, stacked = nnx.split(model.layers)
-    injected = None if psa is None else layer_weights(psa, config.n_layers)
+    table = rope_table(bins.position_U, rope_frequencies(config))
+
+    def attend(q_WUGRE, k_WUGE, v_WUGE):
+        return *path_attend(q_WUGRE, k_WUGE, v_WUGE, bins, block, config.sliding_window), None
 
     def layer(x_WUD, weights):
-        block_state, psa_layer = weights
-        this = nnx.merge(block_graph, block_state)
-        if psa_layer is None:
-            q, k, v = this.qkv(x_WUD, bins.position_U)
-            heads, _ = path_attend(q, k, v, bins, block, config.sliding_window)
-        else:
-            gain_WUD, pseudo = node_injection(psa_layer, latent.z_WIZ, latent.index_WU, latent.gamma_WU)
-            q, k, v = this.qkv(x_WUD, bins.position_U, gain_WUD)
-            heads = pseudo.merge(q, *path_attend(q, k, v, bins, block, config.sliding_window))
-        return spread(this.finish(x_WUD, heads)), None
+        mine, injected = weights
+        steer = None if inject is None else inject.at(injected)
+        x_WUD, _ = run_layer(mine, x_WUD, table, config, attend, steer)
+        return spread(x_WUD), None
 
-    x_WUD, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x_WUD, (stacked, injected))
+    xs = model.layers.stacked(), None if inject is None else inject.layers
+    x_WUD, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x_WUD, xs)
     return rms_norm(x_WUD, model.final_norm[...], config.norm_eps)
 
 
@@ -70,8 +65,7 @@ def packed_logprobs(
     block: int,
     attention: str = "blocks",
     temperature: float = 1.0,
-    latent: NodeLatent | None = None,
-    psa: PSA | None = None,
+    inject: Inject | None = None,
     remat: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities and entropies of the first `t` tokens after each row's context, for the rows of W bins.
@@ -81,13 +75,13 @@ def packed_logprobs(
       tokens_WNC, context_len_WN: the rows that were packed, and where the text of each begins.
       bins: W bins, stacked.
       t: text tokens wanted; entries past a row's end, and rows that are not valid, hold zeros.
-      block, attention, latent, psa, remat: of `packed_hidden_states`.
+      block, attention, inject, remat: of `packed_hidden_states`.
       temperature: divides the logits.
 
     Returns:
       (logp_WJT, entropy_WJT), float32, differentiable.
     """
-    h_WUD = packed_hidden_states(model, bins, block=block, attention=attention, latent=latent, psa=psa, remat=remat)
+    h_WUD = packed_hidden_states(model, bins, block=block, attention=attention, inject=inject, remat=remat)
     u = h_WUD.shape[1]
     node_WJT, target_WU = jax.vmap(_emissions, (0, 0, 0, None))(tokens_WNC, context_len_WN, bins, t)
     # Nodes that emit nothing (prompts, padding) go last, and the LM head stops before them.

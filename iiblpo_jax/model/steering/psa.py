@@ -7,13 +7,17 @@ At every injected layer l, for tokens where z is on,
     one pseudo value z W_value_l
 
 Queries are unchanged. gamma halves every `half_life` generated tokens. With z off the backbone is untouched.
+
+A forward knows nothing of this: it takes a `layer.Inject`. `steer_rows`, `steer_nodes` and `steer_slots` make one, for
+padded rows, packed bins and the slots of a rollout.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from iiblpo_jax.model.attention import OFF, NodePseudo, Pseudo
+from iiblpo_jax.devices.mesh import constrain
+from iiblpo_jax.model.attention import OFF, Pseudo
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.packed.bins import Bin
 
@@ -102,68 +106,55 @@ def layer_weights(psa: PSA, n_layers: int) -> dict:
     return {"gain": pad(psa.gain), "key": pad(psa.key), "value": pad(psa.value), "on": on_L}
 
 
-def layer_injection(weights: dict, latent: Latent, dtype) -> tuple[jax.Array, Pseudo]:
-    """One layer's gain [B,T,D] (to be added to the norm weight) and its pseudo positions.
-
-    Args:
-      weights: one layer of `layer_weights`.
-      latent: where z acts.
-      dtype: dtype of the layer's keys and values.
-    """
-    z = latent.z_BJZ.astype(jnp.float32)
-    uses_BTJ = latent.segment_BT[..., None] == jnp.arange(z.shape[1])
-    visible_BTJ = uses_BTJ & (latent.gamma_BT > 0)[..., None] & weights["on"]
-    strength_BTJ = jnp.where(uses_BTJ, latent.gamma_BT[..., None], 0.0)
-    gain_BTD = jnp.einsum("btj,bjd->btd", strength_BTJ, z @ weights["gain"])
-    log_gamma_BT1 = jnp.log(jnp.maximum(latent.gamma_BT, 1e-30))[..., None]
-    pseudo = Pseudo(
-        k_BJGE=jnp.einsum("bjz,zge->bjge", z, weights["key"]).astype(dtype),
-        v_BJGE=jnp.einsum("bjz,zge->bjge", z, weights["value"]).astype(dtype),
-        bias_BTJ=jnp.where(visible_BTJ, log_gamma_BT1, OFF),
-    )
-    return gain_BTD, pseudo
-
-
-def node_injection(weights: dict, z_WIZ: jax.Array, index_WU: jax.Array, gamma_WU: jax.Array):
-    """`layer_injection` for packed nodes: one layer's gain [W,U,D] and the pseudo position of every node.
-
-    Args:
-      weights: one layer of `layer_weights`.
-      z_WIZ: the latents of W bins.
-      index_WU: latent of each node.
-      gamma_WU: its strength, 0 = off.
-    """
-    z = z_WIZ.astype(jnp.float32)
-
-    def of_node(x_WI):
-        return jax.vmap(lambda x, i: x[i])(x_WI, index_WU)
-
-    on_WU = (gamma_WU > 0) & weights["on"]
-    pseudo = NodePseudo(
-        k_WUGE=of_node(jnp.einsum("wiz,zge->wige", z, weights["key"])),
-        v_WUGE=of_node(jnp.einsum("wiz,zge->wige", z, weights["value"])),
-        bias_WU=jnp.where(on_WU, jnp.log(jnp.maximum(gamma_WU, 1e-30)), OFF),
-    )
-    return gamma_WU[..., None] * of_node(z @ weights["gain"]), pseudo
-
-
 @struct.dataclass
-class NodeLatent:
-    """Which latent acts on each node of W bins.
+class TokenSteering:
+    """The `Inject` of W sequences of U tokens (padded rows, packed bins), each token with one of its sequence's z's.
 
     Attributes:
-      z_WIZ: the I latents of a bin.
-      index_WU: latent of the node.
+      layers: of `layer_weights`.
+      z_WIZ: the I latents of a sequence.
+      index_WU: latent of the token.
       gamma_WU: its strength; 0 = z off.
     """
 
+    layers: dict
     z_WIZ: jax.Array
     index_WU: jax.Array
     gamma_WU: jax.Array
 
+    def at(self, layer: dict) -> tuple[jax.Array, Pseudo]:
+        """The gain [W,U,D] and the pseudo position of every token."""
+        z = self.z_WIZ.astype(jnp.float32)
 
-def node_latent(latent: Latent, bins: Bin) -> NodeLatent:
-    """The latents of the rows of W bins (leading axes [W,N]), node by node."""
+        def of_token(x_WI):
+            return jax.vmap(lambda x, i: x[i])(x_WI, self.index_WU)
+
+        pseudo = Pseudo(
+            k_GE=of_token(jnp.einsum("wiz,zge->wige", z, layer["key"])),
+            v_GE=of_token(jnp.einsum("wiz,zge->wige", z, layer["value"])),
+            bias=log_gamma(self.gamma_WU, layer["on"]),
+        )
+        return self.gamma_WU[..., None] * of_token(z @ layer["gain"]), pseudo
+
+
+def log_gamma(gamma, on=True) -> jax.Array:
+    """log gamma where z is on, OFF elsewhere."""
+    return jnp.where((gamma > 0) & on, jnp.log(jnp.maximum(gamma, 1e-30)), OFF)
+
+
+def steer_rows(psa: PSA, n_layers: int, latent: Latent) -> TokenSteering:
+    """The `Inject` of padded rows."""
+    on_BT = latent.segment_BT >= 0
+    return TokenSteering(
+        layers=layer_weights(psa, n_layers),
+        z_WIZ=latent.z_BJZ,
+        index_WU=jnp.maximum(latent.segment_BT, 0),
+        gamma_WU=jnp.where(on_BT, latent.gamma_BT, 0.0),
+    )
+
+
+def steer_nodes(psa: PSA, n_layers: int, latent: Latent, bins: Bin) -> TokenSteering:
+    """The `Inject` of W bins, node by node; the rows of `latent` have leading axes [W,N]."""
 
     def of_bin(latent: Latent, one: Bin):
         z_JVZ = latent.z_BJZ[one.row_J]
@@ -171,6 +162,61 @@ def node_latent(latent: Latent, bins: Bin) -> NodeLatent:
         segment_U = latent.segment_BT[row_U, one.position_U]
         gamma_U = jnp.where(segment_U >= 0, latent.gamma_BT[row_U, one.position_U], 0.0)
         index_U = one.owner_U * z_JVZ.shape[1] + jnp.maximum(segment_U, 0)
-        return NodeLatent(z_WIZ=z_JVZ.reshape(-1, z_JVZ.shape[-1]), index_WU=index_U, gamma_WU=gamma_U)
+        return z_JVZ.reshape(-1, z_JVZ.shape[-1]), index_U, gamma_U
 
-    return jax.vmap(of_bin)(latent, bins)
+    z_WIZ, index_WU, gamma_WU = jax.vmap(of_bin)(latent, bins)
+    return TokenSteering(layers=layer_weights(psa, n_layers), z_WIZ=z_WIZ, index_WU=index_WU, gamma_WU=gamma_WU)
+
+
+@struct.dataclass
+class Projected:
+    """z of every slot through the projections of the last J layers: unscaled gain, pseudo key and pseudo value."""
+
+    gain_JBD: jax.Array
+    k_JBGE: jax.Array
+    v_JBGE: jax.Array
+
+
+def project_latents(psa: PSA, z_BZ: jax.Array, n_layers: int, kv_copies: int) -> Projected:
+    """What z adds to the last n_layers layers of every slot; zeros below those that PSA injects.
+
+    A slot keeps it as long as its z: a rollout carries it along, and `steer_slots` adds the strength.
+
+    kv_copies: of the Published that decodes.
+    """
+    below = n_layers - psa.gain.shape[0]
+
+    def pad(w):
+        return jnp.pad(w[...], [(below, 0)] + [(0, 0)] * (w.ndim - 1))
+
+    def heads(w):
+        x_JBGE = jnp.repeat(jnp.einsum("bz,jzge->jbge", z_BZ, pad(w)), kv_copies, axis=2)
+        return constrain(x_JBGE, None, None, "kv_heads", None)
+
+    gain_JBD = jnp.einsum("bz,jzd->jbd", z_BZ, pad(psa.gain))
+    return Projected(gain_JBD=gain_JBD, k_JBGE=heads(psa.key), v_JBGE=heads(psa.value))
+
+
+@struct.dataclass
+class SlotSteering:
+    """The `Inject` of one token a slot.
+
+    Attributes:
+      layers: of `project_latents`.
+      gamma_B: strength of z; 0 = off.
+      bias_B: its logarithm, OFF where z is off.
+    """
+
+    layers: Projected
+    gamma_B: jax.Array
+    bias_B: jax.Array
+
+    def at(self, layer: Projected) -> tuple[jax.Array, Pseudo]:
+        """The gain [B,D] and the pseudo position of every slot. Where z is off they weigh exactly 0."""
+        pseudo = Pseudo(k_GE=layer.k_JBGE, v_GE=layer.v_JBGE, bias=self.bias_B)
+        return self.gamma_B[:, None] * layer.gain_JBD, pseudo
+
+
+def steer_slots(projected: Projected, gamma_B: jax.Array) -> SlotSteering:
+    """The `Inject` of the slots of a rollout."""
+    return SlotSteering(layers=projected, gamma_B=gamma_B, bias_B=log_gamma(gamma_B))

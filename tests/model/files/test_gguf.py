@@ -61,13 +61,26 @@ def llama_cpp_permute(weights, n_head):
     )
 
 
+def apart(layers):
+    """The fused weights by the names of NAMES."""
+    out = {key: w for key, w in layers.items() if key in NAMES}
+    for suffix in ("", "_bias"):
+        if f"qkv{suffix}" in layers:
+            w = layers[f"qkv{suffix}"]
+            out |= {f"q{suffix}": w[:, :, :-2], f"k{suffix}": w[:, :, -2], f"v{suffix}": w[:, :, -1]}
+    for fused, keys in (("qk_norm", ("q_norm", "k_norm")), ("gate_up", ("gate", "up"))):
+        if fused in layers:
+            out |= {key: layers[fused][:, i] for i, key in enumerate(keys)}
+    return out
+
+
 def tensors_of(config, params):
     yield "token_embd.weight", params["embed"]
     yield "output_norm.weight", params["final_norm"]
     if "head" in params:
         yield "output.weight", params["head"]
     width = {"o": (config.d_model, -1)}
-    for key, stacked in params["layers"].items():
+    for key, stacked in apart(params["layers"]).items():
         for layer, w in enumerate(stacked):
             if key in ("q", "k", "v"):
                 w = w.reshape(-1, config.d_model)
@@ -148,7 +161,7 @@ def test_quantised_blocks_are_undone_by_the_formula(tmp_path, kind):
     params = random_params(config)
     path = write(tmp_path / "m.gguf", config, params, quantise=gguf.GGMLQuantizationType[kind])
     loaded = loading.load_params(path)[1]
-    w, got = params["layers"]["gate"].reshape(-1, 32), loaded["layers"]["gate"].reshape(-1, 32)
+    w, got = params["layers"]["gate_up"].reshape(-1, 32), loaded["layers"]["gate_up"].reshape(-1, 32)
     if kind == "Q8_0":
         d = (np.abs(w).max(1, keepdims=True) / np.float32(127)).astype(np.float16).astype(np.float32)
         np.testing.assert_allclose(got, np.round(w / (np.abs(w).max(1, keepdims=True) / 127)) * d, atol=1e-6)

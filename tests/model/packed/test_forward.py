@@ -9,7 +9,7 @@ from iiblpo_jax.model.decoder import bind
 from iiblpo_jax.model.logprobs import response_logprobs
 from iiblpo_jax.model.packed.bins import PackedRows
 from iiblpo_jax.model.packed.forward import packed_logprobs
-from iiblpo_jax.model.steering.psa import bind_psa, latent_inputs, node_latent
+from iiblpo_jax.model.steering.psa import bind_psa, latent_inputs, steer_nodes, steer_rows
 
 N, S, T = 8, 3, 9
 
@@ -44,7 +44,7 @@ def test_log_probs_and_entropies(tiny_config, tiny_params, tiny_psa_params, rows
         packed = PackedRows(tokens_NC, length_N, tokens=tokens, group=4, shards=shards, private_N=private_N)
 
         def forward(bins):
-            nodes = None if latent is None else node_latent(jax.tree.map(by_shard, latent), bins)
+            nodes = None if latent is None else steer_nodes(psa, 2, jax.tree.map(by_shard, latent), bins)
             return packed_logprobs(
                 model,
                 packed.tokens_WNC,
@@ -53,13 +53,13 @@ def test_log_probs_and_entropies(tiny_config, tiny_params, tiny_psa_params, rows
                 T,
                 block=packed.spec.block,
                 temperature=0.9,
-                latent=nodes,
-                psa=psa,
+                inject=nodes,
             )
 
         return packed.collect(forward)
 
-    expected = response_logprobs(model, tokens_NC, context_N, T, temperature=0.9, latent=latent, psa=psa)
+    inject = steer_rows(psa, 2, latent) if with_z else None
+    expected = response_logprobs(model, tokens_NC, context_N, T, temperature=0.9, inject=inject)
     inside = np.arange(T) < np.asarray(length_N - S)[:, None]
     for found, wanted in zip(packed_forward(), expected, strict=True):
         np.testing.assert_allclose(found, np.where(inside, wanted, 0.0), atol=2e-5)

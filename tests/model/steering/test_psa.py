@@ -7,7 +7,7 @@ from flax import nnx
 
 from iiblpo_jax.model.attention import OFF, Pseudo, attend
 from iiblpo_jax.model.decoder import bind, hidden_states, params_of
-from iiblpo_jax.model.steering.psa import PSA, Latent, bind_psa, latent_inputs, layer_injection, layer_weights
+from iiblpo_jax.model.steering.psa import PSA, Latent, bind_psa, latent_inputs, layer_weights, steer_rows
 
 
 def test_gamma_halves_and_starts_at_the_refed_token():
@@ -40,15 +40,15 @@ def test_pseudo_position_by_hand():
     weights = np.array([np.exp(q @ k[0] / 2), np.exp(q @ k[1] / 2), gamma * np.exp(q @ kz / 2)])
     expected = (weights[0] * v[0] + weights[1] * v[1] + weights[2] * vz) / weights.sum()
     pseudo = Pseudo(
-        k_BJGE=jnp.array(kz).reshape(1, 1, 1, 4),
-        v_BJGE=jnp.array(vz).reshape(1, 1, 1, 4),
-        bias_BTJ=jnp.log(jnp.array([[[gamma]]])),
+        k_GE=jnp.array(kz).reshape(1, 1, 1, 4),
+        v_GE=jnp.array(vz).reshape(1, 1, 1, 4),
+        bias=jnp.log(jnp.array([[gamma]])),
     )
     args = jnp.array(q).reshape(1, 1, 1, 1, 4), jnp.array(k).reshape(1, 1, 2, 4), jnp.array(v).reshape(1, 1, 2, 4)
-    seen = jnp.ones((1, 1, 2), bool)
-    np.testing.assert_allclose(attend(*args, seen, pseudo).ravel(), expected, rtol=1e-5)
-    off = Pseudo(k_BJGE=pseudo.k_BJGE, v_BJGE=pseudo.v_BJGE, bias_BTJ=jnp.full((1, 1, 1), OFF))
-    np.testing.assert_array_equal(attend(*args, seen, off), attend(*args, seen, None))
+    heads, norm = attend(*args, jnp.ones((1, 1, 2), bool))
+    np.testing.assert_allclose(norm.ravel(), np.log(weights[:2].sum()), rtol=1e-5)
+    np.testing.assert_allclose(pseudo.merge(args[0], heads, norm).ravel(), expected, rtol=1e-5)
+    np.testing.assert_array_equal(pseudo.replace(bias=jnp.full((1, 1), OFF)).merge(args[0], heads, norm), heads)
 
 
 def test_gain_and_bias_of_a_layer(tiny_config, tiny_psa_params):
@@ -57,13 +57,17 @@ def test_gain_and_bias_of_a_layer(tiny_config, tiny_psa_params):
         segment_BT=jnp.array([[-1, 0, 1]]),
         gamma_BT=jnp.array([[1.0, 0.5, 0.25]]),
     )
-    weights = jax.tree.map(lambda w: w[1], layer_weights(bind_psa(tiny_psa_params, tiny_config), 2))
-    gain, pseudo = layer_injection(weights, latent, jnp.float32)
+    steering = steer_rows(bind_psa(tiny_psa_params, tiny_config), 2, latent)
+    gain, pseudo = steering.at(jax.tree.map(lambda w: w[1], steering.layers))
     w = np.asarray(tiny_psa_params["gain"][1])
     np.testing.assert_allclose(gain[0, 0], 0.0)
     np.testing.assert_allclose(gain[0, 1], 0.5 * np.arange(4.0) @ w, rtol=1e-5)
     np.testing.assert_allclose(gain[0, 2], 0.25 * np.arange(4.0, 8.0) @ w, rtol=1e-5)
-    np.testing.assert_allclose(pseudo.bias_BTJ[0], [[OFF, OFF], [np.log(0.5), OFF], [OFF, np.log(0.25)]], rtol=1e-6)
+    np.testing.assert_allclose(pseudo.bias[0], [OFF, np.log(0.5), np.log(0.25)], rtol=1e-6)
+    for found, name in ((pseudo.k_GE, "key"), (pseudo.v_GE, "value")):
+        projection = np.asarray(tiny_psa_params[name][1])
+        np.testing.assert_allclose(found[0, 1], np.einsum("z,zge->ge", np.arange(4.0), projection), atol=1e-5)
+        np.testing.assert_allclose(found[0, 2], np.einsum("z,zge->ge", np.arange(4.0, 8.0), projection), atol=1e-5)
 
 
 def test_z_off_leaves_the_backbone_alone_and_z_on_does_not_reach_back(tiny_config, tiny_params, tiny_psa_params):
@@ -72,7 +76,7 @@ def test_z_off_leaves_the_backbone_alone_and_z_on_does_not_reach_back(tiny_confi
     latent = latent_inputs(
         jnp.ones((2, 1, 4)), jnp.array([[3], [0]]), jnp.array([4, 4]), 12, half_life=8.0, strength=1.0
     )
-    plain, steered = hidden_states(model, rows), hidden_states(model, rows, latent=latent, psa=psa)
+    plain, steered = hidden_states(model, rows), hidden_states(model, rows, inject=steer_rows(psa, 2, latent))
     np.testing.assert_array_equal(steered[1], plain[1])
     np.testing.assert_array_equal(steered[0, :6], plain[0, :6])
     assert float(jnp.abs(steered[0, 6:] - plain[0, 6:]).min(0).max()) > 1e-3
