@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 
 from iiblpo_jax.common.errors import InputError, warn
 from iiblpo_jax.devices.processes import any_process
+from iiblpo_jax.run import earlier_layout
 
 # Orbax logs a stack trace for every thread that a failed save passes through; `Checkpoints` says it in one line.
 logging.getLogger("absl").addFilter(lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname)
@@ -245,23 +246,30 @@ class Checkpoints:
 
     def _restore(self, step: int, abstract_state) -> tuple:
         host = self._host(step)
-        self._check_arrays(step, host["arrays"], _describe(_flat(abstract_state)))
-        arrays = self._arrays(step, host, jax.tree.map(_abstract, _flat(abstract_state)))
+        arrays = self._arrays(step, host, host["arrays"], abstract_state)
         self._kept.best = host["best"]
         return step, _unflat(arrays, abstract_state), _decode(host["iterator"]), host["extra"]
 
     def _restore_policy(self, step: int, abstract_params: dict) -> tuple[int, dict]:
         host, mine = self._host(step), {"params": {"policy": abstract_params}}
         stored = {name: what for name, what in host["arrays"].items() if name.startswith("params.policy.")}
-        self._check_arrays(step, stored, _describe(_flat(mine)))
-        arrays = self._arrays(step, host, jax.tree.map(_abstract, _flat(mine)))
+        arrays = self._arrays(step, host, stored, mine)
         return step, _unflat(arrays, mine)["params"]["policy"]
 
     def _host(self, step: int) -> dict:
         return self._read(step, host=ocp.args.JsonRestore()).host
 
-    def _arrays(self, step: int, host: dict, target: dict) -> dict:
-        """The arrays of a step that `target` names."""
+    def _arrays(self, step: int, host: dict, stored: dict, abstract_state) -> dict:
+        """The arrays of a step that the state wants, all of which must be among those `stored`, and they among them."""
+        target = jax.tree.map(_abstract, _flat(abstract_state))
+        if not earlier_layout.is_earlier(stored):
+            return self._read_arrays(step, host, stored, target)
+        arrays = self._read_arrays(step, host, stored, earlier_layout.earlier(target))
+        return earlier_layout.fuse(arrays, target)
+
+    def _read_arrays(self, step: int, host: dict, stored: dict, target: dict) -> dict:
+        """The arrays that `target` names, checked."""
+        self._check_arrays(step, stored, _describe(target))
         places = ocp.checkpoint_utils.construct_restore_args(target)
         part = ocp.args.PyTreeRestore(item=target, restore_args=places, partial_restore=True)
         arrays = self._read(step, state=part).state
