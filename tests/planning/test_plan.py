@@ -119,9 +119,7 @@ def test_work_of_the_paper_run():
     assert generated_tokens(config, LENGTHS) == 64 * 200 * 2.5
     deep = files.load_file(ROOT / "configs" / "qwen2_5_7b_v5p_64.py")
     deep.branch.parent, deep.branch.k = "previous", 2
-    assert generated_tokens(deep, LENGTHS) == 64 * 200 * (
-        1 + 2 / 2 + 4 / 4
-    )  # two levels, each inherits half of its own
+    assert generated_tokens(deep, LENGTHS) == 64 * 200 * (1 + 2 / 2 + 4 / 4)  # each level inherits half once more
     work = step_work(config, m, LENGTHS, shape, 16)
     assert set(work) == {"rollout", "inform", "update"}
     # recomputation is one forward of five
