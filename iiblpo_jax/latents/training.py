@@ -41,7 +41,6 @@ def train_cvae(
     steps: int,
     batch: int,
     lr: float,
-    kl_weight: float,
     free_bits: float,
     kl_warmup: int,
     mesh: Mesh | None = None,
@@ -53,7 +52,8 @@ def train_cvae(
       key: initialisation, batches and noise.
       latent, hidden: Z and the width of the hidden layers.
       steps, batch, lr: optimisation; lr decays to 0 along a cosine.
-      kl_weight, free_bits, kl_warmup: see `cvae.elbo_terms`; the weight rises linearly over `kl_warmup` steps.
+      free_bits: see `cvae.elbo_terms`.
+      kl_warmup: steps over which the weight of the KL rises linearly to 1.
       mesh: devices; None = one. A batch that they do not divide is not split.
 
     Returns:
@@ -72,7 +72,7 @@ def train_cvae(
         terms = cvae_lib.elbo_terms(
             nnx.merge(graph, weights, statistics),
             *mine,
-            kl_weight=warmup(step, kl_weight, kl_warmup),
+            kl_weight=warmup(step, 1.0, kl_warmup),
             free_bits=free_bits,
         )
         return terms.loss

@@ -64,7 +64,6 @@ def test_cvae_learns_what_the_context_does_not_tell():
         steps=600,
         batch=128,
         lr=3e-3,
-        kl_weight=1.0,
         free_bits=0.0,
         kl_warmup=100,
     )
