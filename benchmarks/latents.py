@@ -172,7 +172,7 @@ class Task:
         forest, _ = rollout(published, prompt_PS, prompt_len_P, jax.random.key(3), spec=spec, latents=latents)
         texts = self.tokenizer.decode_batch(response_tokens(forest))
         with Scorer([self.task]) as scorer:
-            rewards = scorer.score([p for p in problems for _ in range(1 + k)], texts)[0]
+            rewards = scorer.score([p for p in problems for _ in range(1 + k)], texts).rewards
         plans = [[self.task.plan(text) or "" for text in texts[i + 1 : i + 1 + k]] for i in range(0, len(texts), 1 + k)]
         return plans, np.asarray(rewards).reshape(-1, 1 + k)[:, 1:]
 

@@ -169,7 +169,7 @@ def rollout_facts(reference: Reference, labelled: Labelled, *, max_tokens: int) 
     forest, _ = rollout(published, *prompts, jax.random.key(0), spec=spec)
     with Scorer([labelled.task]) as scorer:
         texts = reference.tokenizer.decode_batch(response_tokens(forest))
-        rewards_R, _ = scorer.score([problem for problem in problems for _ in range(SAMPLES)], texts)
+        rewards_R = scorer.score([problem for problem in problems for _ in range(SAMPLES)], texts).rewards
     tokens = response_tokens(forest, stop=True)
     return reference.facts(labelled.task, batch, tokens, np.asarray(forest.finish_R), rewards_R >= CORRECT)
 

@@ -97,8 +97,8 @@ def gym_task(name: str) -> Task:
 def timed(scorer: Scorer, problem: Problem, response: str) -> tuple[float, float, dict]:
     """(seconds, score, counts) of one response."""
     start = time.perf_counter()
-    rewards, counts = scorer.score([problem], [response])
-    return time.perf_counter() - start, float(rewards[0]), counts
+    grades = scorer.score([problem], [response])
+    return time.perf_counter() - start, float(grades.rewards[0]), grades.counts
 
 
 def problem_of(attack: hostile.Attack, gyms: dict) -> Problem:

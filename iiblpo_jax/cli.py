@@ -22,7 +22,8 @@ from ml_collections import ConfigDict, config_flags
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config import files, validation
-from iiblpo_jax.config.defaults import RunConfig
+from iiblpo_jax.config.defaults import KNOBS, RunConfig
+from iiblpo_jax.config.knobs import KINDS
 from iiblpo_jax.devices import processes as distributed
 
 CACHE = "IIBLPO_CACHE"  # environment variable: folder of compiled programs; empty switches the cache off
@@ -66,7 +67,8 @@ def parse(argv: list[str], *, needs_workdir: bool = True) -> tuple[RunConfig, Pa
     """The checked, locked config and the workdir that a command line asks for.
 
     Raises:
-      InputError: unknown flag or key, a value of the wrong type, no usable config file, an impossible config.
+      InputError: unknown flag, no usable config file; or all that is wrong with the config: unknown keys, values of the
+        wrong type or outside their range, an impossible combination.
       SystemExit: status 0 after --help.
     """
     plain, overrides = _split_overrides(argv[1:])
@@ -78,8 +80,9 @@ def parse(argv: list[str], *, needs_workdir: bool = True) -> tuple[RunConfig, Pa
         config = files.load(workdir)
     else:
         raise InputError("no config; pass --config=FILE, such as --config=configs/arithmetic.py")
-    config = override(config, overrides)
-    validation.validate(config)
+    found = _override(config, overrides) + validation.mistakes(config)
+    if found:
+        raise InputError.of(found)
     return config, workdir
 
 
@@ -87,19 +90,32 @@ def override(config: RunConfig, arguments: list[str]) -> RunConfig:
     """Applies `--config.section.key=value` arguments to `config` in place and returns it.
 
     Raises:
-      InputError: a key that the config does not have, or a value of another type.
+      InputError: keys that the config does not have, or values of another type: all of them.
     """
-    known = files.flatten(config)
+    if found := _override(config, arguments):
+        raise InputError.of(found)
+    return config
+
+
+def _override(config: RunConfig, arguments: list[str]) -> list[str]:
+    """Applies what can be applied; the other arguments' mistakes."""
+    found = []
     for argument in arguments:
-        if _OVERRIDE.match(argument):
-            _check_key(config, argument, known)
+        try:
+            _apply(config, argument)
+        except InputError as error:
+            found.append(str(error))
+    return found
+
+
+def _apply(config: RunConfig, argument: str) -> None:
+    _check_key(config, argument, files.flatten(config))
     values = flags.FlagValues()
     try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", *arguments])
-        values(["", *arguments])
-    except (flags.Error, TypeError, ValueError, AttributeError, KeyError) as error:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", argument])
+        values(["", argument])
+    except (flags.Error, TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
         raise _override_error(error, config) from None
-    return config
 
 
 def enable_compilation_cache() -> None:
@@ -115,16 +131,17 @@ def enable_compilation_cache() -> None:
 
 
 def _split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Separates `--config.x=1` (and `--config.x 1`) from the other flags."""
+    """Separates `--config.x=1` (and `--config.x 1`, which becomes `--config.x=1`) from the other flags."""
     plain, overrides, rest = [], [], list(arguments)
     while rest:
         argument = rest.pop(0)
         if not _OVERRIDE.match(argument):
             plain.append(argument)
             continue
+        apart = "=" not in argument and not argument.lstrip("-").startswith("no")
+        if apart and rest and not rest[0].startswith("--"):
+            argument += f"={rest.pop(0)}"
         overrides.append(argument)
-        if "=" not in argument and rest and not rest[0].startswith("--"):
-            overrides.append(rest.pop(0))
     return plain, overrides
 
 
@@ -132,7 +149,7 @@ def _parse_flags(argv: list[str]) -> None:
     if {"--help", "-help", "-h"} & set(argv):
         doc = sys.modules["__main__"].__doc__ or ""
         print(f"{doc.strip()}\n\n{flags.FLAGS.main_module_help()}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
-        print("\nAny knob of the config: --config.SECTION.KEY=VALUE (iiblpo_jax/config/defaults.py lists them all).")
+        print("\nAny knob of the config: --config.SECTION.KEY=VALUE (docs/configuration.md lists them all).")
         sys.exit(0)
     for name in ("config", "workdir"):  # a second command line in one process starts from nothing
         flags.FLAGS[name].unparse()
@@ -195,8 +212,10 @@ def _override_error(error: Exception, config: RunConfig) -> InputError:
     if named is None:
         return InputError(f"{_reason(error)}; write overrides as --config.SECTION.KEY=VALUE")
     key, value = named.groups()
-    kinds = {int: "a whole number", float: "a number", bool: "True or False", tuple: "a list such as 1,2"}
-    wanted = kinds.get(config_flags.config_flags.GetType(key, config), "a dict such as {'name': 1}")
+    if key in KNOBS:
+        wanted = KNOBS[key].wanted_kind
+    else:  # of a free-form dict
+        wanted = KINDS.get(config_flags.config_flags.GetType(key, config), KINDS[dict])
     return InputError(f"--config.{key}={value}: {key} takes {wanted}")
 
 

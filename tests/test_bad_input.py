@@ -89,6 +89,21 @@ def test_unknown_config_key(refuse, workdir, verb):
     assert "train.stps" in line and "did you mean train.steps" in line
 
 
+@BOTH
+def test_every_mistake_of_a_config_is_named(refuse, workdir, verb):
+    line = refuse(verb, ARITHMETIC, workdir, "--config.train.stps=3", "--config.optim.lr=nan", "--config.ib.keep=-1")
+    assert line.startswith("error: 3 mistakes: (1) unknown config key train.stps;")
+    assert "optim.lr = nan; use a number, 0 or more" in line and "ib.keep = -1; use 0 or more" in line
+
+
+@BOTH
+def test_a_workdir_of_an_earlier_version_with_a_knob_that_is_gone(refuse, workdir, tmp_path, verb):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"latent": {"free_bits": 0.3}, "train": {"steps": 2.5}}')
+    line = refuse(verb, workdir)
+    assert "latent.free_bits = 0.3, and there is no such knob any more" in line and "train.steps = 2.5" in line
+
+
 @pytest.mark.parametrize("verb", ["train", "evaluate", "export"])
 def test_a_mistyped_command_line_does_not_wait_for_jax(verb):
     code = f"import sys, iiblpo_jax.{verb}; assert 'jax' not in sys.modules"

@@ -19,7 +19,8 @@ VERB = """
         if config.train.steps == 13:
             raise InputError("thirteen steps;\\n use twelve")
         print(config.train.steps, config.eval.k, config.eval.greedy, config.optim.lr, config.psa.half_life,
-              config.update.minibatches, dict(config.task.options), workdir, flags.FLAGS.out)
+              config.update.minibatches, config.checkpoint.best,
+              dict(config.task.options), workdir, flags.FLAGS.out)
 
     if __name__ == "__main__":
         cli.run(main)
@@ -76,10 +77,14 @@ def test_overrides_of_every_type(run):
         "1e-3",
         "--config.psa.half_life=inf",
         "--config.update.minibatches=2",
+        "--config.checkpoint.best",
+        "False",
         "--config.task.options.k_max=5",
         "--out=there",
     )
-    assert done.stdout.split("\n")[0] == "7 (1, 2) False 0.001 inf 2 {'k_max': 5, 'k_min': 2} w there", done.stderr
+    assert done.stdout.split("\n")[0] == "7 (1, 2) False 0.001 inf 2 False {'k_max': 5, 'k_min': 2} w there", (
+        done.stderr
+    )
     assert done.returncode == 0
 
 
@@ -104,6 +109,11 @@ def test_the_config_of_the_workdir_is_used_where_none_is_given(run, tmp_path):
         ((*OK, "--config.train=7"), "train is a section of the config; set its keys one by one"),
         ((*OK, "--config.train.steps"), "Missing value for --config.train.steps"),
         ((*OK, "--config.branch.points=shred"), "branch.points = 'shred' (did you mean shared?); use one of"),
+        ((*OK, "--config.train.steps=2.5"), "--config.train.steps=2.5: train.steps takes a whole number, 1 or more"),
+        ((*OK, "--config.optim.lr=nan"), "optim.lr = nan; use a number, 0 or more"),
+        ((*OK, "--config.eval.k=1,x"), "eval.k = ('1,x',); use a list such as 1,2, each 1 or more"),
+        ((*OK, "--config.objective.name=grop"), "objective.name = 'grop' (did you mean grpo?); use one of dapo,"),
+        ((*OK, "--config.eval.greedy", "maybe"), "--config.eval.greedy=maybe: eval.greedy takes True or False"),
         ((*OK, "--config.train.steps=13"), "thirteen steps; use twelve"),
         ((*OK, "--workdri=w"), "Unknown command line flag 'workdri'. Did you mean: workdir"),
         ((*OK, "extra"), "unexpected argument 'extra'; every argument is a flag"),
@@ -118,6 +128,17 @@ def test_a_mistake_is_one_line_and_status_2(run, arguments, message):
     done = run(*arguments)
     assert done.stderr.startswith(f"error: {message}"), done.stderr
     assert done.stderr.count("\n") == 1 and done.returncode == 2 and done.stdout == ""
+
+
+def test_all_mistakes_are_one_line_together(run):
+    mistakes = "train.stepz=7", "train.steps=many", "optim.lr=-1", "rollout.refill_at=99"
+    done = run(*OK, *(f"--config.{mistake}" for mistake in mistakes))
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(
+        "error: 4 mistakes: (1) unknown config key train.stepz; did you mean train.steps?; (2)"
+    )
+    for part in ("steps=many: train.steps takes a whole", "optim.lr = -1.0; use 0 or", "refill_at = 99 exceeds"):
+        assert part in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -145,6 +166,7 @@ def test_help_names_the_verb_and_its_flags(run):
     assert done.returncode == 0
     for text in ("A verb that prints what it was given.", "--out", "--workdir", "--config.SECTION.KEY=VALUE"):
         assert text in done.stdout
+    assert "docs/configuration.md lists them all" in done.stdout
 
 
 def test_a_command_line_is_refused_before_jax_is_loaded(tmp_path):

@@ -1,6 +1,9 @@
 """What a user is meant to read when something is wrong: one exception, and warnings of one line."""
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Sequence
 
 LONGEST = 2000  # characters of a message; names out of a damaged file may be megabytes long
 
@@ -17,6 +20,20 @@ class InputError(Exception):
         if len(message) > LONGEST:
             message = f"{message[: LONGEST - 400]} ... {message[-400:]}"
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+
+    @classmethod
+    def of(cls, messages: Sequence[str]) -> InputError:
+        """One error of several messages, numbered; of a single one, just that. Cut where there is no room for more."""
+        if len(messages) == 1:
+            return cls(messages[0])
+        line, head = "", f"{len(messages)} mistakes:"
+        for number, message in enumerate(messages, 1):
+            more = f" ({number}) {message};"
+            if line and len(head) + len(line) + len(more) > LONGEST - 40:
+                line += f" and {len(messages) - number + 1} more;"
+                break
+            line += more
+        return cls(f"{head}{line}".removesuffix(";"))
 
 
 def warn(line: str) -> None:

@@ -1,12 +1,288 @@
-"""Every knob of a run, its default and its unit.
+"""Every knob of a run: value, unit, range and what it does, in one table. docs/configuration.md is made of it.
 
 The defaults are the released hyper-parameters of the paper (arXiv 2601.05870) where nothing better was found, and else
 what docs/findings.md shows; `paper` is the literal reading. Where the paper is silent, the README's section on the
 method lists our definitions.
 """
 
+import math
+
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+
+from iiblpo_jax.config.knobs import knob
+
+MESH_REST = (-1,)  # all devices that the other axes leave
+
+# The policy-optimisation methods, and what objective.options may set of each.
+METHODS = {
+    "dapo": {},
+    "dr_grpo": {},
+    "entropy_adv": {
+        "alpha": knob(0.4, "weight of the entropy in the bonus", at_least=0),
+        "kappa": knob(2.0, "the bonus is at most |A| / kappa", above=0),
+    },
+    "grpo": {},
+    "gspo": {},
+    "rloo": {},
+}
+
+SECTIONS = {
+    "model": "the language model",
+    "data": "prompts and verifiers",
+    "task": "what is asked",
+    "train": "the run",
+    "rollout": "how trajectories are sampled",
+    "branch": "where and how trees branch",
+    "latent": "where z comes from: the latent stage",
+    "psa": "how z enters the model",
+    "ib": "the information bottleneck: which trajectories are kept",
+    "objective": "what a token is worth",
+    "optim": "the optimiser",
+    "update": "how the policy moves",
+    "attention": "which attention packed forwards run",
+    "mesh": "how devices share the work",
+    "checkpoint": "what stays on disk",
+    "eval": "held-out evaluation",
+    "log": "what a run writes down",
+}
+
+KNOBS = {
+    "model.path": knob(
+        "package:iiblpo_jax/data/assets/arithmetic", "Hugging Face directory, .gguf file, or package:PKG/FILE"
+    ),
+    "model.dtype": knob(
+        "float32",
+        "of the update's matmuls; master weights are always float32; bfloat16 on accelerators",
+        choices=("float32", "bfloat16"),
+    ),
+    "data.seed": knob(0, "order of the prompts and of generated problems"),
+    "data.verifiers": knob(
+        2, "processes that check answers with math-verify or reasoning-gym", at_least=1, unit="processes"
+    ),
+    "data.verifier_timeout": knob(
+        1.0, "how long an answer may take; then it scores 0 and is counted", above=0, below=math.inf, unit="seconds"
+    ),
+    "task.name": knob("arithmetic", "a name of the task registry; 'gym:NAME' is a reasoning-gym task"),
+    "task.data_dir": knob("", "folder with the task's local files; not used by procedural tasks"),
+    "task.options": knob({}, "arguments of the task; with a mix: one dict a task name"),
+    "task.mix": knob({}, "task name -> weight, in place of task.name; empty = task.name alone"),
+    "train.steps": knob(
+        1000, "each is followed by update.minibatches * update.epochs optimiser steps", at_least=1, unit="rollouts"
+    ),
+    "train.seed": knob(0, "of sampling, branching and latents"),
+    "train.prompts_per_step": knob(32, "P, prompts of one rollout", at_least=1, unit="prompts"),
+    "train.max_bad_steps": knob(
+        5, "updates in a row, not finite or exploded and so skipped, that stop the run", at_least=1, unit="steps"
+    ),
+    "train.memory_report": knob(False, "before step 1: a table of what every program needs, refused if it cannot fit"),
+    "rollout.roots": knob(4, "M, root trajectories of a prompt", at_least=1, unit="trajectories"),
+    "rollout.slots": knob(64, "B, sequences decoded at a time", at_least=1, unit="sequences"),
+    "rollout.refill_at": knob(4, "idle slots that trigger a refill", at_least=1, unit="slots"),
+    "rollout.temperature": knob(0.9, "divides the logits", above=0),
+    "rollout.top_k": knob(0, "the most probable ones are kept; 0 = all", at_least=0, unit="tokens"),
+    "rollout.top_p": knob(0.9, "probability mass kept; 1 = all", above=0, at_most=1),
+    "rollout.min_p": knob(
+        0.0, "tokens under min_p * the largest probability are dropped; 0 = none", at_least=0, below=1
+    ),
+    "rollout.max_prompt": knob(
+        2048, "S, the longest prompt; longer ones are dropped and counted", at_least=1, unit="tokens"
+    ),
+    "rollout.max_tokens": knob(4096, "T, the longest response", at_least=1, unit="tokens"),
+    "rollout.min_tokens": knob(0, "of a response before a stop token may be sampled", at_least=0, unit="tokens"),
+    "rollout.dtype": knob("float32", "of decoding; bfloat16 on accelerators", choices=("float32", "bfloat16")),
+    "rollout.weights": knob(
+        "", "of the decoding matrices; empty = rollout.dtype; int8: one scale an output channel", choices=("", "int8")
+    ),
+    "rollout.kv_dtype": knob("", "of the KV cache; empty = rollout.dtype", choices=("", "float32", "bfloat16")),
+    "rollout.unroll": knob(
+        True, "decode unrolled over layers; False: a scan, slower, but compile time constant in depth"
+    ),
+    "branch.k": knob(
+        1, "K, branches of a root, and with branch.parent = previous of a branch; 0 = none", at_least=0, unit="branches"
+    ),
+    "branch.fraction": knob(
+        0.05,
+        "share of a parent's own tokens, highest entropy first, among which t* is drawn (at least 2)",
+        above=0,
+        at_most=1,
+    ),
+    "branch.points": knob(
+        "shared", "shared: one t* a parent, K latents; distinct: K different t*", choices=("shared", "distinct")
+    ),
+    "branch.parent": knob(
+        "root",
+        "what branches grow on; previous: branches too, down to branch.depth levels",
+        choices=("root", "previous"),
+    ),
+    "branch.depth": knob(
+        2,
+        "levels of branches with branch.parent = previous: 1 + K + ... + K^depth trajectories; root: not used",
+        at_least=1,
+        unit="levels",
+    ),
+    "branch.min_suffix": knob(
+        8, "the last min(this, length / 4) tokens of a root are no candidates", at_least=1, unit="tokens"
+    ),
+    "branch.min_entropy": knob(
+        0.0, "a root whose most hesitant candidate is surer than this gets no branches", at_least=0, unit="nats"
+    ),
+    "branch.solved": knob(True, "a root that has given the gold answer gets branches too"),
+    "branch.credit": knob(
+        "trajectory",
+        "trajectory: one advantage each; tree, siblings: along segments (objectives/tree.py)",
+        choices=("trajectory", "tree", "siblings"),
+    ),
+    "branch.local_credit": knob(1.0, "weight of the comparison with siblings in tree credit", at_least=0),
+    "branch.prefix_loss": knob(True, "tokens inherited from the parent count in a branch's loss too"),
+    "latent.kind": knob(
+        "gaussian", "gaussian: a conditional VAE; codes: k-means of what follows", choices=("gaussian", "codes")
+    ),
+    "latent.z": knob(
+        0, "Z, width of the latent; codes: how many; 0 = no latent: branches are plain resamples", at_least=0
+    ),
+    "latent.siblings": knob(
+        "independent", "z's of a tree; stratified: they share out the prior", choices=("independent", "stratified")
+    ),
+    "latent.prior_power": knob(
+        1.0, "branches draw z from the prior to this power: below 1 flatter, 0 = all codes alike", at_least=0
+    ),
+    "latent.condition": knob(
+        "marginal",
+        "marginal: branches scored without z, importance-weighted; conditioned: with z",
+        choices=("marginal", "conditioned"),
+    ),
+    "latent.hidden": knob(256, "width of the CVAE's hidden layers", at_least=1),
+    "latent.window": knob(0, "from t* on that a code is about; codes only", at_least=0, unit="tokens"),
+    "latent.prompts": knob(512, "training prompts from which features are collected", at_least=1, unit="prompts"),
+    "latent.samples": knob(4, "own samples of the model a prompt", at_least=1, unit="samples"),
+    "latent.steps": knob(1000, "optimiser steps of the CVAE", at_least=1, unit="steps"),
+    "latent.batch": knob(256, "feature pairs a CVAE step", at_least=1, unit="pairs"),
+    "latent.lr": knob(1e-4, "learning rate of the CVAE (Adam)", above=0),
+    "latent.kl_warmup": knob(
+        200, "over which the weight of the KL in the ELBO rises linearly from 0 to 1", at_least=0, unit="steps"
+    ),
+    "latent.psa_steps": knob(
+        200, "optimiser steps of the PSA projections, language model frozen", at_least=0, unit="steps"
+    ),
+    "latent.prior_weight": knob(
+        0.0, "share of PSA's training rows whose z comes from the prior: how often z may mislead", at_least=0, below=1
+    ),
+    "latent.psa_lr": knob(1e-3, "learning rate of the PSA projections in the latent stage (Adam)", above=0),
+    "psa.layers": knob(
+        "all",
+        "injected layers: all, or the last n as 'n'",
+        pattern="all|0*[1-9][0-9]*",
+        wanted="all, or the number of last layers, such as 4",
+    ),
+    "psa.half_life": knob(256.0, "in which the strength of z halves; inf = no decay", above=0, unit="tokens"),
+    "psa.strength": knob(1.0, "strength at t*; 0 = z has no effect", at_least=0),
+    "ib.estimator": knob(
+        "none",
+        "of S_IB; likelihood: a reference forward a step; entropy: IBRO; none: no score",
+        choices=("likelihood", "entropy", "none"),
+    ),
+    "ib.compression": knob(
+        "description",
+        "of likelihood; description: length of r; information: I(q;r), the paper's words",
+        choices=("description", "information"),
+    ),
+    "ib.beta": knob(1.0, "weight of the answer term against the compression term, both standardised", at_least=0),
+    "ib.filter": knob(
+        "contrast",
+        "contrast: right and wrong in turns, none of a group of one kind; score: the best; random: a control",
+        choices=("score", "contrast", "random", "none"),
+    ),
+    "ib.distinct": knob(False, "of trajectories of a prompt with the same tokens only the first one counts"),
+    "ib.keep": knob(
+        0, "N, kept of a prompt; 0 = half of the group, with contrast all that is left", at_least=0, unit="trajectories"
+    ),
+    "ib.keep_contrast": knob(True, "with score and random: a group with right and wrong answers keeps both kinds"),
+    "ib.reward_coef": knob(
+        0.0, "times clip(score, -1, 1), added to the advantage in groups with reward spread", at_least=0
+    ),
+    "ib.surprise": knob(
+        0.5, "advantages are weighed by (-log2 of the prompt's share of right answers) ** this; 0 = off", at_least=0
+    ),
+    "ib.entropy_coef": knob(0.0, "of the loss term mean(A_t H_t)", at_least=0),
+    "ib.length_cost": knob(0.5, "the explicit price of verbosity; 0 = none", at_least=0, unit="nats a token"),
+    "objective.name": knob("grpo", "a method of iiblpo_jax/objectives", choices=tuple(METHODS)),
+    "objective.clip_low": knob(
+        None, "ratio is clipped below at 1 - this; None = the method's own", at_least=0, kind=float
+    ),
+    "objective.clip_high": knob(
+        None, "ratio is clipped above at 1 + this; None = the method's own", at_least=0, kind=float
+    ),
+    "objective.aggregate": knob(
+        None,
+        "how token losses become one number; None = the method's own",
+        choices=("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"),
+        kind=str,
+    ),
+    "objective.options": knob({}, "further arguments of the method, such as alpha of entropy_adv"),
+    "optim.lr": knob(1e-6, "learning rate of the language model (AdamW)", at_least=0),
+    "optim.psa_lr": knob(1e-5, "learning rate of the PSA projections during RL (AdamW, conditioned only)", at_least=0),
+    "optim.schedule": knob("constant", "cosine: to 0 at the last step", choices=("constant", "cosine")),
+    "optim.warmup": knob(0, "optimiser steps of linear warm-up", at_least=0, unit="steps"),
+    "optim.b1": knob(0.9, "decay of the gradient average", at_least=0, below=1),
+    "optim.b2": knob(0.999, "decay of the squared-gradient average", at_least=0, below=1),
+    "optim.weight_decay": knob(0.01, "of matrices, not of norms and biases", at_least=0),
+    "optim.clip_norm": knob(1.0, "the global gradient norm is cut to this", above=0),
+    "update.minibatches": knob(4, "optimiser steps an epoch over one rollout", at_least=1, unit="steps"),
+    "update.epochs": knob(1, "passes over one rollout", at_least=1, unit="passes"),
+    "update.packed": knob(True, "compute what trajectories have in common once; False: padded rows"),
+    "update.microbatch": knob(
+        0,
+        "of a forward and backward pass, packed: as many tokens; 0 = 8192 tokens a device",
+        at_least=0,
+        unit="trajectories",
+    ),
+    "update.remat": knob(True, "recompute activations in the backward pass; False is faster and holds them all"),
+    "update.importance_cap": knob(
+        2.0, "truncation of pi_old / mu of sampled tokens; 0 = no importance weights", at_least=0
+    ),
+    "update.kl_coef": knob(0.0, "of the k3 KL to the reference model", at_least=0),
+    "attention.impl": knob(
+        "blocks",
+        "of packed forwards; blocks: any backend; pallas: a CUDA kernel (on a CPU interpreted)",
+        choices=("blocks", "pallas"),
+    ),
+    "mesh.data": knob(
+        -1,
+        "over which prompts are split; -1 = all that the other axes leave",
+        at_least=1,
+        also=MESH_REST,
+        unit="devices",
+    ),
+    "mesh.fsdp": knob(
+        1, "over which weights, optimiser state and prompts are split", at_least=1, also=MESH_REST, unit="devices"
+    ),
+    "mesh.sequence": knob(
+        1, "over which the tokens of one forward are split: long responses", at_least=1, also=MESH_REST, unit="devices"
+    ),
+    "mesh.tensor": knob(
+        1, "over which heads, MLP and vocabulary are split", at_least=1, also=MESH_REST, unit="devices"
+    ),
+    "checkpoint.every": knob(50, "between checkpoints; 0 = only at the end and on SIGTERM", at_least=0, unit="steps"),
+    "checkpoint.keep": knob(2, "the newest ones that stay on disk", at_least=1, unit="checkpoints"),
+    "checkpoint.best": knob(True, "the best evaluation's stays too, and a new best is saved at once (mean pass@1)"),
+    "eval.tasks": knob((), "registry names; empty = the held-out set of the training task", of=str),
+    "eval.problems": knob(256, "of each task", at_least=1, unit="problems"),
+    "eval.samples": knob(4, "of each problem", at_least=1, unit="samples"),
+    "eval.temperature": knob(0.6, "divides the logits", at_least=0),
+    "eval.top_p": knob(0.95, "probability mass kept", above=0, at_most=1),
+    "eval.k": knob((1, 4), "the k of pass@k and maj@k, none above eval.samples", of=int, at_least=1),
+    "eval.greedy": knob(True, "one greedy answer a problem as well"),
+    "eval.every": knob(0, "between evaluations; the first and the last step always have one", at_least=0, unit="steps"),
+    "eval.seed": knob(1234, "of problems and samples"),
+    "log.every": knob(1, "between rows of metrics.jsonl", at_least=1, unit="steps"),
+    "log.rollouts": knob(1, "between files of rollouts/; 0 = none", at_least=0, unit="steps"),
+}
+
+# Knobs of earlier versions: the default they had, and what they did.
+REMOVED = {
+    "latent.kl_weight": (1.0, "weight of the KL in the ELBO, which is 1 now"),
+    "latent.free_bits": (0.1, "nats a dimension that the KL may cost nothing, which are 0.1 now"),
+}
 
 
 class RunConfig(ConfigDict):
@@ -19,153 +295,11 @@ class RunConfig(ConfigDict):
 
 def default_config() -> RunConfig:
     """A locked config with every knob; config files change values and cannot add keys."""
-    c = RunConfig()
-
-    c.model = model = ConfigDict()
-    model.path = "package:iiblpo_jax/data/assets/arithmetic"  # Hugging Face directory, .gguf file, or package:PKG/FILE
-    model.dtype = "float32"  # of the update's matmuls; master weights are always float32; bfloat16 on accelerators
-
-    c.data = data = ConfigDict()
-    data.seed = 0  # order of the prompts and of generated problems
-    data.verifiers = 2  # processes that check answers with math-verify or reasoning-gym
-    data.verifier_timeout = 1.0  # seconds an answer may take; then it scores 0 and is counted
-
-    c.task = task = ConfigDict()
-    task.name = "arithmetic"  # a name of the task registry; "gym:NAME" is a reasoning-gym task
-    task.data_dir = ""  # folder with the task's local files; not used by procedural tasks
-    task.options = ConfigDict()  # arguments of the task; with a mix: one dict a task name
-    task.mix = ConfigDict()  # task name -> weight, in place of task.name; empty = task.name alone
-
-    c.train = train = ConfigDict()
-    train.steps = 1000  # rollouts; each is followed by update.minibatches * update.epochs optimiser steps
-    train.seed = 0  # of sampling, branching and latents
-    train.prompts_per_step = 32  # P
-    train.max_bad_steps = 5  # updates in a row, not finite or exploded and so skipped, that stop the run
-    train.memory_report = False  # before step 1: a table of what every program needs, refused if it cannot fit
-
-    c.rollout = rollout = ConfigDict()
-    rollout.roots = 4  # M root trajectories a prompt
-    rollout.slots = 64  # B sequences decoded at a time
-    rollout.refill_at = 4  # idle slots that trigger a refill
-    rollout.temperature = 0.9  # divides the logits
-    rollout.top_k = 0  # most probable tokens kept; 0 = all
-    rollout.top_p = 0.9  # probability mass kept; 1 = all
-    rollout.min_p = 0.0  # tokens under min_p * the largest probability are dropped; 0 = none
-    rollout.max_prompt = 2048  # S tokens; longer prompts are dropped and counted
-    rollout.max_tokens = 4096  # T response tokens
-    rollout.min_tokens = 0  # response tokens before a stop token may be sampled
-    rollout.dtype = "float32"  # of decoding; bfloat16 on accelerators
-    rollout.weights = ""  # of the decoding matrices: empty = rollout.dtype | int8, one scale an output channel
-    rollout.kv_dtype = ""  # of the KV cache: empty = rollout.dtype | float32 | bfloat16
-    rollout.unroll = True  # decode unrolled over layers; False: a scan, slower, but compile time constant in depth
-
-    c.branch = branch = ConfigDict()
-    branch.k = 1  # K branches a root, and with branch.parent = previous a branch; 0 = none
-    branch.fraction = 0.05  # share of a parent's own tokens, highest entropy first, from which t* is drawn (at least 2)
-    branch.points = "shared"  # shared: one t* a parent, K latents | distinct: K different t*
-    branch.parent = "root"  # what branches grow on: root | previous: branches too, down to branch.depth levels
-    branch.depth = 2  # levels of branches with parent = previous: 1 + K + ... + K^depth trajectories; root: not used
-    branch.min_suffix = 8  # the last min(this, length / 4) tokens of a root are no candidates
-    branch.min_entropy = 0.0  # nats; a root whose most hesitant candidate is surer than this gets no branches
-    branch.solved = True  # a root that has given the gold answer gets branches too
-    branch.credit = "trajectory"  # trajectory: one advantage each | tree, siblings: along segments (objectives/tree.py)
-    branch.local_credit = 1.0  # weight of the comparison with siblings in tree credit
-    branch.prefix_loss = True  # tokens inherited from the parent count in a branch's loss too
-
-    c.latent = latent = ConfigDict()
-    latent.kind = "gaussian"  # gaussian: a conditional VAE | codes: k-means of what follows
-    latent.z = 0  # Z, width of the latent; codes: how many; 0 = no latent: branches are plain resamples
-    latent.siblings = "independent"  # z's of a tree: independent | stratified: they share out the prior
-    latent.prior_power = 1.0  # branches draw z from the prior to this power: below 1 flatter, 0 = all codes alike
-    latent.condition = "marginal"  # marginal: branches scored without z, importance-weighted | conditioned: with z
-    latent.hidden = 256  # width of the CVAE's hidden layers
-    latent.window = 0  # tokens from t* on that a code is about; codes only
-    latent.prompts = 512  # training prompts from which features are collected
-    latent.samples = 4  # own samples of the model a prompt
-    latent.steps = 1000  # optimiser steps of the CVAE
-    latent.batch = 256  # feature pairs a CVAE step
-    latent.lr = 1e-4  # Adam, CVAE
-    latent.kl_weight = 1.0  # w_kl of the ELBO
-    latent.free_bits = 0.1  # nats a dimension that the KL may cost nothing
-    latent.kl_warmup = 200  # steps over which the KL weight rises linearly from 0
-    latent.psa_steps = 200  # optimiser steps of the PSA projections, language model frozen
-    latent.prior_weight = 0.0  # share of PSA's training rows whose z comes from the prior: how often z may mislead
-    latent.psa_lr = 1e-3  # Adam, PSA projections in the latent stage
-
-    c.psa = psa = ConfigDict()
-    psa.layers = "all"  # injected layers: all, or the last n as "n"
-    psa.half_life = 256.0  # tokens in which the strength of z halves; inf = no decay
-    psa.strength = 1.0  # strength at t*; 0 = z has no effect
-
-    c.ib = ib = ConfigDict()
-    ib.estimator = "none"  # of S_IB: likelihood, a reference forward a step | entropy (IBRO) | none: no score
-    ib.compression = "description"  # of likelihood: description length of r | information: I(q;r), the paper's words
-    ib.beta = 1.0  # weight of the answer term against the compression term, both standardised
-    ib.filter = "contrast"  # right and wrong in turns, best score first, none of a group of one kind | score: the
-    # best by score | random: the control | none: keep all
-    ib.distinct = False  # of trajectories of a prompt with the same tokens only the first one counts
-    ib.keep = 0  # N trajectories kept a prompt; 0 = half of the group, with contrast all that is left
-    ib.keep_contrast = True  # with score and random: a group with right and wrong answers keeps both kinds
-    ib.reward_coef = 0.0  # * clip(score, -1, 1), added to the advantage in groups with reward spread
-    ib.surprise = 0.5  # advantages are weighed by (-log2 of the prompt's share of right answers) ** this; 0 = off
-    ib.entropy_coef = 0.0  # of the loss term mean(A_t H_t)
-    ib.length_cost = 0.5  # nats a token, the explicit price of verbosity; 0 = none
-
-    c.objective = objective = ConfigDict()
-    objective.name = "grpo"  # a name of the objective registry
-    objective.clip_low = placeholder(float)  # ratio is clipped below at 1 - this; None = the method's own
-    objective.clip_high = placeholder(float)  # ratio is clipped above at 1 + this; None = the method's own
-    objective.aggregate = placeholder(str)  # how token losses become one number; None = the method's own
-    objective.options = ConfigDict()  # further arguments of the method, such as alpha of entropy_adv
-
-    c.optim = optim = ConfigDict()
-    optim.lr = 1e-6  # AdamW, language model
-    optim.psa_lr = 1e-5  # AdamW, PSA projections during RL (conditioned only)
-    optim.schedule = "constant"  # constant | cosine, to 0 at the last step
-    optim.warmup = 0  # optimiser steps of linear warm-up
-    optim.b1 = 0.9  # decay of the gradient average
-    optim.b2 = 0.999  # decay of the squared-gradient average
-    optim.weight_decay = 0.01  # not on norms and biases
-    optim.clip_norm = 1.0  # global gradient norm
-
-    c.update = update = ConfigDict()
-    update.minibatches = 4  # optimiser steps an epoch over one rollout
-    update.epochs = 1  # passes over one rollout
-    update.packed = True  # compute what trajectories have in common once; False: padded rows
-    update.microbatch = 0  # trajectories a forward/backward pass, packed: as many tokens; 0 = 8192 tokens a device
-    update.remat = True  # recompute activations in the backward pass; False is faster and holds them all
-    update.importance_cap = 2.0  # truncation of pi_old / mu of sampled tokens; 0 = no importance weights
-    update.kl_coef = 0.0  # of the k3 KL to the reference model
-
-    c.attention = attention = ConfigDict()
-    attention.impl = "blocks"  # of packed forwards: blocks, any backend | pallas, a CUDA kernel (on a CPU interpreted)
-
-    c.mesh = mesh = ConfigDict()
-    mesh.data = -1  # devices over which prompts are split; -1 = all that the other axes leave
-    mesh.fsdp = 1  # devices over which weights, optimiser state and prompts are split
-    mesh.sequence = 1  # devices over which the tokens of one forward are split: long responses
-    mesh.tensor = 1  # devices over which heads, MLP and vocabulary are split
-
-    c.checkpoint = checkpoint = ConfigDict()
-    checkpoint.every = 50  # steps; 0 = only at the end and on SIGTERM
-    checkpoint.keep = 2  # newest checkpoints that stay on disk
-    checkpoint.best = True  # the best evaluation's stays too, and a new best is saved at once (mean pass@1)
-
-    c.eval = evaluation = ConfigDict()
-    evaluation.tasks = ()  # registry names; empty = the held-out set of the training task
-    evaluation.problems = 256  # problems a task
-    evaluation.samples = 4  # samples a problem
-    evaluation.temperature = 0.6  # divides the logits
-    evaluation.top_p = 0.95  # probability mass kept
-    evaluation.k = (1, 4)  # the k of pass@k and maj@k, none above eval.samples
-    evaluation.greedy = True  # one greedy answer a problem as well
-    evaluation.every = 0  # steps between evaluations; the first and the last step always have one
-    evaluation.seed = 1234  # of problems and samples
-
-    c.log = log = ConfigDict()
-    log.every = 1  # steps between rows of metrics.jsonl
-    log.rollouts = 1  # steps between files of rollouts/; 0 = none
-    return c.lock()
+    config = RunConfig({section: ConfigDict() for section in SECTIONS})
+    for key, described in KNOBS.items():
+        section, name = key.split(".")
+        config[section][name] = described.fresh()
+    return config.lock()
 
 
 def plain_grpo(c: RunConfig, *, samples: int) -> RunConfig:

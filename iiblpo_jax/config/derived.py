@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from iiblpo_jax.common import trees
 from iiblpo_jax.common.errors import InputError
-from iiblpo_jax.config.defaults import RunConfig
+from iiblpo_jax.config.defaults import KNOBS, RunConfig
 
 
 def group_size(config: RunConfig) -> int:
@@ -62,12 +62,11 @@ def mesh_shape(mesh: ConfigDict, *, devices: int | None) -> tuple[int, ...]:
       devices: devices that exist; None checks only what can be checked without them and leaves -1 as it is.
 
     Raises:
-      InputError: the product is not the number of devices; the message gives numbers that work.
+      InputError: a size below 1, or the product is not the number of devices; the message gives numbers that work.
     """
     shape = {axis: mesh[axis] for axis in MESH_AXES}
     for axis, size in shape.items():
-        if size == 0 or size < -1:
-            raise InputError(f"mesh.{axis} = {size}; use 1 or more, or -1 for all devices that the other axes leave")
+        KNOBS[f"mesh.{axis}"].check(f"mesh.{axis}", size)
     free = [axis for axis, size in shape.items() if size == -1]
     if len(free) > 1:
         raise InputError(f"mesh.{free[0]} and mesh.{free[1]} are both -1; fix one of them, such as mesh.{free[1]}=1")

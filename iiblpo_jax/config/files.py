@@ -10,18 +10,18 @@ import importlib.util
 import json
 import math
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from iiblpo_jax.common import json_input
-from iiblpo_jax.common.errors import InputError
-from iiblpo_jax.config.defaults import RunConfig, default_config
+from iiblpo_jax.common.errors import InputError, warn
+from iiblpo_jax.config.defaults import KNOBS, REMOVED, RunConfig, default_config
+from iiblpo_jax.config.knobs import shown
 
 MAX_CONFIG = 1 << 20  # bytes of a config.json
-FREE_FORM = ("task.options", "task.mix", "objective.options")  # keys are named by the task or the method
+FREE_FORM = tuple(key for key in KNOBS if KNOBS[key].kind is dict)  # their keys are named by the task or the method
 
 
 def flatten(tree, prefix: str = "") -> dict:
@@ -72,10 +72,13 @@ def save(config: RunConfig, workdir: Path | str) -> None:
 
 
 def load(workdir: Path | str) -> RunConfig:
-    """The config that `save` wrote.
+    """The config that `save` wrote, by this version or an earlier one: keys that it lacks have their defaults.
+
+    A key that this version has no more is dropped, with a line on stderr, if it had its default.
 
     Raises:
-      InputError: there is none, it is not JSON, or it names keys that this version does not have.
+      InputError: there is none, it is not JSON, or it names keys or values that this version does not have; all of
+        them are named.
     """
     path = Path(workdir) / "config.json"
     try:
@@ -84,17 +87,14 @@ def load(workdir: Path | str) -> RunConfig:
         raise InputError(f"{path} does not exist; give the workdir of a run, or --config=FILE") from None
     if not isinstance(stored, dict):
         raise InputError(f"{path} holds no config; pass --config=FILE instead")
-    config = default_config()
-    defaults = flatten(config)
+    config, found = default_config(), []
     for key, value in _chain_as_tree(flatten(stored), path).items():
-        if key not in defaults:
-            raise unknown_key(key, defaults)
-        section, name = key.split(".")
         try:
-            config[section][name] = _like(defaults[key], value)
-        except (TypeError, ValueError, OverflowError, AttributeError, KeyError):
-            kind = type(defaults[key]).__name__
-            raise InputError(f"{path}: {key} = {repr(value)[:80]}; it takes a {kind}") from None
+            _restore(config, path, key, value)
+        except InputError as error:
+            found.append(str(error))
+    if found:
+        raise InputError.of(found)
     return config
 
 
@@ -103,24 +103,34 @@ def _chain_as_tree(stored: dict, path: Path) -> dict:
     k = stored.get("branch.k")
     if "branch.depth" in stored or stored.get("branch.parent") != "previous" or not isinstance(k, int) or k < 1:
         return stored
-    print(
+    warn(
         f"{path}: a chain of {k} branches (branch.parent=previous without branch.depth) is read as branch.k=1 "
-        f"branch.depth={k}, the same tree; each branches off among its parent's own tokens now",
-        file=sys.stderr,
+        f"branch.depth={k}, the same tree; each branches off among its parent's own tokens now"
     )
     return stored | {"branch.k": 1, "branch.depth": k}
 
 
-def _like(default, value):
-    if isinstance(default, ConfigDict):
-        return ConfigDict(_tuples(value))
-    return type(default)(value) if isinstance(default, float | tuple) else value
-
-
-def _tuples(value):
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def _restore(config: RunConfig, path: Path, key: str, value) -> None:
+    """Sets one key of a stored config."""
+    if key in REMOVED:
+        default, did = REMOVED[key]
+        if value != default:
+            raise InputError(
+                f"{path}: {key} = {shown(value)}, and there is no such knob any more: {did}; delete the key, or go on "
+                "with the version that wrote it"
+            )
+        warn(f"{path}: {key} is dropped: {did}")
+        return
+    if key not in KNOBS:
+        raise unknown_key(key, KNOBS)
+    wrong = InputError(f"{path}: {key} = {shown(value)}; use {KNOBS[key].wanted_kind}")
+    if not KNOBS[key].is_kind(restored := KNOBS[key].restored(value)):  # its range is a matter of `validate`
+        raise wrong
+    section, name = key.split(".")
+    try:
+        config[section][name] = restored
+    except (TypeError, ValueError, AttributeError, KeyError):  # keys of a dict that are no names
+        raise wrong from None
 
 
 def load_file(path: Path | str) -> RunConfig:

@@ -1,159 +1,164 @@
-"""What a config may hold, and the numbers that follow from it.
+"""What a config may hold: every value on its own, as config/defaults.py describes it, and values with one another.
 
-A config file is a Python file whose `get_config()` starts from `default_config()` (defaults.py lists every knob) and
-changes what it needs. Nothing here imports jax before it has to, so a wrong config is refused at once.
+A config file is a Python file whose `get_config()` starts from `default_config()` and changes what it needs. Nothing
+here imports jax, so a wrong config is refused at once, and all that is wrong with it is said at once.
 """
 
-import difflib
+import math
+from collections.abc import Iterator
 
 from iiblpo_jax.common.errors import InputError
-from iiblpo_jax.config.defaults import RunConfig, default_config
+from iiblpo_jax.config.defaults import KNOBS, METHODS, RunConfig
 from iiblpo_jax.config.derived import kept_per_prompt, mesh_shape
 from iiblpo_jax.config.files import flatten, unknown_key
-
-CHOICES = {
-    "model.dtype": ("float32", "bfloat16"),
-    "rollout.dtype": ("float32", "bfloat16"),
-    "rollout.weights": ("", "int8"),
-    "rollout.kv_dtype": ("", "float32", "bfloat16"),
-    "attention.impl": ("blocks", "pallas"),
-    "branch.points": ("shared", "distinct"),
-    "branch.parent": ("root", "previous"),
-    "branch.credit": ("trajectory", "tree", "siblings"),
-    "latent.kind": ("gaussian", "codes"),
-    "latent.siblings": ("independent", "stratified"),
-    "latent.condition": ("marginal", "conditioned"),
-    "ib.estimator": ("likelihood", "entropy", "none"),
-    "ib.compression": ("description", "information"),
-    "ib.filter": ("score", "contrast", "random", "none"),
-    "objective.aggregate": ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"),
-    "optim.schedule": ("constant", "cosine"),
-}
-AT_LEAST_ONE = (
-    "data.verifiers train.steps train.prompts_per_step train.max_bad_steps "
-    "rollout.roots rollout.slots rollout.refill_at rollout.max_prompt rollout.max_tokens branch.depth "
-    "branch.min_suffix latent.hidden latent.steps latent.batch latent.prompts latent.samples update.minibatches "
-    "update.epochs eval.problems eval.samples log.every checkpoint.keep"
-).split()
-NOT_NEGATIVE = (
-    "rollout.top_k rollout.min_tokens branch.k branch.min_entropy branch.local_credit latent.z latent.window "
-    "latent.kl_weight latent.free_bits latent.kl_warmup latent.psa_steps latent.prior_power psa.strength ib.beta "
-    "ib.reward_coef ib.surprise ib.entropy_coef ib.length_cost objective.clip_low objective.clip_high optim.lr "
-    "optim.psa_lr optim.weight_decay optim.warmup update.microbatch update.importance_cap update.kl_coef "
-    "eval.temperature eval.every checkpoint.every log.rollouts"
-).split()
-POSITIVE = "data.verifier_timeout rollout.temperature psa.half_life latent.lr latent.psa_lr optim.clip_norm".split()
-SHARE = "rollout.top_p branch.fraction eval.top_p".split()  # in (0, 1]
-BELOW_ONE = "rollout.min_p latent.prior_weight optim.b1 optim.b2".split()  # in [0, 1)
+from iiblpo_jax.config.knobs import shown
 
 
 def validate(config: RunConfig) -> None:
     """Refuses a config that could not run, before anything is loaded or compiled.
 
     Raises:
-      InputError: one line that names the key and the mend.
+      InputError: one line that names every wrong key, each with the mend.
     """
-    flat, known = flatten(config), flatten(default_config())
-    for key in flat:
-        if key not in known:
-            raise unknown_key(key, known)
-    for key in known:
-        if key not in flat:
-            raise InputError(f"config has no {key}; start it from iiblpo_jax.config.validation.default_config()")
-    _check_values(flat)
-    _check_rollout(config)
-    _check_update(config)
-    _check_eval(config)
-    mesh_shape(config.mesh, devices=None)
+    if found := mistakes(config):
+        raise InputError.of(found)
 
 
-def _check_values(flat: dict) -> None:
-    for key, allowed in CHOICES.items():
-        if flat[key] is not None and flat[key] not in allowed:
-            near = difflib.get_close_matches(str(flat[key]), allowed, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise InputError(f"{key} = {flat[key]!r}{hint}; use one of {', '.join(x or repr(x) for x in allowed)}")
-    rules = [
-        (AT_LEAST_ONE, lambda x: x >= 1, "1 or more"),
-        (NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
-        (POSITIVE, lambda x: x > 0, "a number above 0"),
-        (SHARE, lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
-        (BELOW_ONE, lambda x: 0 <= x < 1, "a number from 0 to below 1"),
-    ]
-    for keys, holds, wanted in rules:
-        for key in keys:
-            if flat[key] is not None and not holds(flat[key]):
-                raise InputError(f"{key} = {flat[key]}; use {wanted}")
+def mistakes(config: RunConfig) -> list[str]:
+    """One message for everything that is wrong with a config; none if it can run.
+
+    Values are compared with one another only where each of them could be right.
+    """
+    flat = flatten(config)
+    found = [str(unknown_key(key, KNOBS)) for key in flat if key not in KNOBS]
+    absent = [key for key in KNOBS if key not in flat]
+    found += [f"config has no {key}; start it from iiblpo_jax.defaults.default_config()" for key in absent]
+    lines = {key: KNOBS[key].line(key, value) for key, value in flat.items() if key in KNOBS}
+    found += filter(None, lines.values())
+    wrong = {*absent, *(key for key, line in lines.items() if line)}
+    return found + [line for check, keys in CHECKS.items() if wrong.isdisjoint(keys.split()) for line in check(config)]
 
 
-def _check_rollout(config: RunConfig) -> None:
-    rollout = config.rollout
-    if rollout.refill_at > rollout.slots:
-        raise InputError(
-            f"rollout.refill_at = {rollout.refill_at} exceeds rollout.slots = {rollout.slots}, so slots would never be "
-            f"refilled; use at most {rollout.slots}"
+def _slots(config: RunConfig) -> Iterator[str]:
+    slots, refill_at = config.rollout.slots, config.rollout.refill_at
+    if refill_at > slots:
+        yield (
+            f"rollout.refill_at = {refill_at} exceeds rollout.slots = {slots}, so slots would never be refilled; use "
+            f"at most {slots}"
         )
-    if rollout.min_tokens > rollout.max_tokens:
-        raise InputError(
-            f"rollout.min_tokens = {rollout.min_tokens} exceeds rollout.max_tokens = {rollout.max_tokens}; lower it"
-        )
-    if config.latent.kind == "gaussian" and config.latent.prior_power == 0:
-        raise InputError("latent.prior_power = 0 gives a Gaussian no width; use a number above 0, or latent.kind=codes")
-    if config.psa.layers != "all" and not (config.psa.layers.isdecimal() and int(config.psa.layers) > 0):
-        raise InputError(f"psa.layers = {config.psa.layers!r}; use all, or the number of last layers, such as 4")
-    if config.latent.kind == "codes" and config.latent.z > 0 and config.latent.window == 0:
-        raise InputError("latent.kind = codes needs latent.window, the tokens that a code is about; set it, such as 4")
+
+
+def _lengths(config: RunConfig) -> Iterator[str]:
+    low, high = config.rollout.min_tokens, config.rollout.max_tokens
+    if low > high:
+        yield f"rollout.min_tokens = {low} exceeds rollout.max_tokens = {high}; lower it"
+
+
+def _latent(config: RunConfig) -> Iterator[str]:
+    latent = config.latent
+    if latent.kind == "gaussian" and latent.prior_power == 0:
+        yield "latent.prior_power = 0 gives a Gaussian no width; use a number above 0, or latent.kind=codes"
+    if latent.kind == "codes" and latent.z > 0 and latent.window == 0:
+        yield "latent.kind = codes needs latent.window, the tokens that a code is about; set it, such as 4"
+
+
+def _tasks(config: RunConfig) -> Iterator[str]:
     if not (config.task.name or config.task.mix):
-        raise InputError("task.name is empty; name a task, such as arithmetic")
+        yield "task.name is empty; name a task, such as arithmetic"
     for name, weight in config.task.mix.items():
-        if not (isinstance(weight, int | float) and weight > 0):
-            raise InputError(f"task.mix gives {name} the weight {weight!r}; use a number above 0")
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not (number and 0 < weight < math.inf):
+            yield f"task.mix gives {name} the weight {shown(weight)}; use a number above 0"
 
 
-def _check_update(config: RunConfig) -> None:
-    ib, update, prompts = config.ib, config.update, config.train.prompts_per_step
+def _method(config: RunConfig) -> Iterator[str]:
+    name = config.objective.name
+    known = METHODS[name]
+    for option, value in config.objective.options.items():
+        if option not in known:
+            listed = f"it has {', '.join(known)}" if known else "it has none"
+            yield f"objective.options.{option} does not apply to {name}; {listed}"
+        elif line := known[option].line(f"objective.options.{option}", value):
+            yield line
+
+
+def _score(config: RunConfig) -> Iterator[str]:
+    ib = config.ib
     ranks = ib.filter == "score" or (ib.filter == "contrast" and ib.keep > 0)
     if ib.estimator == "none" and (ranks or ib.reward_coef > 0):
-        raise InputError(
+        yield (
             "ib.estimator = none leaves no score for ib.filter = score, for contrast with ib.keep, or for "
             "ib.reward_coef; set ib.estimator=likelihood or entropy, or ib.keep=0, ib.reward_coef=0 and another filter"
         )
+
+
+def _credit(config: RunConfig) -> Iterator[str]:
     if config.branch.credit == "siblings" and config.branch.parent != "root":
-        raise InputError(
+        yield (
             "branch.credit = siblings compares branches of one root and branch.parent = previous grows more on them; "
             "set branch.parent=root, or branch.credit=tree"
         )
-    kept = prompts * kept_per_prompt(config)
+
+
+def _minibatches(config: RunConfig) -> Iterator[str]:
+    update, prompts = config.update, config.train.prompts_per_step
+    try:
+        kept = prompts * kept_per_prompt(config)
+    except InputError as error:
+        yield str(error)
+        return
     if kept % update.minibatches:
-        raise InputError(
+        yield (
             f"update.minibatches = {update.minibatches} does not divide the {kept} trajectories of an update "
             f"(train.prompts_per_step * kept); use one of {_divisors(kept)}"
         )
+        return
     if update.packed and prompts % update.minibatches:
-        raise InputError(
+        yield (
             f"update.minibatches = {update.minibatches} does not divide train.prompts_per_step = {prompts}, and packed "
             f"minibatches hold whole prompts; use one of {_divisors(prompts)}, or update.packed=False"
         )
     rows = kept // update.minibatches
     if not update.packed and update.microbatch and rows % update.microbatch:
-        raise InputError(
+        yield (
             f"update.microbatch = {update.microbatch} does not divide the {rows} trajectories of a minibatch; use one "
             f"of {_divisors(rows)}, or 0 for the whole minibatch"
         )
 
 
-def _check_eval(config: RunConfig) -> None:
+def _evaluation(config: RunConfig) -> Iterator[str]:
     evaluation = config.eval
-    bad = [k for k in evaluation.k if not (isinstance(k, int) and 1 <= k <= evaluation.samples)]
-    if bad:
-        raise InputError(
-            f"eval.k contains {bad[0]!r}; pass@k needs whole numbers from 1 to eval.samples = {evaluation.samples}"
-        )
+    for k in evaluation.k:
+        if k > evaluation.samples:
+            yield f"eval.k contains {k}; pass@k needs whole numbers from 1 to eval.samples = {evaluation.samples}"
     if evaluation.temperature == 0 and evaluation.samples > 1:
-        raise InputError(
+        yield (
             f"eval.temperature = 0 makes all eval.samples = {evaluation.samples} samples equal; use eval.samples=1, or "
             "a temperature above 0 with eval.greedy=True"
         )
+
+
+def _mesh(config: RunConfig) -> Iterator[str]:
+    try:
+        mesh_shape(config.mesh, devices=None)
+    except InputError as error:
+        yield str(error)
+
+
+# What is checked of several values, and the keys it reads: with one of them wrong there is nothing to compare.
+CHECKS = {
+    _slots: "rollout.refill_at rollout.slots",
+    _lengths: "rollout.min_tokens rollout.max_tokens",
+    _latent: "latent.kind latent.z latent.window latent.prior_power",
+    _tasks: "task.name task.mix",
+    _method: "objective.name objective.options",
+    _score: "ib.estimator ib.filter ib.keep ib.reward_coef",
+    _credit: "branch.credit branch.parent",
+    _minibatches: "train.prompts_per_step rollout.roots branch.k ib.filter ib.keep "
+    "update.minibatches update.packed update.microbatch",
+    _evaluation: "eval.k eval.samples eval.temperature",
+    _mesh: "mesh.data mesh.fsdp mesh.sequence mesh.tensor",
+}
 
 
 def _divisors(n: int) -> str:

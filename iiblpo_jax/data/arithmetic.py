@@ -11,10 +11,12 @@ import random
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.heldout import SHARE, even_over, is_heldout, training_draws
 from iiblpo_jax.data.task import Task
+from iiblpo_jax.rewards.exact import Exact
 from iiblpo_jax.rewards.verifier import Problem
 
 ALPHABET = "0123456789+=;#"
 NAME = "arithmetic"
+MARKER = "#"
 
 
 def make_arithmetic(
@@ -41,9 +43,9 @@ def make_arithmetic(
         name=NAME,
         train=train,
         heldout=[sum_problem(terms) for terms in even_over(pools, heldout_size)],
-        verifier="exact",
-        cue="#",
-        marker="#",
+        verifier=Exact(marker=MARKER),
+        cue=MARKER,
+        marker=MARKER,
     )
 
 

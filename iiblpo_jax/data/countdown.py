@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data import heldout
 from iiblpo_jax.data.task import Task
-from iiblpo_jax.rewards.countdown import plan
+from iiblpo_jax.rewards.countdown import MARKER, Countdown, plan
 from iiblpo_jax.rewards.verifier import Problem
 
 ALPHABET = "0123456789,>:+-=;#"
@@ -43,9 +43,9 @@ def make_countdown(
         name=NAME,
         train=[next(draws) for _ in range(train_size)],
         heldout=heldout.even_over(pools, heldout_size),
-        verifier="countdown",
-        cue="#",
-        marker="#",
+        verifier=Countdown(),
+        cue=MARKER,
+        marker=MARKER,
         plan=plan,
     )
 

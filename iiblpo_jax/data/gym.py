@@ -6,6 +6,7 @@ from typing import Any
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.task import SYSTEM, Task
+from iiblpo_jax.rewards.gym import Gym
 from iiblpo_jax.rewards.verifier import Problem
 
 TEMPLATE = "{question}\nThink step by step, then give only the final answer as <answer>...</answer>."
@@ -27,7 +28,7 @@ def make_gym(name: str, *, seed: int, train_size: int = 2000, heldout_size: int 
         name=f"gym:{name}",
         train=[problem for problem in _problems(name, seed, train_size, options) if problem.question not in asked],
         heldout=heldout,
-        verifier="gym",
+        verifier=Gym(),
         cue="\n<answer>",
         closing="</answer>",
         marker="<answer>",

@@ -23,7 +23,7 @@ from typing import Any
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data import gold
 from iiblpo_jax.data.task import BOXED_CUE
-from iiblpo_jax.rewards.math import last_boxed
+from iiblpo_jax.rewards.math import Math, last_boxed
 from iiblpo_jax.rewards.verifier import Problem
 
 # DAPO-Math-17k wraps every question in these; the task's own template replaces them.
@@ -143,7 +143,7 @@ def _gold(form: Format, row: dict[str, Any], place: str) -> str:
     answer = ", ".join(part for part in parts if part)
     if form.numeric:
         answer = gold.number(answer) or ""
-    if not gold.readable("math", answer):
+    if not gold.readable(Math(), answer):
         raise BadGold(f"{place}: gold answer {str(value)[:60]!r} does not parse; {_mend()}")
     return answer
 

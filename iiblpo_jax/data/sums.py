@@ -7,10 +7,12 @@ import random
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.task import Task
+from iiblpo_jax.rewards.exact import Exact
 from iiblpo_jax.rewards.verifier import Problem
 
 NAME = "sums"
 TEMPLATE = "Q: {question} = ?\nA:"
+MARKER = " "  # the response is the answer: its first integer counts
 
 
 def make_sums(*, seed: int, low: int = 1, high: int = 49, heldout_size: int = 256) -> Task:
@@ -38,9 +40,9 @@ def make_sums(*, seed: int, low: int = 1, high: int = 49, heldout_size: int = 25
         name=NAME,
         train=train,
         heldout=heldout[:heldout_size],
-        verifier="exact",
+        verifier=Exact(marker=MARKER),
         cue=" ",
-        marker=" ",  # the response is the answer: its first integer counts
+        marker=MARKER,
         template=TEMPLATE,
     )
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal
 
-from iiblpo_jax.rewards.verifier import Problem
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.rewards.math import Math
+from iiblpo_jax.rewards.verifier import Problem, Verifier
 
 SYSTEM = "You are a helpful assistant."
 # The request that ends every prompt of the released code: reason, then box the answer.
@@ -27,7 +28,7 @@ class Task:
     Attributes:
       name: the registry name.
       train, heldout: disjoint by question. `train` is empty for an evaluation-only task.
-      verifier: `exact`, `countdown`, `math` or `gym`: the module in rewards/.
+      verifier: grades responses, reads gold answers, names the answer of a response; the kinds are in rewards/.
       cue: text that, appended to a reasoning, elicits the answer: log p(answer | question, reasoning, cue).
       closing: what follows the answer after the cue (`}` closes the box).
       marker: where the final answer starts in a response; a blank when the response is nothing but the answer.
@@ -36,12 +37,15 @@ class Task:
       chat: True: rendered with the tokenizer's chat template when it has one.
       plan: names the kind of solution that a response is, None if it is malformed: responses with the same name
         count as one when distinct solutions are counted.
+
+    Raises:
+      InputError: `verifier` is something else.
     """
 
     name: str
     train: Sequence[Problem]
     heldout: Sequence[Problem]
-    verifier: Literal["exact", "countdown", "math", "gym"]
+    verifier: Verifier
     cue: str
     closing: str = ""
     marker: str
@@ -49,6 +53,13 @@ class Task:
     template: str = "{question}"
     chat: bool = False
     plan: Callable[[str], str | None] = same_text
+
+    def __post_init__(self):
+        if not isinstance(self.verifier, Verifier):
+            raise InputError(
+                f"task {self.name!r} has the verifier {self.verifier!r}; use an object of iiblpo_jax.rewards, such as "
+                "exact.Exact(marker='#') or math.Math()"
+            )
 
     def answer_text(self, problem: Problem) -> str:
         """The text that completes the cue with the gold answer: cue + answer_text is a final answer."""
@@ -61,7 +72,7 @@ def boxed_task(name: str, train: Sequence[Problem], heldout: Sequence[Problem]) 
         name=name,
         train=train,
         heldout=heldout,
-        verifier="math",
+        verifier=Math(),
         cue=BOXED_CUE,
         closing="}",
         marker=BOXED_MARKER,

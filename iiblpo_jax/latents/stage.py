@@ -24,6 +24,7 @@ from iiblpo_jax.model.steering.psa import PSA
 from iiblpo_jax.step import specs
 
 HELD_OUT = 0.125  # share of the prompts that only the diagnostics see
+FREE_BITS = 0.1  # nats a dimension that the KL of the CVAE may cost nothing
 PSA_POSITIONS = 2**11  # row positions of a PSA step: it runs the whole language model, forward and backward
 PSA_ROWS = 8  # rows of a PSA step, at least: long responses must not leave one noisy row
 SEED = 0x1A7E17  # keeps the keys of this stage apart from those of the rollouts
@@ -110,8 +111,7 @@ def train_latents(
     if codes:
         cvae, _ = train_codes(*features)
     else:
-        kl = {"kl_weight": knobs.kl_weight, "free_bits": knobs.free_bits, "kl_warmup": knobs.kl_warmup}
-        cvae, _ = train_cvae(*features, **kl)
+        cvae, _ = train_cvae(*features, free_bits=FREE_BITS, kl_warmup=knobs.kl_warmup)
     how = {"temperature": temperature, "half_life": config.psa.half_life, "strength": config.psa.strength}
     psa, _ = train_psa(
         model_config,

@@ -50,16 +50,15 @@ class Fit:
     mesh: Mesh | None = None
 
 
-def train_cvae(
-    context_ND, target_ND, key, how: Fit, *, kl_weight: float, free_bits: float, kl_warmup: int
-) -> tuple[CVAE, jax.Array]:
+def train_cvae(context_ND, target_ND, key, how: Fit, *, free_bits: float, kl_warmup: int) -> tuple[CVAE, jax.Array]:
     """Fits a CVAE to N training pairs.
 
     Args:
       context_ND, target_ND: features of training prompts only.
       key: initialisation, batches and noise.
       how: optimisation.
-      kl_weight, free_bits, kl_warmup: see `cvae.elbo_terms`; the weight rises linearly over `kl_warmup` steps.
+      free_bits: see `cvae.elbo_terms`.
+      kl_warmup: steps over which the weight of the KL rises linearly to 1.
 
     Returns:
       The CVAE with its statistics and offset, and the loss of every chunk of steps.
@@ -68,7 +67,7 @@ def train_cvae(
     cvae_lib.fit_standardisation(cvae, context_ND, target_ND)
 
     def loss(cvae, rows, keys_B, step):
-        weight = warmup(step, kl_weight, kl_warmup)
+        weight = warmup(step, 1.0, kl_warmup)
         context_BD, target_BD = rows
         return cvae_lib.elbo_terms(cvae, context_BD, target_BD, keys_B, kl_weight=weight, free_bits=free_bits).loss
 

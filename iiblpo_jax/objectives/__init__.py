@@ -1,10 +1,11 @@
-"""Policy-optimisation methods by name. A new one is a file with a function and a line in METHODS."""
+"""Policy-optimisation methods by name. A new one is a file with a function, a line in METHODS, and one in those of
+config/defaults.py, which names it and its arguments where a config is checked."""
 
 import inspect
 from collections.abc import Mapping
 
 from iiblpo_jax.common.errors import InputError
-from iiblpo_jax.objectives.aggregate import AGGREGATES
+from iiblpo_jax.config.defaults import KNOBS
 from iiblpo_jax.objectives.auxiliary import with_auxiliary
 from iiblpo_jax.objectives.dapo import dapo
 from iiblpo_jax.objectives.dr_grpo import dr_grpo
@@ -42,15 +43,10 @@ def make_objective(name: str, *, max_tokens: int, overrides: Mapping | None = No
     Raises:
       InputError: unknown name, setting or aggregate.
     """
-    if name not in METHODS:
-        raise InputError(f"objective.name={name!r} is not known; choose one of {', '.join(sorted(METHODS))}")
+    KNOBS["objective.name"].check("objective.name", name)
     chosen = {key: value for key, value in (overrides or {}).items() if value is not None}
     known = inspect.signature(METHODS[name]).parameters.keys() - {"max_tokens"}
     for key in chosen.keys() - known:
         raise InputError(f"objective.{key} does not apply to {name!r}; it has {', '.join(sorted(known))}")
-    objective = METHODS[name](max_tokens=max_tokens, **chosen)
-    if objective.aggregate not in AGGREGATES:
-        raise InputError(
-            f"objective.aggregate={objective.aggregate!r} is not known; choose one of {', '.join(AGGREGATES)}"
-        )
-    return objective
+    KNOBS["objective.aggregate"].check("objective.aggregate", chosen.get("aggregate"))
+    return METHODS[name](max_tokens=max_tokens, **chosen)

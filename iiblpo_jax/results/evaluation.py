@@ -18,7 +18,6 @@ from iiblpo_jax.results import passk
 from iiblpo_jax.results.diversity import diversity
 from iiblpo_jax.rewards.scorer import CORRECT, Scorer
 from iiblpo_jax.rewards.together import score_together
-from iiblpo_jax.rewards.verifier import answer_of
 from iiblpo_jax.rollout.engine import rollout
 from iiblpo_jax.rollout.forest import response_tokens
 from iiblpo_jax.rollout.publication import Published
@@ -134,11 +133,11 @@ class Evaluator:
             responses = response_tokens(forest)
             texts = self._tokenizer.decode_batch(responses)
             problems = [problem for problem in batch.problems for _ in range(samples)]
-            rewards, _ = score_together(self._scorer, problems, texts)
+            rewards = score_together(self._scorer, problems, texts).rewards
             for p in np.flatnonzero(batch.valid_P):
                 mine = slice(p * samples, (p + 1) * samples)
                 correct.append(rewards[mine] >= CORRECT)
-                answers.append([answer_of(task, text) for text in texts[mine]])
+                answers.append([task.verifier.answer(text) for text in texts[mine]])
                 plans.append([task.plan(text) for text in texts[mine]])
                 tokens.append(responses[mine])
         return Answers(correct_Nn=np.array(correct), answers=answers, plans=plans, tokens=tokens)

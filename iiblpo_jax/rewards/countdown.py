@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Sequence
 
+from iiblpo_jax.rewards.exact import final_answer
+from iiblpo_jax.rewards.verifier import Problem, Verifier
+
+MARKER = "#"
 INTEGER = r"(?:0|-?[1-9][0-9]{0,3})"  # bounded, so that text of any length is read in linear time
 STEP = re.compile(rf"({INTEGER})([+-])([1-9])=({INTEGER});")
 FORMAT = re.compile(rf"(?:{STEP.pattern})+#({INTEGER})")
 MAX_CHARS = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Countdown(Verifier):
+    """Follows the chain; `metadata` of a problem has its `numbers`."""
+
+    def grade(self, problem: Problem, response: str) -> float:
+        """See `grade`."""
+        return grade(response, problem.metadata["numbers"], problem.answer)
+
+    def answer(self, response: str) -> str | None:
+        """What stands after the last `#`."""
+        return final_answer(response, marker=MARKER)
 
 
 def grade(response: str, numbers: Sequence[int], target: str) -> float:

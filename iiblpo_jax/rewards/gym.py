@@ -6,11 +6,15 @@ graded only if it is a plain expression, or a plain literal: the tables below sa
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
 from typing import Any
 
+from iiblpo_jax.rewards.verifier import Job, Problem, Verifier
+
+GRADER = f"{__name__}:grade"
 MAX_CHARS = 16_384  # the longest gold answers (boards, schedules) have a few thousand
 
 # Scorers that evaluate the answer. A test reads the installed package and fails when there are others.
@@ -27,6 +31,28 @@ FUNCTIONS = frozenset(
     Abs acos acosh acot asin asinh atan atanh cos cosh cot coth csc exp ln log pi sec sin sinh sqrt tan tanh
     """.split()
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Gym(Verifier):
+    """Asks the generator; `metadata` of a problem has its `dataset`, `options` and `entry`."""
+
+    graders = (GRADER,)
+
+    def grade(self, problem: Problem, response: str) -> float | Job:
+        """0 without a tagged answer, otherwise a job."""
+        answer, made = extract(response), problem.metadata
+        if answer is None:
+            return 0.0
+        return Job(GRADER, (made["dataset"], json.dumps(made["options"], sort_keys=True), made["entry"], answer))
+
+    def answer(self, response: str) -> str | None:
+        """See `extract`."""
+        return extract(response)
+
+    def reads(self, gold: str) -> bool:
+        """Always: the gold answers are the generator's own, and some have none, because many are right."""
+        return True
 
 
 def extract(response: str) -> str | None:

@@ -6,12 +6,41 @@ exhaust memory on a hostile answer, and therefore belongs in a `Pool`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
+import re
 
+from iiblpo_jax.rewards.verifier import Job, Problem, Verifier
+
+GRADER, PARSER = f"{__name__}:grade", f"{__name__}:parses"
 MAX_CHARS = 1024  # no gold answer of the supported datasets is half as long; a longer box is not an answer
 MAX_BOXES = 8  # how many unclosed boxes are skipped, from the end, before giving up
 BOXES = ("\\boxed", "\\fbox")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(/\d+)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Math(Verifier):
+    """The last box of a response, equal to the gold answer as text or, by a worker's judgement, as mathematics."""
+
+    graders = (GRADER,)
+    readers = (PARSER,)
+
+    def grade(self, problem: Problem, response: str) -> float | Job:
+        """0 without a box, 1 for the very text of the gold answer; a job for any other answer."""
+        answer = extract(response, problem.answer)
+        return Job(GRADER, (problem.answer, answer)) if isinstance(answer, str) else answer
+
+    def answer(self, response: str) -> str | None:
+        """See `last_boxed`."""
+        return last_boxed(response)
+
+    def reads(self, gold: str) -> bool | Job:
+        """Whether math-verify parses it. Plain numbers are decided without."""
+        if not gold.strip() or len(gold) > MAX_CHARS:
+            return False
+        return True if NUMBER.fullmatch(gold) else Job(PARSER, (gold,))
 
 
 def last_boxed(text: str) -> str | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from iiblpo_jax.rewards.verifier import Job
 
 GRACE_SECONDS = 0.5
 START_SECONDS = 120.0  # imports on a cold and busy machine
@@ -43,11 +46,24 @@ main(connection)
 """
 
 
-class Job(NamedTuple):
-    """One item: the grader as `module:function`, and its picklable arguments."""
+class Reply(NamedTuple):
+    """How one job ended.
 
-    grader: str
-    args: tuple[Any, ...]
+    Attributes:
+      outcome: ok, timeout or crash.
+      score: what the grader returned; 0.0 unless ok.
+      seconds: wall-clock seconds it took in its worker; until the end of the worker where it was ended.
+    """
+
+    outcome: str
+    score: float
+    seconds: float
+
+
+def count(replies: Sequence[Reply]) -> dict[str, int]:
+    """How many ended badly, `{"timeouts": int, "crashes": int}`."""
+    outcomes = [reply.outcome for reply in replies]
+    return {"timeouts": outcomes.count("timeout"), "crashes": outcomes.count("crash")}
 
 
 class PoolError(RuntimeError):
@@ -74,20 +90,25 @@ class Pool:
         self._failed_starts = 0
 
     def run(self, jobs: Sequence[Job]) -> tuple[list[float], dict[str, int]]:
-        """Scores in the order of the jobs, and `{"timeouts": int, "crashes": int}`; both kinds score 0.
+        """Scores in the order of the jobs, and `count` of the rest: both kinds of bad end score 0. See `grade`."""
+        replies = self.grade(jobs)
+        return [reply.score for reply in replies], count(replies)
+
+    def grade(self, jobs: Sequence[Job]) -> list[Reply]:
+        """How each job ended, in their order.
 
         Raises:
           PoolError: no worker starts.
         """
         try:
-            return self._run(jobs)
+            return self._grade(jobs)
         except BaseException:  # interrupted halfway: what the workers still send belongs to nobody
             self.close()
             raise
 
-    def _run(self, jobs: Sequence[Job]) -> tuple[list[float], dict[str, int]]:
+    def _grade(self, jobs: Sequence[Job]) -> list[Reply]:
         self._failed_starts = 0
-        scores, counts = [0.0] * len(jobs), {"timeouts": 0, "crashes": 0}
+        replies: list[Reply | None] = [None] * len(jobs)
         pending, retried = deque(range(len(jobs))), set()
         while pending or any(worker.item is not None for worker in self._workers):
             self._workers = [worker for worker in self._workers if worker.alive]
@@ -96,17 +117,15 @@ class Pool:
                 if pending and worker.idle and worker.submit(pending[0], jobs[pending[0]]):
                     pending.popleft()
             for worker in self._next_events():
-                item, outcome, score = worker.collect()
-                if outcome == "failed":
+                item, reply = worker.collect()
+                if reply.outcome == "failed":
                     self._count_failed_start(worker)
-                elif outcome == "died" and item not in retried:  # the machine may have killed it: the item is retried
+                elif reply.outcome == "died" and item not in retried:  # the machine may have killed it: once more
                     retried.add(item)
                     pending.append(item)
                 elif item is not None:
-                    scores[item] = score
-                    counts["timeouts"] += outcome == "timeout"
-                    counts["crashes"] += outcome in ("crash", "died")
-        return scores, counts
+                    replies[item] = reply._replace(outcome="crash") if reply.outcome == "died" else reply
+        return replies
 
     def pids(self) -> list[int]:
         """Process ids of the workers that live."""
@@ -153,7 +172,8 @@ class _Worker:
         self.process = _start(theirs)
         self.item: int | None = None
         self.ready, self.alive, self.failure = False, True, "the process died"
-        self.deadline = time.monotonic() + START_SECONDS
+        self._began = time.monotonic()
+        self.deadline = self._began + START_SECONDS
         self._patience = setup["timeout_s"] + GRACE_SECONDS
         with contextlib.suppress(OSError):  # a process that is dead already: `collect` finds out and says so
             self.connection.send(sys.path)
@@ -170,45 +190,53 @@ class _Worker:
         except OSError:
             self.kill()
             return False
-        self.item, self.deadline = item, time.monotonic() + self._patience
+        self.item, self._began = item, time.monotonic()
+        self.deadline = self._began + self._patience
         return True
 
-    def collect(self) -> tuple[int | None, str, float]:
-        """(item or None, outcome, score) of what just happened; ends the process if it died or hangs.
+    def collect(self) -> tuple[int | None, Reply]:
+        """(item or None, how it ended) of what just happened; ends the process if it died or hangs.
 
-        The outcome of an item is ok, timeout, crash (an exception) or died (the process); of a start, ready or failed.
+        The outcome of an item is that of its reply, or died (the process); of a start, ready or failed.
         """
         item, self.item = self.item, None
         if self.connection.poll():
-            outcome, value, last = self._receive()
+            outcome, value, seconds, last = self._receive()
         else:  # woken by the deadline
-            outcome, value, last = "timeout", 0.0, True
+            outcome, value, seconds, last = "timeout", 0.0, self._elapsed(), True
         if last:
             self.kill()
         if self.ready:
-            return item, outcome, value
+            return item, Reply(outcome, value, seconds)
         self.ready = outcome == "ready"
         if not self.ready:
             self.failure = value or self.failure
             self.kill()
-        return None, "ready" if self.ready else "failed", 0.0
+        return None, Reply("ready" if self.ready else "failed", 0.0, seconds)
 
-    def _receive(self) -> tuple[str, Any, bool]:
-        """(outcome, value, whether the process is done for)."""
+    def _receive(self) -> tuple[str, Any, float, bool]:
+        """(outcome, value, seconds, whether the process is done for)."""
+        died = "died", 0.0, self._elapsed(), True
         try:
-            outcome, value, last = json.loads(self.connection.recv_bytes(MAX_REPLY))
+            outcome, value, seconds, last = json.loads(self.connection.recv_bytes(MAX_REPLY))
         except (EOFError, OSError, ValueError, TypeError, RecursionError):
-            return "died", 0.0, True
-        wanted = str if outcome == "failed" else float if self.ready else type(None)
-        return (
-            (outcome, value, bool(last)) if outcome in OUTCOMES and isinstance(value, wanted) else ("died", 0.0, True)
-        )
+            return died
+        fits = isinstance(value, str) if outcome == "failed" else _finite(value) if self.ready else value is None
+        fits = fits and outcome in OUTCOMES and _finite(seconds)
+        return (outcome, value, seconds, bool(last)) if fits else died
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._began
 
     def kill(self) -> None:
         self.alive = False
         self.process.kill()
         self.process.wait()
         self.connection.close()
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _start(connection: Connection) -> subprocess.Popen:

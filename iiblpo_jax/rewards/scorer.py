@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 
 from iiblpo_jax.common.errors import InputError
-from iiblpo_jax.rewards import countdown, exact, gym, math
-from iiblpo_jax.rewards.pool import Job, Pool
+from iiblpo_jax.rewards.pool import Pool, count
+from iiblpo_jax.rewards.verifier import Job, Problem, Verified
 
-if TYPE_CHECKING:
-    from iiblpo_jax.data.task import Task
-    from iiblpo_jax.rewards.verifier import Problem
+CORRECT = 0.999  # a reward from here on is a right answer; graders with partial credit give less to the rest
 
-MATH_GRADER = "iiblpo_jax.rewards.math:grade"
-GYM_GRADER = "iiblpo_jax.rewards.gym:grade"
-GRADERS = {"math": MATH_GRADER, "gym": GYM_GRADER}
+
+class Grades(NamedTuple):
+    """What is known of R responses.
+
+    Attributes:
+      rewards: [R] float32 in [0, 1].
+      columns: name -> [R] float32. `verdict`: what the checker in a worker said, before clipping; NaN where it said
+        nothing, because the answer was decided without it or did not end well. `seconds`: how long the answer took
+        in a worker; NaN where it was decided in this process.
+      counts: answers that ended badly and score 0, `{"timeouts": int, "crashes": int}`.
+    """
+
+    rewards: np.ndarray
+    columns: dict[str, np.ndarray]
+    counts: dict[str, int]
 
 
 class Scorer:
     """Scores responses with their tasks' verifiers. A context manager; not thread-safe.
 
-    Exact matches, chains and the easy cases of the other verifiers are decided in this process; the rest goes to a pool
-    whose workers start when the first such response arrives.
+    What a verifier decides at once is decided in this process; the rest goes to a pool whose workers start when the
+    first such response arrives.
 
     Args:
       tasks: the tasks whose problems will be scored.
@@ -36,26 +45,29 @@ class Scorer:
       InputError: no workers, or no time.
     """
 
-    def __init__(self, tasks: Sequence[Task], *, workers: int = 2, timeout_s: float = 1.0):
+    def __init__(self, tasks: Sequence[Verified], *, workers: int = 2, timeout_s: float = 1.0):
         if workers < 1 or timeout_s <= 0:
             raise InputError(f"verifier pool with {workers} workers and {timeout_s} s an answer; both must be positive")
-        self._tasks = {task.name: task for task in tasks}
-        graders = sorted({GRADERS[task.verifier] for task in tasks if task.verifier in GRADERS})
+        self._verifiers = {task.name: task.verifier for task in tasks}
+        graders = sorted({name for verifier in self._verifiers.values() for name in verifier.graders})
         self._pool = Pool(graders, workers=workers, timeout_s=timeout_s)
 
-    def score(self, problems: Sequence[Problem], responses: Sequence[str]) -> tuple[np.ndarray, dict[str, int]]:
-        """(rewards [R] float32 in [0, 1], `{"timeouts": int, "crashes": int}`).
+    def score(self, problems: Sequence[Problem], responses: Sequence[str]) -> Grades:
+        """Rewards, columns and counts.
 
         Args:
           problems: the problem of each response, R of them.
           responses: decoded responses without special tokens.
         """
-        decisions = [self._decide(*pair) for pair in zip(problems, responses, strict=True)]
-        hard = [index for index, decision in enumerate(decisions) if isinstance(decision, Job)]
-        scores, counts = self._pool.run([decisions[index] for index in hard])
-        for index, score in zip(hard, scores, strict=True):
-            decisions[index] = score
-        return np.clip(np.asarray(decisions, np.float32), 0.0, 1.0), counts
+        found = [self._verifiers[p.task].grade(p, response) for p, response in zip(problems, responses, strict=True)]
+        hard = [index for index, decision in enumerate(found) if isinstance(decision, Job)]
+        replies = self._pool.grade([found[index] for index in hard])
+        verdict, seconds = np.full((2, len(found)), np.nan, np.float32)
+        for index, reply in zip(hard, replies, strict=True):
+            found[index], seconds[index] = reply.score, reply.seconds
+            verdict[index] = reply.score if reply.outcome == "ok" else np.nan
+        rewards = np.clip(np.asarray(found, np.float32), 0.0, 1.0)
+        return Grades(rewards, {"verdict": verdict, "seconds": seconds}, count(replies))
 
     def close(self) -> None:
         """Ends the workers."""
@@ -66,22 +78,3 @@ class Scorer:
 
     def __exit__(self, *exception) -> None:
         self.close()
-
-    def _decide(self, problem: Problem, response: str) -> float | Job:
-        """The score, where it costs nothing to know; otherwise a job for the pool."""
-        task = self._tasks[problem.task]
-        if task.verifier == "exact":
-            return exact.grade(response, problem.answer, marker=task.marker)
-        if task.verifier == "countdown":
-            return countdown.grade(response, problem.metadata["numbers"], problem.answer)
-        if task.verifier == "math":
-            answer = math.extract(response, problem.answer)
-            return Job(MATH_GRADER, (problem.answer, answer)) if isinstance(answer, str) else answer
-        answer = gym.extract(response)
-        if answer is None:
-            return 0.0
-        options = json.dumps(problem.metadata["options"], sort_keys=True)
-        return Job(GYM_GRADER, (problem.metadata["dataset"], options, problem.metadata["entry"], answer))
-
-
-CORRECT = 0.999  # a reward from here on is a right answer; graders with partial credit give less to the rest

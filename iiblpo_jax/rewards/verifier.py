@@ -1,15 +1,14 @@
-"""What a grader reads, and what it reads out of a response."""
+"""What a task is verified by: one object that grades, reads a gold answer and names the answer in a response.
+
+A kind of verifier is a subclass in a file of its own: exact.py, countdown.py, math.py, gym.py. Nothing here imports
+JAX or the data package: the worker processes import these files too.
+"""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-from typing import TYPE_CHECKING, Any
-
-from iiblpo_jax.rewards import gym, math
-from iiblpo_jax.rewards.exact import INTEGER
-
-if TYPE_CHECKING:
-    from iiblpo_jax.data.task import Task
+from typing import Any, NamedTuple, Protocol
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,14 +32,39 @@ class Problem:
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def answer_of(task: Task, response: str) -> str | None:
-    """The final answer that majority voting compares, None where the response has none."""
-    if task.verifier == "math":
-        return math.last_boxed(response)
-    if task.verifier == "gym":
-        return gym.extract(response)
-    if not task.marker.strip():
-        found = INTEGER.search(response)
-        return found.group() if found else None
-    _, found, final = response.rpartition(task.marker)
-    return final.strip() if found else None
+class Job(NamedTuple):
+    """What a worker process decides: the grader as `module:function`, and its picklable arguments."""
+
+    grader: str
+    args: tuple[Any, ...]
+
+
+class Verifier(abc.ABC):
+    """How the responses to a task are judged. Subclasses are frozen dataclasses: equal settings, equal verifiers.
+
+    Attributes:
+      graders: every `Job.grader` that `grade` may name; a worker imports them when it starts.
+      readers: the same of `reads`.
+    """
+
+    graders: tuple[str, ...] = ()
+    readers: tuple[str, ...] = ()
+
+    @abc.abstractmethod
+    def grade(self, problem: Problem, response: str) -> float | Job:
+        """The score of a decoded response, where it costs nothing to know; otherwise a job whose result it is."""
+
+    @abc.abstractmethod
+    def answer(self, response: str) -> str | None:
+        """The final answer of a response, which majority voting compares; None where it has none."""
+
+    def reads(self, gold: str) -> bool | Job:
+        """Whether `gold` can be a gold answer: with one that cannot, every response would score 0. A job says 1.0."""
+        return bool(gold.strip())
+
+
+class Verified(Protocol):
+    """What the `Scorer` needs of a task."""
+
+    name: str
+    verifier: Verifier

@@ -43,26 +43,30 @@ def main(connection: Connection) -> None:
     try:
         graders = {name: _load(name) for name in setup["graders"]}
     except BaseException as error:
-        _send(connection, "failed", f"{type(error).__name__}: {error}"[:500], False)
+        _send(connection, "failed", f"{type(error).__name__}: {error}"[:500])
         return
     size, resident = _memory()
     _limit(resource.RLIMIT_AS, size + GRADING_BYTES if size else LOADING_BYTES)
     guard.arm()
-    _send(connection, "ready", None, False)
+    _send(connection, "ready", None)
     for number in itertools.count(1):
         try:
             grader, args = connection.recv()
         except (EOFError, OSError):
             return
+        began = time.monotonic()
         outcome, score = _graded(graders[grader], args, setup["timeout_s"])
+        seconds = time.monotonic() - began
         last = number >= ANSWERS or _memory()[1] > resident + GROWTH_BYTES
-        _send(connection, outcome, score, last)
+        _send(connection, outcome, score, seconds=seconds, last=last)
         if last:
             return
 
 
-def _send(connection: Connection, outcome: str, value: float | str | None, last: bool) -> None:
-    connection.send_bytes(json.dumps([outcome, value, last]).encode())
+def _send(
+    connection: Connection, outcome: str, value: float | str | None, *, seconds: float = 0.0, last: bool = False
+) -> None:
+    connection.send_bytes(json.dumps([outcome, value, seconds, last]).encode())
 
 
 def _memory() -> tuple[int, int]:

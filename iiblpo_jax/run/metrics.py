@@ -5,6 +5,7 @@ be compared line by line. The clock is the host's, and the next rollout runs whi
 
     time/rollout_s     from the end of the update before, or of what ran in between, to the arrival of the tokens
     time/reward_s      verification on the host; the reference forwards run meanwhile
+    time/verifier_s    answers in worker processes, the sum of what each one took; 0 where none needed a worker
     time/score_s       from then to the end of scoring, the rest of the reference forwards included
     time/update_s      from then to the end of the update
     time/checkpoint_s  how long the checkpoint before kept the host; it is written to disk in the background

@@ -318,5 +318,7 @@ class Trainer:
     def _verify(self, forest: Forest, batch: PromptBatch):
         texts = self.tokenizer.decode_batch(response_tokens(forest))
         problems = [problem for problem in batch.problems for _ in range(group_size(self.config))]
-        rewards, counts = score_together(self.scorer, problems, texts)
-        return rewards, texts, {f"reward/verifier_{name}": count for name, count in counts.items()}
+        grades = score_together(self.scorer, problems, texts)
+        counted = {f"reward/verifier_{name}": count for name, count in grades.counts.items()}
+        counted["time/verifier_s"] = float(np.nansum(grades.columns["seconds"]))
+        return grades.rewards, texts, counted

@@ -181,7 +181,7 @@ def sampled_accuracy(params, model: ModelConfig, task: Task, problems, tokenizer
     forest, _ = rollout(published, jnp.array(prompt_PS), jnp.array(length_P), key, spec=spec)
     texts = tokenizer.decode_batch(response_tokens(forest))
     with Scorer([task]) as scorer:
-        return scorer.score([p for p in problems for _ in range(samples)], texts)[0].reshape(-1, samples)
+        return scorer.score([p for p in problems for _ in range(samples)], texts).rewards.reshape(-1, samples)
 
 
 def main():

@@ -4,9 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from iiblpo_jax.common.errors import InputError
-
-SCHEDULES = ("constant", "cosine")
+from iiblpo_jax.config.defaults import KNOBS
 
 
 def make_optimizer(optim, *, total_steps: int) -> optax.GradientTransformation:
@@ -19,8 +17,7 @@ def make_optimizer(optim, *, total_steps: int) -> optax.GradientTransformation:
     Raises:
       InputError: unknown schedule.
     """
-    if optim.schedule not in SCHEDULES:
-        raise InputError(f"optim.schedule={optim.schedule!r} is not known; choose one of {', '.join(SCHEDULES)}")
+    KNOBS["optim.schedule"].check("optim.schedule", optim.schedule)
 
     def rate(peak):
         return learning_rate(peak, kind=optim.schedule, warmup=optim.warmup, total_steps=total_steps)

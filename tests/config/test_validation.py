@@ -1,12 +1,15 @@
 """What a config refuses, what it derives, and that a stored one comes back."""
 
+import inspect
 import json
 import math
 
 import pytest
+from ml_collections import ConfigDict
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config import derived, files, validation
+from iiblpo_jax.config.defaults import KNOBS, METHODS, REMOVED, SECTIONS
 from iiblpo_jax.defaults import default_config
 
 
@@ -37,9 +40,22 @@ def test_names_that_scripts_rely_on_exist():
 
 
 def test_every_knob_that_is_checked_exists():
-    groups = (validation.AT_LEAST_ONE, validation.NOT_NEGATIVE, validation.POSITIVE, validation.SHARE)
-    checked = {*validation.CHOICES, *validation.BELOW_ONE}.union(*groups)
-    assert checked <= set(files.flatten(default_config()))
+    checked = {key for keys in validation.CHECKS.values() for key in keys.split()}
+    assert checked <= set(KNOBS) == set(files.flatten(default_config()))
+    assert {key.split(".")[0] for key in KNOBS} == set(SECTIONS)
+    assert not REMOVED.keys() & KNOBS.keys()
+
+
+def test_methods_and_their_arguments_are_those_of_the_objectives():
+    from iiblpo_jax import objectives
+    from iiblpo_jax.objectives.aggregate import AGGREGATES
+
+    assert set(METHODS) == set(objectives.METHODS)
+    assert set(KNOBS["objective.aggregate"].choices) == set(AGGREGATES)
+    for name, make in objectives.METHODS.items():
+        found = {key: p.default for key, p in inspect.signature(make).parameters.items()}
+        common = {"max_tokens", "clip_low", "clip_high", "aggregate"}
+        assert {key: found[key] for key in found.keys() - common} == {k: o.default for k, o in METHODS[name].items()}
 
 
 def test_the_section_update_reads_as_an_attribute():
@@ -91,12 +107,80 @@ def test_the_section_update_reads_as_an_attribute():
         ({"mesh__fsdp": -1}, r"mesh\.data and mesh\.fsdp are both -1"),
         ({"task__mix": {"math": -1.0}}, r"task\.mix gives math the weight -1\.0"),
         ({"task__name": ""}, r"task\.name is empty"),
+        ({"task__mix": {"math": math.nan}}, r"task\.mix gives math the weight nan"),
+        ({"ib__keep": -1}, r"ib\.keep = -1; use 0 or more"),
+        ({"eval__k": (0,)}, r"eval\.k = \(0,\); use 1 or more"),
+        ({"data__verifier_timeout": math.inf}, r"verifier_timeout = inf; use a number above 0 and below inf"),
+        ({"optim__lr": math.nan}, r"optim\.lr = nan; use a number, 0 or more"),
+        ({"rollout__top_p": math.nan}, r"rollout\.top_p = nan; use a number above 0 and at most 1"),
+        ({"eval__temperature": math.nan}, r"eval\.temperature = nan; use a number, 0 or more"),
+        ({"train__steps": True}, r"train\.steps = True; use a whole number, 1 or more"),
+        ({"objective__name": "grop"}, r"objective\.name = 'grop' \(did you mean grpo\?\); use one of dapo, dr_grpo, "),
+        ({"objective__options": {"alpha": 0.1}}, r"objective\.options\.alpha does not apply to grpo; it has none"),
+        (
+            {"objective__name": "entropy_adv", "objective__options": {"beta": 0.1}},
+            r"objective\.options\.beta does not apply to entropy_adv; it has alpha, kappa",
+        ),
+        (
+            {"objective__name": "entropy_adv", "objective__options": {"kappa": 0.0}},
+            r"objective\.options\.kappa = 0\.0; use a number above 0",
+        ),
     ],
 )
 def test_impossible_configs_are_refused_with_the_key_and_the_mend(change, message):
     with pytest.raises(InputError, match=message) as caught:
         validation.validate(changed(**change))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("train.steps", 2.0), ("optim.lr", "1e-3"), ("eval.k", (1, 2.0)), ("model.dtype", 32)]
+)
+def test_values_of_another_type_are_refused_whatever_held_them(key, value):
+    """A ConfigDict keeps most of them out; one that was built without the defaults' types does not."""
+    config, (section, name) = default_config(), key.split(".")
+    config.unlock()
+    config[section] = ConfigDict({**config[section].to_dict(), name: value}, type_safe=False)
+    with pytest.raises(InputError, match=rf"^{key} = .*; use (a|one of) "):
+        validation.validate(config)
+
+
+def test_all_mistakes_are_told_at_once():
+    config = changed(
+        train__steps=0,
+        optim__lr=math.nan,
+        branch__points="shred",
+        rollout__refill_at=65,
+        branch__parent="previous",
+        branch__credit="siblings",
+    )
+    config.unlock()
+    config.train.stepz = 3
+    del config.log["every"]
+    with pytest.raises(InputError) as caught:
+        validation.validate(config)
+    line = str(caught.value)
+    assert line.startswith("7 mistakes: (1) unknown config key train.stepz; did you mean train.steps?; (2) config has ")
+    keys = ("log.every", "train.steps = 0", "branch.points", "optim.lr = nan", "rollout.refill_at = 65", "credit = sib")
+    places = [line.index(key) for key in keys]
+    assert all(f"({n})" in line for n in range(1, 8)) and "(8)" not in line
+    assert places[-2] > max(places[:-2]) and "\n" not in line  # values with one another come last
+
+
+def test_values_that_are_wrong_alone_are_not_compared():
+    assert validation.mistakes(changed(update__minibatches=0)) == ["update.minibatches = 0; use 1 or more"]
+    (line,) = validation.mistakes(changed(rollout__slots=0, rollout__refill_at=9))
+    assert line.startswith("rollout.slots = 0;")
+
+
+def test_a_hundred_mistakes_fit_on_a_line():
+    config = default_config()
+    config.unlock()
+    for number in range(100):
+        config.train[f"knob_{number}"] = number
+    with pytest.raises(InputError, match=r"^100 mistakes: \(1\) .*; and \d+ more$") as caught:
+        validation.validate(config)
+    assert len(str(caught.value)) <= 2000
 
 
 def test_groups_and_what_is_kept_of_them():
@@ -172,7 +256,13 @@ def test_a_stored_config_comes_back(tmp_path):
         ("{half", "is not JSON"),
         ("[1]", "holds no config"),
         ('{"train": {"stepz": 1}}', "unknown config key train.stepz; did you mean train.steps?"),
-        ('{"train": {"steps": "many"}}', "train.steps = 'many'; it takes a int"),
+        ('{"train": {"steps": 2.5}}', "train.steps = 2.5; use a whole number, 1 or more"),
+        ('{"optim": {"lr": "much"}}', "optim.lr = 'much'; use a number, 0 or more"),
+        ('{"optim": {"lr": true}}', "optim.lr = True; use a number, 0 or more"),
+        ('{"optim": {"lr": NaN}}', "optim.lr = nan; use a number, 0 or more"),
+        ('{"eval": {"tasks": "math"}}', "eval.tasks = 'math'; use a list such as 'a','b'"),
+        ('{"train": {"stepz": 1}, "log": {"every": []}}', "2 mistakes: (1) unknown config key train.stepz;"),
+        ('{"train": {"steps": "many"}}', "train.steps = 'many'; use a whole number, 1 or more"),
     ],
 )
 def test_a_stored_config_that_cannot_be_used_is_refused(tmp_path, text, message):
@@ -208,6 +298,22 @@ def test_a_stored_tree_stays_as_it_is(tmp_path, capsys):
     files.save(changed(branch__k=3, branch__parent="previous"), tmp_path)
     loaded = files.load(tmp_path)
     assert (loaded.branch.k, loaded.branch.depth) == (3, 2) and not capsys.readouterr().err
+
+
+def test_a_stored_config_of_an_earlier_version(tmp_path, capsys):
+    """It lacks a knob that came later, and has two that went: they had their defaults, and a line says so of each."""
+    stored = files.resolve(changed(train__steps=7, latent__z=8))
+    del stored["branch"]["credit"]
+    stored["latent"] |= {"kl_weight": 1.0, "free_bits": 0.1}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    loaded = files.load(tmp_path)
+    assert files.resolve(loaded) == files.resolve(changed(train__steps=7, latent__z=8))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "config.json: latent.free_bits is dropped: nats a dimension" in lines[1]
+    stored["latent"]["free_bits"] = 0.5
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(InputError, match=r"latent\.free_bits = 0\.5, and there is no such knob any more: nats a d"):
+        files.load(tmp_path)
 
 
 @pytest.mark.parametrize(

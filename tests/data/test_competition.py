@@ -2,6 +2,7 @@ import pytest
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.competition import make_competition
+from iiblpo_jax.rewards.math import Math
 
 
 def rows(count, *, start=0):
@@ -23,7 +24,7 @@ def test_hugging_face_layout(tmp_path, write_parquet):
     assert answers(task.train) == ["1", "2", "3", "11", "12"]
     assert answers(task.heldout) == ["21", "22"]
     assert len({problem.id for problem in (*task.train, *task.heldout)}) == 7
-    assert (task.verifier, task.marker, task.chat) == ("math", "\\boxed{", True)
+    assert (task.verifier, task.marker, task.chat) == (Math(), "\\boxed{", True)
 
 
 def test_repeated_questions_count_once_and_heldout_ones_are_not_trained_on(tmp_path, write_jsonl):

@@ -51,7 +51,7 @@ def test_every_target_can_be_reached_and_every_rationale_is_accepted():
         assert target in values(numbers) and target in TARGETS and set(numbers) <= set(range(1, 10))
         assert set(problem.question + problem.rationale) <= set(ALPHABET)
     with Scorer([task]) as scorer:
-        rewards, _ = scorer.score(problems, [problem.rationale for problem in problems])
+        rewards, *_ = scorer.score(problems, [problem.rationale for problem in problems])
         assert scorer._pool.pids() == []  # graded in this process
     assert (rewards == 1.0).all()
 

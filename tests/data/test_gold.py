@@ -6,6 +6,7 @@ from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data import gold
 from iiblpo_jax.data.arithmetic import make_arithmetic
 from iiblpo_jax.data.task import boxed_task
+from iiblpo_jax.rewards.math import Math
 from iiblpo_jax.rewards.verifier import Problem
 
 
@@ -53,14 +54,14 @@ def test_an_answer_that_hangs_the_parser_is_not_readable(monkeypatch):
     monkeypatch.setattr(gold, "PARSE_SECONDS", 0.5)
     gold._reader.cache_clear()
     start = time.monotonic()
-    assert not gold.readable("math", "(" * 450 + "1" + ")" * 450)
-    assert gold.readable("math", "\\frac{22}{7}")
+    assert not gold.readable(Math(), "(" * 450 + "1" + ")" * 450)
+    assert gold.readable(Math(), "\\frac{22}{7}")
     assert time.monotonic() - start < 20
-    gold._reader().close()
+    gold._reader(Math()).close()
     gold._reader.cache_clear()
 
 
 def test_a_long_answer_that_is_almost_a_number_is_refused_at_once():
     start = time.monotonic()
-    assert gold.number("1" * 1_000_000 + "x") is None and not gold.readable("math", "1" * 1_000_000 + "x")
+    assert gold.number("1" * 1_000_000 + "x") is None and not gold.readable(Math(), "1" * 1_000_000 + "x")
     assert time.monotonic() - start < 1

@@ -8,6 +8,7 @@ from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.arithmetic import make_arithmetic
 from iiblpo_jax.data.pipeline import PromptPipeline, heldout_batches
 from iiblpo_jax.data.task import Task, boxed_task
+from iiblpo_jax.rewards.exact import Exact
 from iiblpo_jax.rewards.verifier import Problem
 
 
@@ -17,7 +18,8 @@ def small_task(name="small", count=5, heldout=0, **changes):
         Problem(id=f"{name}/{i}", question=chr(97 + i) * (i + 1), answer=str(i), task=name)
         for i in range(count + heldout)
     ]
-    task = Task(name=name, train=problems[:count], heldout=problems[count:], verifier="exact", cue="=#", marker="#")
+    verifier = Exact(marker="#")
+    task = Task(name=name, train=problems[:count], heldout=problems[count:], verifier=verifier, cue="=#", marker="#")
     return dataclasses.replace(task, **changes)
 
 

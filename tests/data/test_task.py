@@ -1,7 +1,11 @@
 import dataclasses
 
+import pytest
+
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.arithmetic import make_arithmetic, sum_problem
-from iiblpo_jax.data.task import boxed_task, render
+from iiblpo_jax.data.task import Task, boxed_task, render
+from iiblpo_jax.rewards.math import Math
 from iiblpo_jax.rewards.verifier import Problem
 
 HALF = Problem(id="1", question="What is {1}/2?", answer=r"\frac{1}{2}", task="math")
@@ -37,3 +41,9 @@ def test_cue_and_answer_make_a_final_answer_that_the_verifier_accepts():
     assert task.marker in task.cue
     arithmetic, problem = make_arithmetic(seed=0, train_size=1, heldout_size=1), sum_problem((6, 5))
     assert exact.grade(arithmetic.cue + arithmetic.answer_text(problem), "11", marker=arithmetic.marker) == 1.0
+
+
+@pytest.mark.parametrize("verifier", ["exact", "maths", None, Math])
+def test_a_verifier_that_is_none_is_refused_where_the_task_is_made(verifier):
+    with pytest.raises(InputError, match=r"task 'mine' has the verifier .*; use an object of iiblpo_jax\.rewards"):
+        Task(name="mine", train=[], heldout=[], verifier=verifier, cue="#", marker="#")

@@ -33,7 +33,7 @@ def test_no_attack_scores_and_none_takes_two_seconds():
             if not scorer._pool.pids():  # the attack before ended its worker: the start of a new one is not this one's
                 scorer.score([right], ["\\boxed{0.5}"])
             start = time.monotonic()
-            rewards, _ = scorer.score([problem], [attack.response])
+            rewards, *_ = scorer.score([problem], [attack.response])
             assert time.monotonic() - start < 2.0 and rewards == [0.0], attack
         assert scorer.score([right], ["\\boxed{0.5}"])[0] == [1.0]  # whatever they did, the pool still works
 
@@ -54,7 +54,7 @@ def test_attacks_on_scorers_that_evaluate(tmp_path, monkeypatch):
     with Scorer(list(tasks.values()), workers=1, timeout_s=0.5) as scorer:
         problems = [tasks[name].heldout[0] for name in names for _ in programs]
         responses = [f"<answer>{program.format(tmp_path / 'x')}</answer>" for _ in names for program in programs]
-        rewards, counts = scorer.score(problems, responses)
+        rewards, _, counts = scorer.score(problems, responses)
         golds = scorer.score([tasks[n].heldout[0] for n in names], [gold(tasks[n].heldout[0]) for n in names])[0]
     np.testing.assert_array_equal(rewards, 0.0)
     np.testing.assert_array_equal(golds, 1.0)

@@ -49,7 +49,7 @@ FOUR = """
         jax.jit = functools.partial(spy, name="cvae")
         fit = training.Fit(latent=4, hidden=32, steps=60, batch=16, lr=1e-3, mesh=mesh)
         cvae, first = training.train_cvae(
-            pairs.context_ND, pairs.target_ND, jax.random.key(2), fit, kl_weight=1.0, free_bits=0.1, kl_warmup=10)
+            pairs.context_ND, pairs.target_ND, jax.random.key(2), fit, free_bits=0.1, kl_warmup=10)
         jax.jit = functools.partial(spy, name="psa")
         # 14 rows a step: four devices have 4 each, two of which count nothing
         psa, second = training.train_psa(

@@ -60,7 +60,6 @@ def test_cvae_learns_what_the_context_does_not_tell():
         jnp.array(target),
         jax.random.key(0),
         Fit(latent=2, hidden=32, steps=600, batch=128, lr=3e-3),
-        kl_weight=1.0,
         free_bits=0.0,
         kl_warmup=100,
     )

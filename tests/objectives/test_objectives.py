@@ -35,7 +35,7 @@ def test_none_keeps_the_default():
     [
         ("ppo2", {}, "'ppo2'.*dapo, dr_grpo, entropy_adv, grpo, gspo, rloo"),
         ("grpo", {"alpha": 0.4}, "objective.alpha does not apply to 'grpo'.*aggregate, clip_high, clip_low"),
-        ("grpo", {"aggregate": "mean"}, "objective.aggregate='mean'.*token-mean"),
+        ("grpo", {"aggregate": "mean"}, "objective.aggregate = 'mean'.*token-mean"),
     ],
 )
 def test_bad_input_names_the_thing_and_the_mend(name, overrides, words):

@@ -8,13 +8,14 @@ import pytest
 
 from iiblpo_jax import InputError, generate, load_model
 from iiblpo_jax.data.pipeline import heldout_batches
-from iiblpo_jax.data.task import Task
 from iiblpo_jax.defaults import default_config
 from iiblpo_jax.model.decoder import params_of
 from iiblpo_jax.results import evaluation
 from iiblpo_jax.results.evaluation import Answers, Evaluator, evaluation_tasks, summary
+from iiblpo_jax.rewards.exact import Exact
+from iiblpo_jax.rewards.gym import Gym
+from iiblpo_jax.rewards.math import Math
 from iiblpo_jax.rewards.together import make_scorer
-from iiblpo_jax.rewards.verifier import answer_of
 from iiblpo_jax.rollout.engine import rollout
 from iiblpo_jax.rollout.forest import STOP
 from iiblpo_jax.rollout.publication import PublicationSpec, publish
@@ -147,25 +148,21 @@ def test_one_sample_has_neither_votes_nor_diversity():
     assert summary(answers, (1,)) == {"pass@1": 0.5, "tokens": 1.5}
 
 
-def task(verifier, marker="#"):
-    return Task(name="t", train=[], heldout=[], verifier=verifier, cue=marker, marker=marker)
-
-
 @pytest.mark.parametrize(
-    ("asked", "response", "answer"),
+    ("verifier", "response", "answer"),
     [
-        (task("exact"), "1+2=3;#4;# 3 ", "3"),
-        (task("exact"), "1+2=3", None),
-        (task("exact", marker=" "), " 42 and 7", "42"),
-        (task("exact", marker=" "), "none", None),
-        (task("math", marker="\\boxed{"), r"\boxed{1} so \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
-        (task("math", marker="\\boxed{"), "0.5", None),
-        (task("gym", marker="<answer>"), "<answer>a</answer> or <answer> b </answer>", "b"),
-        (task("gym", marker="<answer>"), "<answer>a", None),
+        (Exact(marker="#"), "1+2=3;#4;# 3 ", "3"),
+        (Exact(marker="#"), "1+2=3", None),
+        (Exact(marker=" "), " 42 and 7", "42"),
+        (Exact(marker=" "), "none", None),
+        (Math(), r"\boxed{1} so \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        (Math(), "0.5", None),
+        (Gym(), "<answer>a</answer> or <answer> b </answer>", "b"),
+        (Gym(), "<answer>a", None),
     ],
 )
-def test_the_answer_that_votes(asked, response, answer):
-    assert answer_of(asked, response) == answer
+def test_the_answer_that_votes(verifier, response, answer):
+    assert verifier.answer(response) == answer
 
 
 def test_evaluation_tasks():

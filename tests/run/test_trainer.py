@@ -20,6 +20,7 @@ from iiblpo_jax.latents.storage import save_latents
 from iiblpo_jax.model.decoder import params_of
 from iiblpo_jax.model.steering.cvae import CVAE
 from iiblpo_jax.model.steering.psa import PSA, bind_psa
+from iiblpo_jax.rewards.scorer import Grades
 from iiblpo_jax.run import trainer as trainer_module
 from iiblpo_jax.run.metrics import MetricWriter
 from iiblpo_jax.run.trainer import Trainer
@@ -135,6 +136,7 @@ def test_resuming_is_bit_exact(straight, workdir):
 def test_the_phases_of_a_step_follow_each_other(straight):
     """Behind the rollout, on the clock of the host: together they are no longer than the step."""
     for metrics, _ in straight[0]:
+        assert metrics["time/verifier_s"] == 0.0  # sums are compared in this process
         assert metrics["time/step_s"] >= sum(metrics[f"time/{name}_s"] for name in ("reward", "score", "update"))
 
 
@@ -323,7 +325,8 @@ def test_a_group_without_spread_is_counted(plain, monkeypatch):
     *_, trainer = plain
 
     def rewards(problems, texts):
-        return (np.ones(len(texts), np.float32), {})
+        undecided = np.full(len(texts), np.nan, np.float32)
+        return Grades(np.ones(len(texts), np.float32), {"verdict": undecided, "seconds": undecided}, {})
 
     monkeypatch.setattr(trainer.scorer, "score", rewards)
     trainer._counts = {"bad_steps": 0, "zero_std_steps": 0}

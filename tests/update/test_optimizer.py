@@ -73,5 +73,5 @@ def test_decay_mask_of_a_decoder(tiny_params):
 
 
 def test_unknown_schedule():
-    with pytest.raises(InputError, match=r"optim\.schedule='linear'.*constant, cosine"):
+    with pytest.raises(InputError, match=r"optim\.schedule = 'linear'.*constant, cosine"):
         one_step(lambda params: params, schedule="linear")

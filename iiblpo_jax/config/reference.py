@@ -1,0 +1,44 @@
+"""Every knob as a page of Markdown: `python -m iiblpo_jax.config.reference > docs/configuration.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from iiblpo_jax.config.defaults import KNOBS, METHODS, SECTIONS
+from iiblpo_jax.config.knobs import Knob
+
+HEAD = """# Configuration
+
+Every knob of a run, `--config.SECTION.KEY=VALUE` on the command line and `c.SECTION.KEY = VALUE` in a config file. This
+page is made of the table in `iiblpo_jax/config/defaults.py` by `python -m iiblpo_jax.config.reference`; edit that one.
+
+A wrong value is refused before anything is loaded, all of them at once. Some are wrong only together; the checks are in
+`iiblpo_jax/config/validation.py`."""
+METHOD = """## objective.options by method: further arguments
+
+The other methods have none."""
+
+
+def page() -> str:
+    """The whole page: a table a section, and one of the arguments of methods."""
+    parts = [HEAD]
+    for section, what in SECTIONS.items():
+        knobs = {key: knob for key, knob in KNOBS.items() if key.split(".")[0] == section}
+        parts += [f"## {section}: {what}", table(knobs)]
+    options = {f"{name}: {option}": knob for name, own in METHODS.items() for option, knob in own.items()}
+    return "\n\n".join([*parts, METHOD, table(options)]) + "\n"
+
+
+def table(knobs: Mapping[str, Knob]) -> str:
+    """A Markdown table of knobs by name: default, unit, range, what it does."""
+    rows = [("key", "default", "unit", "range", "what it does"), ("---",) * 5]
+    rows += [(f"`{key}`", _default(knob), knob.unit, knob.range, knob.doc) for key, knob in knobs.items()]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def _default(knob: Knob) -> str:
+    return f"`{knob.default!r}`" if knob.default != "" else "empty"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
