@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -33,7 +34,7 @@ flags.DEFINE_string("config", "", "Config file with get_config(); without it, th
 _OVERRIDE = re.compile(r"^--?(no)?config\.")
 
 
-def run(main: Callable[[RunConfig, Path | None], None], *, needs_workdir: bool = True) -> None:
+def run(main: Callable[[RunConfig, Any], None], *, needs_workdir: bool = True) -> None:
     """Parses sys.argv, checks the config, calls `main(config, workdir)` and exits.
 
     Args:

@@ -6,6 +6,7 @@ method lists our definitions.
 """
 
 import math
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
@@ -285,7 +286,13 @@ REMOVED = {
 }
 
 
-class RunConfig(ConfigDict):
+if TYPE_CHECKING:
+    _Config = Any  # its sections are attributes that the table below makes; a checker cannot know them
+else:
+    _Config = ConfigDict
+
+
+class RunConfig(_Config):
     """A ConfigDict whose section `update` reads as config.update; ConfigDict has a method of that name."""
 
     @property

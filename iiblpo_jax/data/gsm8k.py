@@ -40,7 +40,7 @@ def _from_tfds(root: Path, *, heldout_size: int = 256, skip_bad_gold: bool = Fal
         if name not in builder.info.splits:
             return
         try:
-            source = builder.as_data_source(split=name)
+            source = builder.as_data_source(name)
         except NotImplementedError as error:
             raise InputError(
                 f"{builder.data_dir} is written in a format that needs TensorFlow to read; prepare it again with "

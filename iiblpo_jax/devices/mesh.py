@@ -12,6 +12,7 @@ array should lie (`constrain`). Without a mesh, or with one device, both do noth
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -152,7 +153,7 @@ def rollout_axes(mesh: Mesh | AbstractMesh | None, prompts: int) -> tuple[str, .
 # -- between hosts and devices ----------------------------------------------------------------------------------------
 
 
-def to_devices(tree, mesh: Mesh | None, *axes: str | None):
+def to_devices(tree, mesh: Mesh | None, *axes: str | None) -> Any:
     """Host arrays, the same in every process, on the mesh by their first logical axes; none = whole on every device.
 
     Without a mesh they stay where they are.

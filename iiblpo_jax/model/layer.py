@@ -51,8 +51,7 @@ class Matrix:
     inputs: int = struct.field(pytree_node=False, default=1)
 
 
-@struct.dataclass
-class Layer:
+class Layer(struct.PyTreeNode):
     """The weights of one layer; stacked, every array has a leading axis of all L layers.
 
     R = H/G query heads share a kv head. Copies of a kv head (publication.py) count as heads of their own: G is then C
@@ -88,6 +87,7 @@ class Inject(Protocol):
 
     def at(self, layer: Any) -> tuple[jax.Array, Pseudo]:
         """The gain [..., D] of every token and its pseudo position, from one layer of `layers`."""
+        ...
 
 
 class LayerStack(nnx.Module):
@@ -127,7 +127,7 @@ def fuse_qkv(q_LH, k_LG, v_LG) -> jax.Array:
 
 def layer_of(weights: dict) -> Layer:
     """A Layer, stacked or not, from arrays by name; absent biases and norms are None."""
-    matrices = {name: Matrix(weight=weights[name], inputs=inputs) for name, inputs in INPUTS.items()}
+    matrices: dict[str, Any] = {name: Matrix(weight=weights[name], inputs=inputs) for name, inputs in INPUTS.items()}
     return Layer(**{name: matrices.get(name, weights.get(name)) for name in AXES})
 
 
@@ -143,7 +143,7 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
 
 def multiply(x: jax.Array, matrix: Matrix) -> jax.Array:
     """x [..., *in] times a matrix, float32 [..., *out], whatever the dtype of either."""
-    product = _product(x, matrix.weight.astype(x.dtype), matrix.inputs)
+    product: jax.Array = _product(x, matrix.weight.astype(x.dtype), matrix.inputs)
     return product if matrix.scale is None else product * matrix.scale
 
 

@@ -8,6 +8,8 @@ What a Trainer learns from its tokenizer and its data has stand-ins here, chosen
     cue, answer   CUE and specs.MAX_ANSWER tokens, the widest answer that is scored
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -100,7 +102,7 @@ def _asked(config, model: ModelConfig, mesh: Mesh) -> Asked:
     """Arrays of a batch where a Trainer places them."""
     p = config.train.prompts_per_step
 
-    def of_prompts(*shape):
+    def of_prompts(*shape) -> Any:
         place = meshes.sharding(mesh, ("batch", *[None] * len(shape)), meshes.TRAIN, shape=(p, *shape))
         return jax.ShapeDtypeStruct((p, *shape), jnp.int32, sharding=place)
 
@@ -119,7 +121,7 @@ def _asked(config, model: ModelConfig, mesh: Mesh) -> Asked:
 
 
 def _markers(config, model: ModelConfig) -> tuple[MarkerTable, ...]:
-    def array(*shape):
+    def array(*shape) -> Any:
         return jax.ShapeDtypeStruct((*shape, model.vocab_size), jnp.int32)
 
     table = MarkerTable(next_WV=array(MARKER_BYTES), end_WV=array(MARKER_BYTES), bytes_V=array(), word_V=array())

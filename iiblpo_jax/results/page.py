@@ -75,8 +75,10 @@ def comparison_table(rows: Sequence[tuple[str, float | None, float | None]]) -> 
     """Before, after, and the difference, coloured where more is better; token counts are neither."""
     cells = []
     for name, before, after in rows:
-        change = "" if before is None or after is None else f"{after - before:+.3f}"
-        css = "" if not change or name.endswith("/tokens") or after == before else "good" if after > before else "bad"
+        gain = None if before is None or after is None else after - before
+        change = "" if gain is None else f"{gain:+.3f}"
+        css = "good" if gain and gain > 0 else "bad" if gain else ""
+        css = "" if name.endswith("/tokens") else css
         values = "".join(f"<td>{'' if v is None else f'{v:.3f}'}</td>" for v in (before, after))
         cells.append(f'<tr><td>{escape(name)}</td>{values}<td class="{css}">{change}</td></tr>')
     head = "<tr><th>held-out</th><th>before</th><th>after</th><th>change</th></tr>"

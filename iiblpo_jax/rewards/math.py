@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import logging
 import re
+from typing import Any
 
 from iiblpo_jax.rewards.verifier import Job, Problem, Verifier
 
@@ -94,7 +95,8 @@ def warm_up() -> None:
 def _parse(answer: str, *, fallback_mode: str = "first_match") -> list:
     from math_verify import parse
 
-    return parse(f"\\boxed{{{answer}}}", extraction_config=_config(), fallback_mode=fallback_mode, parsing_timeout=None)
+    how: Any = {"fallback_mode": fallback_mode, "parsing_timeout": None}
+    return parse(f"\\boxed{{{answer}}}", extraction_config=_config(), **how)
 
 
 @functools.cache

@@ -108,7 +108,7 @@ class Pool:
 
     def _grade(self, jobs: Sequence[Job]) -> list[Reply]:
         self._failed_starts = 0
-        replies: list[Reply | None] = [None] * len(jobs)
+        replies: dict[int, Reply] = {}
         pending, retried = deque(range(len(jobs))), set()
         while pending or any(worker.item is not None for worker in self._workers):
             self._workers = [worker for worker in self._workers if worker.alive]
@@ -120,12 +120,14 @@ class Pool:
                 item, reply = worker.collect()
                 if reply.outcome == "failed":
                     self._count_failed_start(worker)
-                elif reply.outcome == "died" and item not in retried:  # the machine may have killed it: once more
+                elif (
+                    item is not None and reply.outcome == "died" and item not in retried
+                ):  # the machine may have killed it: once more
                     retried.add(item)
                     pending.append(item)
                 elif item is not None:
                     replies[item] = reply._replace(outcome="crash") if reply.outcome == "died" else reply
-        return replies
+        return [replies[item] for item in range(len(jobs))]
 
     def pids(self) -> list[int]:
         """Process ids of the workers that live."""

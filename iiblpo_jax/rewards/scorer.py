@@ -60,8 +60,8 @@ class Scorer:
           responses: decoded responses without special tokens.
         """
         found = [self._verifiers[p.task].grade(p, response) for p, response in zip(problems, responses, strict=True)]
-        hard = [index for index, decision in enumerate(found) if isinstance(decision, Job)]
-        replies = self._pool.grade([found[index] for index in hard])
+        hard = {index: decision for index, decision in enumerate(found) if isinstance(decision, Job)}
+        replies = self._pool.grade(list(hard.values()))
         verdict, seconds = np.full((2, len(found)), np.nan, np.float32)
         for index, reply in zip(hard, replies, strict=True):
             found[index], seconds[index] = reply.score, reply.seconds

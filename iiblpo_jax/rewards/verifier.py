@@ -66,5 +66,12 @@ class Verifier(abc.ABC):
 class Verified(Protocol):
     """What the `Scorer` needs of a task."""
 
-    name: str
-    verifier: Verifier
+    @property
+    def name(self) -> str:
+        """The key of its problems."""
+        ...
+
+    @property
+    def verifier(self) -> Verifier:
+        """What grades its responses."""
+        ...

@@ -19,8 +19,7 @@ from iiblpo_jax.model.config import ModelConfig
 SEGMENT = 256  # positions of the first segment; the second is as wide, each further one as all before it
 
 
-@struct.dataclass
-class Cache:
+class Cache(struct.PyTreeNode):
     """Position c of slot b is column c - start of the segment that begins at start <= c.
 
     Attributes:
@@ -42,8 +41,11 @@ class Cache:
 
     def read(self, layer, segment: int) -> tuple[jax.Array, jax.Array]:
         """Keys [B,G,E,W] and values [B,G,W,E] of a segment of a layer."""
-        stored = self.k[segment][layer], self.v[segment][layer]
-        return tuple(x if x.dtype == self.dtype else jax.lax.bitcast_convert_type(x, self.dtype) for x in stored)
+        k, v = (
+            x if x.dtype == self.dtype else jax.lax.bitcast_convert_type(x, self.dtype)
+            for x in (self.k[segment][layer], self.v[segment][layer])
+        )
+        return k, v
 
 
 def to_store(x: jax.Array, dtype: str) -> jax.Array:

@@ -42,8 +42,7 @@ from iiblpo_jax.rollout.spec import RolloutSpec
 from iiblpo_jax.rollout.steering import Steering, steering_of
 
 
-@struct.dataclass
-class State:
+class State(struct.PyTreeNode):
     """Carry of both loops: slots, their caches and latents, what has grown, head of the queue, steps taken."""
 
     slots: Slots
@@ -99,7 +98,7 @@ def rollout(
         axes = meshes.rollout_axes(spec.mesh, prompt_PS.shape[0])
         engine = functools.partial(_rollout, spec=spec, axes=axes)
         shared, markers = (published, latents, key), gold and gold.markers
-        of_prompts = (prompt_PS, prompt_len_P, gold and (gold.marker_P, gold.answer_PA, gold.answer_len_P))
+        of_prompts = (prompt_PS, prompt_len_P, gold and gold.replace(markers=()))
         if not axes:
             return engine(shared, markers, of_prompts)
         whole, split = PartitionSpec(), PartitionSpec(axes)
@@ -124,7 +123,7 @@ def _rollout(shared, markers, of_prompts, *, spec: RolloutSpec, axes: tuple[str,
         spec=spec,
         published=published,
         prompts=Prompts(tokens_PS=prompt_PS, length_P=prompt_len_P),
-        gold=None if answers is None else Gold(markers, *answers),
+        gold=answers and answers.replace(markers=markers),
         steering=steering_of(spec, published, latents),
         draws=draws_for(key, rows, spec.max_tokens, part * rows),
     )

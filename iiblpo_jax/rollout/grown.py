@@ -11,8 +11,7 @@ TOKEN, LOGP, RAW_LOGP, ENTROPY = range(4)  # columns of packed_RTX
 COLUMNS = "tokens_RT logp_RT raw_logp_RT entropy_RT length_R finish_R branch_at_R fallback_R z_RZ".split()  # of Forest
 
 
-@struct.dataclass
-class Grown:
+class Grown(struct.PyTreeNode):
     """The trajectories of a Forest, each filled in from the left.
 
     What is known of a token stands side by side, so that a decode step scatters once, not four times, and a branch

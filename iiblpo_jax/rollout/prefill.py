@@ -57,5 +57,5 @@ def _finish(weights: Layer, x_PSD, heads_PSGRE, config: ModelConfig):
         x = x_PS.reshape(n, *x_PS.shape[2:])
         return jnp.pad(x, [(0, each * chunks - n)] + [(0, 0)] * (x.ndim - 1)).reshape(chunks, each, *x.shape[1:])
 
-    out = jax.lax.map(lambda a: finish(weights, *a, config), (split(x_PSD), split(heads_PSGRE)))
+    out = jax.lax.map(lambda a: finish(weights, a[0], a[1], config), (split(x_PSD), split(heads_PSGRE)))
     return out.reshape(-1, x_PSD.shape[-1])[:n].reshape(x_PSD.shape)

@@ -80,7 +80,9 @@ class Published:
 
     def stacked(self) -> Layer:
         """Layers with a leading axis of all L: what a full forward scans. A copy where they are a list."""
-        return jax.tree.map(lambda *x: jnp.stack(x), *self.layers) if self.unrolled else self.layers
+        if not isinstance(self.layers, list):
+            return self.layers
+        return jax.tree.map(lambda *x: jnp.stack(x), *self.layers)
 
 
 @functools.partial(jax.jit, static_argnames="spec")

@@ -8,8 +8,7 @@ from iiblpo_jax.rollout.branching import Branching
 from iiblpo_jax.rollout.solved import Heard
 
 
-@struct.dataclass
-class Slots:
+class Slots(struct.PyTreeNode):
     """Attributes, one entry a slot:
 
     trajectory_B: the trajectory being decoded or just finished; -1 before the first.

@@ -11,8 +11,7 @@ from flax import struct
 from iiblpo_jax.rollout.marker import MarkerTable
 
 
-@struct.dataclass
-class Gold:
+class Gold(struct.PyTreeNode):
     """Gold answers of a batch of prompts, and how a task asks for them.
 
     Attributes:
@@ -25,8 +24,8 @@ class Gold:
     marker_P: jax.Array
     answer_PA: jax.Array
     answer_len_P: jax.Array
-    cue_PQ: jax.Array | None = None
-    cue_len_P: jax.Array | None = None
+    cue_PQ: jax.Array
+    cue_len_P: jax.Array
 
 
 @struct.dataclass

@@ -242,7 +242,7 @@ class Slot:
 
     def part(self, params: Mapping[str, Any]) -> Any:
         """This tensor's part of the parameter tree, in the shape it has there; a view of a numpy leaf."""
-        leaf = params
+        leaf: Any = params
         for key in self.path:
             leaf = leaf[key]
         return leaf[self.index]

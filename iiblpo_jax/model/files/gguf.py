@@ -167,7 +167,7 @@ class GGUFFile:
     def _size(self, key: str, default: int | None = None, *, least: int = 1) -> int:
         value = self._get(key, default)
         if type(value) is not int or not least <= value <= families.LARGEST.get(
-            HF_NAMES.get(key), families.LARGEST_SIZE
+            HF_NAMES.get(key, key), families.LARGEST_SIZE
         ):
             raise InputError(
                 f"{self._path}: {key} is {repr(value)[:80]}, not one positive integer; use a plain dense model"

@@ -85,7 +85,7 @@ class GGUFContainer:
         return slice(self._at - count, self._at)
 
     def _scalar(self, code: str) -> Any:
-        (value,) = struct.unpack("<" + code, self._bytes[self._claim(struct.calcsize("<" + code))])
+        (value,) = struct.unpack("<" + code, self._bytes[self._claim(struct.calcsize("<" + code))].tobytes())
         return value
 
     def _string(self) -> str:

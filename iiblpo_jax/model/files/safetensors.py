@@ -111,7 +111,8 @@ def write_safetensors(
 ) -> None:
     """Writes one file; `tensors` yields arrays of `dtype` in the order of `shapes`, one alive at a time."""
     kind = next(name for name, known in DTYPES.items() if known == dtype)
-    header, offset = {"__metadata__": {"format": "pt", "producer": PRODUCER}}, 0
+    header: dict[str, dict] = {"__metadata__": {"format": "pt", "producer": PRODUCER}}
+    offset = 0
     for name, shape in shapes.items():
         end = offset + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [offset, end]}

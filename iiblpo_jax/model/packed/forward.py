@@ -42,7 +42,8 @@ def packed_hidden_states(
     table = rope_table(bins.position_U, rope_frequencies(config))
 
     def attend(q_WUGRE, k_WUGE, v_WUGE):
-        return *path_attend(q_WUGRE, k_WUGE, v_WUGE, bins, block, config.sliding_window), None
+        out, norm = path_attend(q_WUGRE, k_WUGE, v_WUGE, bins, block, config.sliding_window)
+        return out, norm, None
 
     def layer(x_WUD, weights):
         mine, injected = weights

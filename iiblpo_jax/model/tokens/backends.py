@@ -72,6 +72,7 @@ class HuggingFaceBackend:
         return self._rust.decode(ids, skip_special_tokens=skip_special)
 
     def render(self, messages: Sequence[Mapping[str, str]], *, generation_prompt: bool) -> str:
+        assert self.chat_template is not None, "Tokenizer.render_chat asks first"
         names = {f"{name}_token": getattr(self._fast, f"{name}_token") or "" for name in ("bos", "eos", "pad", "unk")}
         return render_chat(self.chat_template, messages, generation_prompt=generation_prompt, names=names)
 
@@ -197,13 +198,14 @@ class SentencePieceBackend:
         return text + self._sp.decode(run)
 
     def render(self, messages: Sequence[Mapping[str, str]], *, generation_prompt: bool) -> str:
+        assert self.chat_template is not None, "Tokenizer.render_chat asks first"
         names = {name: text or "" for name, text in self._named_tokens().items()}
         return render_chat(self.chat_template, messages, generation_prompt=generation_prompt, names=names)
 
     def _named_tokens(self) -> dict[str, str | None]:
         texts = {i: text for text, i in self.specials.items()}
         ids = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id}
-        return {f"{name}_token": texts.get(i) for name, i in ids.items()}
+        return {f"{name}_token": None if i is None else texts.get(i) for name, i in ids.items()}
 
     def pieces(self) -> list[bytes]:
         size = self._sp.get_piece_size()
@@ -218,7 +220,8 @@ class SentencePieceBackend:
         if piece in self.specials or self._sp.is_unused(i):
             return b""
         if self._sp.is_byte(i):
-            return bytes([int(BYTE_PIECE.fullmatch(piece)[1], 16)])
+            byte = BYTE_PIECE.fullmatch(piece)
+            return bytes([int(byte[1], 16)]) if byte else b""
         return self._sp.decode([i]).encode() if self._sp.is_unknown(i) else piece.replace(SPACE, " ").encode()
 
     def save(self, directory: pathlib.Path) -> None:
@@ -236,8 +239,10 @@ def render_chat(
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
+        conversation: Any = list(messages)
+        named: dict[str, Any] = dict(names)
         rendered, _ = render_jinja_template(
-            conversations=[list(messages)], chat_template=template, add_generation_prompt=generation_prompt, **names
+            conversations=[conversation], chat_template=template, add_generation_prompt=generation_prompt, **named
         )
     except Exception as error:  # a template is a program: it may raise anything, and its sandbox stops it from more
         raise InputError(f"the chat template refuses this conversation ({error}); change its roles") from error

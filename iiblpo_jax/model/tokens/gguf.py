@@ -112,7 +112,7 @@ def _pre_tokenizer(pre: str):
     from tokenizers import Regex, pre_tokenizers
 
     pattern = SPLITS[pre]
-    steps = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
+    steps: list = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
     if pattern is not None:
         steps.append(pre_tokenizers.Split(Regex(pattern), behavior="isolated"))
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None))
@@ -123,7 +123,8 @@ def _sentencepiece(meta, template) -> SentencePieceBackend:
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2
 
-    model = sentencepiece_model_pb2.ModelProto()
+    messages: Any = sentencepiece_model_pb2  # protobuf makes its classes when it is imported
+    model = messages.ModelProto()
     for token, score, kind in zip(meta["tokens"], meta["scores"], meta["token_type"], strict=True):
         model.pieces.add(piece=token, score=float(score), type=int(kind))
     trainer, normalizer = model.trainer_spec, model.normalizer_spec

@@ -20,11 +20,11 @@ class Backend(Protocol):
       chat_template: Jinja source, or None.
     """
 
-    bos_id: int | None
-    eos_id: int | None
-    pad_id: int | None
-    specials: Mapping[str, int]
-    chat_template: str | None
+    bos_id: Any  # int | None
+    eos_id: Any
+    pad_id: Any
+    specials: Any  # Mapping[str, int]
+    chat_template: Any  # str | None
 
     def encode(self, text: str, *, add_special: bool) -> list[int]: ...
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str: ...
