@@ -59,3 +59,12 @@ def test_blocks_equal_one_masked_softmax(monkeypatch, window, length):
     np.testing.assert_allclose(got, np.einsum("bgrts,bgse->btgre", weights, v), atol=1e-5)
     log_total = jax.nn.logsumexp(jnp.where(allowed, scores, -jnp.inf), axis=-1)
     np.testing.assert_allclose(norm, log_total.transpose(0, 3, 1, 2), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(64, 10, 2, 2, 16), (16, 40, 3, 2, 16), (3, 100, 2, 2, 8)])
+def test_heads_are_the_same_bits_whether_or_not_the_norm_is_wanted(shape):
+    """z off is the plain backbone only if so: plain callers drop the norm, and the compiler with it."""
+    b, t, g, _, e = shape
+    q, (k, v) = jax.random.normal(jax.random.key(0), shape), jax.random.normal(jax.random.key(1), (2, b, g, t, e))
+    both = jax.jit(lambda: attention.causal_attend(q, k, v, window=None))()
+    np.testing.assert_array_equal(jax.jit(lambda: attention.causal_attend(q, k, v, window=None)[0])(), both[0])
