@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from iiblpo_jax.data.pipeline import PromptBatch
+from iiblpo_jax.data.prompts import PromptBatch
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.rollout.engine import RolloutStats

@@ -10,7 +10,7 @@ import numpy as np
 from iiblpo_jax.common import masked
 from iiblpo_jax.common.errors import warn
 from iiblpo_jax.common.jsonl import plain, write_atomic
-from iiblpo_jax.data.pipeline import PromptBatch
+from iiblpo_jax.data.prompts import PromptBatch
 from iiblpo_jax.rewards.scorer import CORRECT
 from iiblpo_jax.rollout.forest import FINISH_NAMES, Forest, response_tokens
 from iiblpo_jax.step.programs import Sampled

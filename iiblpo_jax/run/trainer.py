@@ -23,7 +23,7 @@ from rich.console import Console
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config.derived import group_size
-from iiblpo_jax.data.pipeline import PromptBatch
+from iiblpo_jax.data.prompts import PromptBatch
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.latents.storage import METRICS
 from iiblpo_jax.model.files.fingerprint import fingerprint
