@@ -27,6 +27,7 @@ def default_config() -> RunConfig:
 
     c.data = data = ConfigDict()
     data.seed = 0  # order of the prompts and of generated problems
+    data.recorded = ""  # files of recorded rollouts to learn from in place of new ones: a folder, a file or a glob
     data.verifiers = 2  # processes that check answers with math-verify or reasoning-gym
     data.verifier_timeout = 1.0  # seconds an answer may take; then it scores 0 and is counted
 
@@ -165,6 +166,7 @@ def default_config() -> RunConfig:
     c.log = log = ConfigDict()
     log.every = 1  # steps between rows of metrics.jsonl
     log.rollouts = 1  # steps between files of rollouts/; 0 = none
+    log.logprobs = False  # rollouts/ also hold log-probs of the behaviour (`logp`), which off-line training weighs by
     return c.lock()
 
 

@@ -22,10 +22,10 @@ def branch_levels(config: RunConfig) -> int:
 def rollout_is_exact(config) -> bool:
     """Whether tokens are drawn from the policy that the update computes, but for rounding: dtypes and weights agree.
 
-    Where they do not, the behaviour policy differs on every token, with or without z.
+    Where they do not, the behaviour policy differs on every token, with or without z; that of recorded rollouts always.
     """
     r, dtype = config.rollout, config.model.dtype
-    return r.dtype == dtype and (r.kv_dtype or r.dtype) == dtype and not r.weights
+    return not config.data.recorded and r.dtype == dtype and (r.kv_dtype or r.dtype) == dtype and not r.weights
 
 
 def kept_per_prompt(config: RunConfig) -> int:

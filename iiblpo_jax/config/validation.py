@@ -63,6 +63,7 @@ def validate(config: RunConfig) -> None:
     _check_values(flat)
     _check_rollout(config)
     _check_update(config)
+    _check_recorded(config)
     _check_eval(config)
     mesh_shape(config.mesh, devices=None)
 
@@ -139,6 +140,21 @@ def _check_update(config: RunConfig) -> None:
         raise InputError(
             f"update.microbatch = {update.microbatch} does not divide the {rows} trajectories of a minibatch; use one "
             f"of {_divisors(rows)}, or 0 for the whole minibatch"
+        )
+
+
+def _check_recorded(config: RunConfig) -> None:
+    if not config.data.recorded:
+        return
+    if config.latent.z > 0 and config.latent.condition == "conditioned":
+        raise InputError(
+            "latent.condition = conditioned needs the z of every branch, which recorded rollouts (data.recorded) do "
+            "not have; set latent.condition=marginal"
+        )
+    if config.ib.estimator == "entropy":
+        raise InputError(
+            "ib.estimator = entropy reads entropies, which recorded rollouts (data.recorded) do not have; set "
+            "ib.estimator=likelihood or none"
         )
 
 

@@ -91,7 +91,7 @@ class PendingUpdate:
         found = self.counted | _numbers(self.scored | self.updated)
         trained = found.pop("tokens_trained")
         return found | {
-            "rollout/tokens_per_s": found["rollout/tokens"] / seconds["rollout"],
+            "rollout/tokens_per_s": found["rollout/tokens"] / max(seconds["rollout"], 1e-9),
             "update/tokens_per_s": trained / max(seconds["score"] + seconds["update"], 1e-9),
             **{f"time/{name}_s": value for name, value in seconds.items()},
         }
