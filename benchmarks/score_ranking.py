@@ -23,7 +23,8 @@ from iiblpo_jax import bottleneck
 from iiblpo_jax.bottleneck.diagnostics import auc_within_prompts, correlation_within_prompts
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.common.padded import Padded, pad_rows
-from iiblpo_jax.data.pipeline import PromptBatch, heldout_batches
+from iiblpo_jax.data.pipeline import heldout_batches
+from iiblpo_jax.data.prompts import PromptBatch
 from iiblpo_jax.defaults import default_config
 from iiblpo_jax.model.decoder import bind, params_of
 from iiblpo_jax.model.files.loading import load_model

@@ -48,7 +48,7 @@ def main(config: RunConfig, workdir: Path) -> None:
     writer = MetricWriter(workdir, resume_step=start)
     if start is None:
         console.print("evaluating the model as it is")
-        writer.write(0, {"data/dropped": trainer.pipeline.dropped} | trainer.latent_metrics() | trainer.evaluate())
+        writer.write(0, {"data/dropped": trainer.source.dropped} | trainer.latent_metrics() | trainer.evaluate())
     else:
         console.print(f"resuming after step {start}")
 

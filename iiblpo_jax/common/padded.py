@@ -34,7 +34,7 @@ def join(left_NA: jax.Array, left_len_N: jax.Array, right_NB: jax.Array, right_l
     return jnp.where(index_NC < 0, left_NC, tail_NC)
 
 
-def pad_rows(rows: Sequence[Sequence[int]], width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def pad_rows(rows: Sequence[Sequence[int] | np.ndarray], width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(int32 [N, width] right padded with 0, int32 [N] lengths); width None = that of the longest row."""
     lengths = np.asarray([len(row) for row in rows], np.int32)
     padded = np.zeros((len(rows), lengths.max() if width is None else width), np.int32)

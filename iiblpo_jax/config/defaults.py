@@ -57,6 +57,9 @@ KNOBS = {
         choices=("float32", "bfloat16"),
     ),
     "data.seed": knob(0, "order of the prompts and of generated problems"),
+    "data.recorded": knob(
+        "", "files of recorded rollouts to learn from in place of new ones: a folder, a file or a glob; empty = none"
+    ),
     "data.verifiers": knob(
         2, "processes that check answers with math-verify or reasoning-gym", at_least=1, unit="processes"
     ),
@@ -277,6 +280,9 @@ KNOBS = {
     "eval.seed": knob(1234, "of problems and samples"),
     "log.every": knob(1, "between rows of metrics.jsonl", at_least=1, unit="steps"),
     "log.rollouts": knob(1, "between files of rollouts/; 0 = none", at_least=0, unit="steps"),
+    "log.logprobs": knob(
+        False, "rollouts/ also hold log-probs of the behaviour, key `logp`, which off-line training weighs by"
+    ),
 }
 
 # Knobs of earlier versions: the default they had, and what they did.

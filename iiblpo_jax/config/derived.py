@@ -1,6 +1,7 @@
 """Numbers that follow from a config."""
 
 import math
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -22,10 +23,10 @@ def branch_levels(config: RunConfig) -> int:
 def rollout_is_exact(config) -> bool:
     """Whether tokens are drawn from the policy that the update computes, but for rounding: dtypes and weights agree.
 
-    Where they do not, the behaviour policy differs on every token, with or without z.
+    Where they do not, the behaviour policy differs on every token, with or without z; that of recorded rollouts always.
     """
     r, dtype = config.rollout, config.model.dtype
-    return r.dtype == dtype and (r.kv_dtype or r.dtype) == dtype and not r.weights
+    return not config.data.recorded and r.dtype == dtype and (r.kv_dtype or r.dtype) == dtype and not r.weights
 
 
 def kept_per_prompt(config: RunConfig) -> int:
@@ -64,7 +65,7 @@ def mesh_shape(mesh: ConfigDict, *, devices: int | None) -> tuple[int, ...]:
     Raises:
       InputError: a size below 1, or the product is not the number of devices; the message gives numbers that work.
     """
-    shape = {axis: mesh[axis] for axis in MESH_AXES}
+    shape: dict[str, Any] = {axis: mesh[axis] for axis in MESH_AXES}
     for axis, size in shape.items():
         KNOBS[f"mesh.{axis}"].check(f"mesh.{axis}", size)
     free = [axis for axis, size in shape.items() if size == -1]

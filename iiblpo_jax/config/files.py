@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -54,7 +55,7 @@ def unknown_key(key: str, known: Iterable[str]) -> InputError:
 def resolve(config: RunConfig) -> dict:
     """The config as plain JSON: lists for tuples, "inf" for infinity (strict JSON has none)."""
 
-    def plain(value):
+    def plain(value) -> Any:
         if isinstance(value, ConfigDict | dict):
             return {key: plain(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
@@ -146,6 +147,7 @@ def load_file(path: Path | str) -> RunConfig:
     spec = importlib.util.spec_from_file_location("run_config", path)
     if spec is None:
         raise InputError(f"config file {path} is no Python file; give one that ends in .py and defines get_config()")
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

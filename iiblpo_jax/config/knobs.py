@@ -89,7 +89,7 @@ class Knob:
             return "" if isinstance(value, str) and value in self.choices else f"use {self.range}"
         if not self.is_kind(value):
             return f"use {self.wanted_kind}"
-        fits = re.fullmatch(self.pattern, value) if self.pattern else self._in_range(value)
+        fits = re.fullmatch(self.pattern, str(value)) if self.pattern else self._in_range(value)
         return "" if fits else f"use {self.range}"
 
     def line(self, key: str, value: Any) -> str:
@@ -149,7 +149,8 @@ class Knob:
 
 def knob(default: Any, doc: str, **described: Any) -> Knob:
     """A Knob whose kind is that of its default, unless `kind` says otherwise."""
-    return Knob(default=default, doc=doc, **({"kind": type(default)} | described))
+    described.setdefault("kind", type(default))
+    return Knob(default=default, doc=doc, **described)
 
 
 def tupled(value: Any) -> Any:

@@ -126,6 +126,21 @@ def _minibatches(config: RunConfig) -> Iterator[str]:
         )
 
 
+def _recorded(config: RunConfig) -> Iterator[str]:
+    if not config.data.recorded:
+        return
+    if config.latent.z > 0 and config.latent.condition == "conditioned":
+        yield (
+            "latent.condition = conditioned needs the z of every branch, which recorded rollouts (data.recorded) do "
+            "not have; set latent.condition=marginal"
+        )
+    if config.ib.estimator == "entropy":
+        yield (
+            "ib.estimator = entropy reads entropies, which recorded rollouts (data.recorded) do not have; set "
+            "ib.estimator=likelihood or none"
+        )
+
+
 def _evaluation(config: RunConfig) -> Iterator[str]:
     evaluation = config.eval
     for k in evaluation.k:
@@ -156,6 +171,7 @@ CHECKS = {
     _credit: "branch.credit branch.parent",
     _minibatches: "train.prompts_per_step rollout.roots branch.k ib.filter ib.keep "
     "update.minibatches update.packed update.microbatch",
+    _recorded: "data.recorded latent.z latent.condition ib.estimator",
     _evaluation: "eval.k eval.samples eval.temperature",
     _mesh: "mesh.data mesh.fsdp mesh.sequence mesh.tensor",
 }

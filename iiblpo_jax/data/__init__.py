@@ -1,1 +1,1 @@
-"""Tasks, their loaders and the prompt pipeline. Start with `task.py`, then `registry.py`, then `pipeline.py`."""
+"""Tasks, their loaders and the prompts. Start with `task.py`, then `registry.py`, `prompts.py`, `pipeline.py`."""

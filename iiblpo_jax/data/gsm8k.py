@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data import competition, rows
@@ -40,7 +41,8 @@ def _from_tfds(root: Path, *, heldout_size: int = 256, skip_bad_gold: bool = Fal
         if name not in builder.info.splits:
             return
         try:
-            source = builder.as_data_source(name)
+            rows_of: Any = builder.as_data_source  # its signature is hidden by a decorator
+            source = rows_of(split=name)
         except NotImplementedError as error:
             raise InputError(
                 f"{builder.data_dir} is written in a format that needs TensorFlow to read; prepare it again with "

@@ -97,8 +97,8 @@ def attend(q_BTGRE, k_BGSE, v_BGSE, allowed_BTS) -> tuple[jax.Array, jax.Array]:
     p_BGRTS = jnp.exp(s_BGRTS - top)
     out = jnp.einsum("bgrts,bgse->bgrte", p_BGRTS.astype(v_BGSE.dtype), v_BGSE, preferred_element_type=jnp.float32)
     total = p_BGRTS.sum(-1, keepdims=True)
-    # The maximum once more, in other words: XLA on CPU makes exp(s - max) in one kernel where nobody else reads the max,
-    # and heads would differ in their last bit between callers who want the norm and those who do not.
+    # The maximum once more, in other words: XLA on CPU makes exp(s - max) in one kernel where nobody else reads the
+    # max, and heads would differ in their last bit between callers who want the norm and those who do not.
     top = -jax.lax.stop_gradient(-s_BGRTS).min(-1, keepdims=True)
     norm_BTGR = (top + jnp.log(total))[..., 0].transpose(0, 3, 1, 2)
     return (out / total).transpose(0, 3, 1, 2, 4).astype(v_BGSE.dtype), norm_BTGR

@@ -128,7 +128,8 @@ def fuse_qkv(q_LH, k_LG, v_LG) -> jax.Array:
 def layer_of(weights: dict) -> Layer:
     """A Layer, stacked or not, from arrays by name; absent biases and norms are None."""
     matrices: dict[str, Any] = {name: Matrix(weight=weights[name], inputs=inputs) for name, inputs in INPUTS.items()}
-    return Layer(**{name: matrices.get(name, weights.get(name)) for name in AXES})
+    parts: dict[str, Any] = dict.fromkeys(AXES) | weights | matrices
+    return Layer(**parts)
 
 
 # -- the forward ------------------------------------------------------------------------------------------------------

@@ -111,7 +111,8 @@ class Plan:
             for name in self.work:
                 table.add_row(name, *self._cost(name))
             console.print(table)
-        console.print(self.decode)
+        if self.decode:
+            console.print(self.decode)
         lengths = f"mean prompt {self.lengths.prompt:,.0f} and response {self.lengths.response:,.0f} tokens"
         if self.seconds:
             console.print(
@@ -174,6 +175,7 @@ def make_plan(
     parts = math.prod(shape[axis] for axis in meshes.rollout_axes(mesh, prompts))
     chip, work = CHIPS.get(topology.partition(":")[0]), step_work(config, model, lengths, shape, parts)
     seconds = {} if chip is None else {name: w.seconds(chip, mesh.size) for name, w in work.items()}
+    recorded = bool(config.data.recorded)
     plan = Plan(
         topology=topology,
         devices=mesh.size,
@@ -184,8 +186,8 @@ def make_plan(
         lengths=lengths,
         limit=memory or (device_limit(devices[0]) if chip is None else chip.memory),
         resident=_resident(config, model, step, shape, parts),
-        tokens=generated_tokens(config, lengths),
-        decode=_decode_form(config, model, step),
+        tokens=0 if recorded else generated_tokens(config, lengths),
+        decode="" if recorded else _decode_form(config, model, step),
         mfu=None if chip is None else work["update"].useful / mesh.size / chip.flops / seconds["update"],
     )
 
@@ -200,12 +202,12 @@ def make_plan(
 
     try:
         step.trace(compiled)
-        check_fits([p.memory for p in plan.programs], plan.limit)
     except _TooLarge as error:
         plan.refusal = str(error)
+        return plan
+    try:
+        check_fits([p.memory for p in plan.programs], plan.limit)
     except InputError as error:
-        if len(plan.programs) < 5:
-            raise
         plan.refusal = str(error)
     return plan
 
@@ -244,7 +246,7 @@ def _resident(config, model: ModelConfig, step: AbstractStep, shape: dict, parts
         "params": total(state.params),
         "optimizer": total(state.opt_state),
         "reference": total(step.frozen),
-        "KV cache": r.slots // parts * (r.max_prompt + r.max_tokens) * token,
+        "KV cache": 0 if config.data.recorded else r.slots // parts * (r.max_prompt + r.max_tokens) * token,
     }
 
 

@@ -124,7 +124,7 @@ def step_work(config, m: ModelConfig, lengths: Lengths, shape: dict[str, int], p
       shape: devices along the axes of the mesh.
       parts: engines of the rollout (mesh.rollout_axes).
     """
-    work = {"rollout": _rollout(config, m, lengths, shape, parts)}
+    work = {} if config.data.recorded else {"rollout": _rollout(config, m, lengths, shape, parts)}
     informed = _informed(config)
     if informed:
         work["inform"] = _inform(config, m, lengths, shape, informed == "likelihood")

@@ -15,12 +15,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from iiblpo_jax.config.derived import injected_layers
+from iiblpo_jax.config.derived import group_size, injected_layers
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import Decoder, cast, params_of
 from iiblpo_jax.model.steering.codes import KINDS
 from iiblpo_jax.model.steering.psa import PSA
+from iiblpo_jax.rollout.forest import Forest
 from iiblpo_jax.rollout.marker import MarkerTable
 from iiblpo_jax.rollout.solved import Gold
 from iiblpo_jax.step import specs
@@ -103,8 +104,7 @@ def _asked(config, model: ModelConfig, mesh: Mesh) -> Asked:
     p = config.train.prompts_per_step
 
     def of_prompts(*shape) -> Any:
-        place = meshes.sharding(mesh, ("batch", *[None] * len(shape)), meshes.TRAIN, shape=(p, *shape))
-        return jax.ShapeDtypeStruct((p, *shape), jnp.int32, sharding=place)
+        return _rows(mesh, p, *shape)
 
     return Asked(
         prompt_PS=of_prompts(config.rollout.max_prompt),
@@ -117,7 +117,35 @@ def _asked(config, model: ModelConfig, mesh: Mesh) -> Asked:
             cue_PQ=of_prompts(CUE),
             cue_len_P=of_prompts(),
         ),
+        forest=_forest(config, mesh) if config.data.recorded else None,
     )
+
+
+def _forest(config, mesh: Mesh) -> Forest:
+    """Recorded rollouts where a Trainer places them."""
+    p, s, t = config.train.prompts_per_step, config.rollout.max_prompt, config.rollout.max_tokens
+    r = p * group_size(config)
+    numbers, logp_RT = _rows(mesh, r), _rows(mesh, r, t, dtype=jnp.float32)
+    return Forest(
+        prompt_PS=_rows(mesh, p, s),
+        prompt_len_P=_rows(mesh, p),
+        tokens_RT=_rows(mesh, r, t),
+        logp_RT=logp_RT,
+        raw_logp_RT=logp_RT,
+        entropy_RT=logp_RT,
+        length_R=numbers,
+        finish_R=numbers,
+        parent_R=numbers,
+        branch_at_R=numbers,
+        z_RZ=_rows(mesh, r, 0, dtype=jnp.float32),
+        fallback_R=_rows(mesh, r, dtype=jnp.bool_),
+    )
+
+
+def _rows(mesh: Mesh, *shape: int, dtype=jnp.int32) -> Any:
+    """An array whose first axis is split as prompts are."""
+    place = meshes.sharding(mesh, ("batch", *[None] * (len(shape) - 1)), meshes.TRAIN, shape=shape)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
 
 def _markers(config, model: ModelConfig) -> tuple[MarkerTable, ...]:

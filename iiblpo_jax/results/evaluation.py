@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from iiblpo_jax.data.pipeline import PromptBatch, heldout_batches
+from iiblpo_jax.data.pipeline import heldout_batches
+from iiblpo_jax.data.prompts import PromptBatch
 from iiblpo_jax.data.registry import make_task, make_tasks
 from iiblpo_jax.data.task import Task
 from iiblpo_jax.devices import mesh as meshes

@@ -40,11 +40,11 @@ def decode_step(
             held = write(cache, i, position_B, k_BGE, v_BGE)
             return *attend(q_BGRE, held, i, position_B, longest, config.sliding_window), held
 
-        steer = None if injected is None else inject.at(injected)
+        steer = None if inject is None or injected is None else inject.at(injected)
         return run_layer(weights, x_BD, table, config, attend_cache, steer)
 
     x_BD, injected = look_up(published, token_B), None if inject is None else inject.layers
-    if published.unrolled:
+    if isinstance(published.layers, list):
         below = config.n_layers - (0 if inject is None else jax.tree.leaves(injected)[0].shape[0])
         for i, weights in enumerate(published.layers):
             mine = None if i < below else jax.tree.map(lambda a, j=i - below: a[j], injected)

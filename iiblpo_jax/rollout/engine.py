@@ -37,7 +37,7 @@ from iiblpo_jax.rollout.prefill import prefill
 from iiblpo_jax.rollout.publication import Published, logits
 from iiblpo_jax.rollout.sampling import sample_on_mesh
 from iiblpo_jax.rollout.slots import Slots, idle_slots, owes, refillable, steal_from, take_trees
-from iiblpo_jax.rollout.solved import Gold, is_right, listen, nothing_heard
+from iiblpo_jax.rollout.solved import Gold, Heard, is_right, listen, nothing_heard
 from iiblpo_jax.rollout.spec import RolloutSpec
 from iiblpo_jax.rollout.steering import Steering, steering_of
 
@@ -224,7 +224,7 @@ class _Engine:
         root_B = slots.stands_B & (self.spec.branching.place(slots.trajectory_B) == 0)
         entropy_BT = grown.of(jnp.maximum(slots.trajectory_B, 0)).entropy_RT
         right_B = jnp.zeros_like(root_B)
-        if self.gold:
+        if self.gold and slots.heard_B:
             right_B = is_right(slots.heard_B, self.gold, self.spec.prompt(slots.trajectory_B))
         due_B = branches_due(entropy_BT, slots.index_B, slots.stopped_B, right_B, self.spec.branching)
         # The smaller one: a slot may stand at its root while others steal from it, and these branches stay gone.
@@ -311,7 +311,7 @@ class _Engine:
     def _decode_token(self, s: State) -> State:
         """One token for every live slot, or the answer to its probe. Idle slots are fed too; nobody looks at it."""
         spec, slots = self.spec, s.slots
-        inject = self.steering and self.steering.inject(s.projected, slots)
+        inject = self.steering.inject(s.projected, slots) if self.steering and s.projected else None
         longest = jnp.where(slots.live_B, slots.position_B, 0).max()
         hidden_BD, cache = decode_step(
             self.published, spec.model, s.cache, slots.token_B, slots.position_B, longest, inject
@@ -323,15 +323,15 @@ class _Engine:
         grown = s.grown.write(emits_B, slots.trajectory_B, slots.index_B, draw)
         s = s.replace(cache=cache, grown=grown, steps=s.steps + 1)
         if self.steering is not None:
-            s = self._draw_latents(s, hidden_BD)
+            s = self._draw_latents(s, self.steering, hidden_BD)
         return s.replace(slots=self._advance(slots, draw.token_B, emits_B))
 
     def _advance(self, slots: Slots, token_B, emits_B) -> Slots:
         """The next token to feed: the one just drawn, or the same again after a probe."""
         stop_B = jnp.isin(token_B, jnp.array(self.spec.stop_ids, jnp.int32))
         ends_B = emits_B & (stop_B | (slots.index_B + 1 >= self.spec.max_tokens))
-        if self.gold:
-            slots = self._listen(slots, token_B, emits_B)
+        if self.gold and slots.heard_B:
+            slots = self._listen(slots, slots.heard_B, self.gold, token_B, emits_B)
         return slots.set(emits_B, token_B=token_B, stopped_B=stop_B).replace(
             index_B=slots.index_B + emits_B,
             live_B=slots.live_B & ~ends_B,
@@ -339,22 +339,22 @@ class _Engine:
             probe_B=jnp.zeros_like(slots.probe_B),
         )
 
-    def _listen(self, slots: Slots, token_B, emits_B) -> Slots:
+    def _listen(self, slots: Slots, heard_B: Heard, gold: Gold, token_B, emits_B) -> Slots:
         """Looks for the gold answer in what roots say; nothing depends on whether a branch is right."""
-        heard_B = listen(slots.heard_B, self.gold, self.spec.prompt(slots.trajectory_B), token_B)
+        heard_B = listen(heard_B, gold, self.spec.prompt(slots.trajectory_B), token_B)
         return slots.set(emits_B & (self.spec.branching.place(slots.trajectory_B) == 0), heard_B=heard_B)
 
-    def _draw_latents(self, s: State, hidden_BD) -> State:
+    def _draw_latents(self, s: State, steering: Steering, hidden_BD) -> State:
         """Draws the z of slots that have just probed, from the prior given the last prefix token's hidden state."""
         probe_B, trajectory_B = s.slots.probe_B, s.slots.trajectory_B
 
         def draw(projected: Projected, z_RZ):
-            z_BZ = self.steering.draw(hidden_BD, trajectory_B, self.draws)
+            z_BZ = steering.draw(hidden_BD, trajectory_B, self.draws)
 
             def pick(new, old):
                 return jnp.where(probe_B.reshape(1, -1, *[1] * (old.ndim - 2)), new, old)
 
-            projected = jax.tree.map(pick, self.steering.project(z_BZ), projected)
+            projected = jax.tree.map(pick, steering.project(z_BZ), projected)
             return projected, put(z_RZ, probe_B, trajectory_B, z_BZ)
 
         def keep(projected, z_RZ):

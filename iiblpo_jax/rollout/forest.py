@@ -10,6 +10,7 @@ so that all trajectories of a prompt are contiguous and `x_R.reshape(P, -1)` is 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from iiblpo_jax.common.padded import join
@@ -99,6 +100,12 @@ class Forest:
             z.append(self.z_RZ[here])
             here = jnp.where(exists, self.parent_R[here], -1)
         return jnp.stack(z[::-1], 1), jnp.stack(at[::-1], 1)
+
+
+def response_logprobs(forest: Forest) -> list[np.ndarray]:
+    """Each trajectory's temperature-only log-probs [length], stop token included, in every process."""
+    logp_RT, length_R = to_host((forest.raw_logp_RT, forest.length_R))
+    return [row[:end] for row, end in zip(logp_RT, length_R, strict=True)]
 
 
 def response_tokens(forest: Forest, *, stop: bool = False) -> list[list[int]]:

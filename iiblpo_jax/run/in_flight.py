@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from iiblpo_jax.data.pipeline import PromptBatch
+from iiblpo_jax.data.prompts import PromptBatch
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.rollout.engine import RolloutStats
@@ -91,7 +91,7 @@ class PendingUpdate:
         found = self.counted | _numbers(self.scored | self.updated)
         trained = found.pop("tokens_trained")
         return found | {
-            "rollout/tokens_per_s": found["rollout/tokens"] / seconds["rollout"],
+            "rollout/tokens_per_s": found["rollout/tokens"] / max(seconds["rollout"], 1e-9),
             "update/tokens_per_s": trained / max(seconds["score"] + seconds["update"], 1e-9),
             **{f"time/{name}_s": value for name, value in seconds.items()},
         }

@@ -10,9 +10,9 @@ import numpy as np
 from iiblpo_jax.common import masked
 from iiblpo_jax.common.errors import warn
 from iiblpo_jax.common.jsonl import plain, write_atomic
-from iiblpo_jax.data.pipeline import PromptBatch
+from iiblpo_jax.data.prompts import PromptBatch
 from iiblpo_jax.rewards.scorer import CORRECT
-from iiblpo_jax.rollout.forest import FINISH_NAMES, Forest, response_tokens
+from iiblpo_jax.rollout.forest import FINISH_NAMES, Forest, response_logprobs, response_tokens
 from iiblpo_jax.step.programs import Sampled
 from iiblpo_jax.step.score import Scored
 
@@ -34,6 +34,7 @@ ROLLOUT_KEYS = (
     "advantage",
     "finish",
 )
+LOGPROBS = "logp"  # one more key with log.logprobs
 
 
 def write_rollouts(workdir: Path, step: int, columns: Mapping[str, Sequence]) -> Path:
@@ -42,19 +43,21 @@ def write_rollouts(workdir: Path, step: int, columns: Mapping[str, Sequence]) ->
     Args:
         workdir: of the run.
         step: goes into every line.
-        columns: ROLLOUT_KEYS but `step` -> R values, as lists or arrays. `tokens` holds whole responses as lists;
-            `parent` is negative for roots, whose `branch_at` is then written as null too; `finish` is the code of
-            the Forest; None or NaN (no such score) becomes null.
+        columns: ROLLOUT_KEYS but `step`, and LOGPROBS where they are wanted -> R values, as lists or arrays.
+            `tokens` holds whole responses as lists, `logp` as many numbers; `parent` is negative for roots, whose
+            `branch_at` is then written as null too; `finish` is the code of the Forest; None or NaN (no such score)
+            becomes null.
 
     Raises:
         ValueError: keys are missing or unknown, or columns differ in length.
     """
-    if unexpected := set(columns) ^ set(ROLLOUT_KEYS[1:]):
+    keys = (*ROLLOUT_KEYS, LOGPROBS) if LOGPROBS in columns else ROLLOUT_KEYS
+    if unexpected := set(columns) ^ set(keys[1:]):
         raise ValueError(f"rollout keys missing or unknown: {sorted(unexpected)}")
     path = workdir / "rollouts" / f"step_{step:06d}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    values = zip(*(plain(columns[key]) for key in ROLLOUT_KEYS[1:]), strict=True)
-    rows = (dict(zip(ROLLOUT_KEYS, (int(step), *row), strict=True)) for row in values)
+    values = zip(*(plain(columns[key]) for key in keys[1:]), strict=True)
+    rows = (dict(zip(keys, (int(step), *row), strict=True)) for row in values)
     text = "".join(json.dumps(_named(row), ensure_ascii=False) + "\n" for row in rows)
     try:
         write_atomic(path, text)
@@ -71,9 +74,22 @@ def _named(row: dict) -> dict:
 
 
 def log_columns(
-    batch: PromptBatch, sampled: Sampled, texts: list[str], rewards: np.ndarray, scored: Scored, *, scores: bool
+    batch: PromptBatch,
+    sampled: Sampled,
+    texts: list[str],
+    rewards: np.ndarray,
+    scored: Scored,
+    *,
+    scores: bool,
+    logprobs: bool = False,
 ) -> tuple[dict, dict]:
-    """(columns that the host has, columns still on the device) of the rollout log; `scores`: there is an S_IB."""
+    """(columns that the host has, columns still on the device) of the rollout log.
+
+    Args:
+        batch, sampled, texts, rewards, scored: of the step.
+        scores: there is an S_IB.
+        logprobs: with the temperature-only log-probs of all tokens.
+    """
     forest = sampled.forest
     host = {
         "prompt_id": [problem.id for problem in batch.problems for _ in range(forest.group_size)],
@@ -83,6 +99,8 @@ def log_columns(
         "reward": rewards,
         "correct": rewards >= CORRECT,
     }
+    if logprobs:
+        host[LOGPROBS] = response_logprobs(forest)
     device = {
         "parent": forest.parent_R,
         "branch_at": forest.branch_at_R,

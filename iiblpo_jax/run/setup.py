@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
 from iiblpo_jax.config.defaults import RunConfig
+from iiblpo_jax.config.derived import group_size
 from iiblpo_jax.data.pipeline import PromptPipeline
 from iiblpo_jax.data.registry import make_tasks
 from iiblpo_jax.data.task import Task
@@ -19,6 +20,9 @@ from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import cast, params_of
 from iiblpo_jax.model.files.loading import load_model
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
+from iiblpo_jax.run import recorded
+from iiblpo_jax.run.placing import placing
+from iiblpo_jax.run.sources import Prompts, Recorded, Source
 from iiblpo_jax.step import specs
 
 
@@ -52,6 +56,40 @@ class Setup:
             max_prompt=self.config.rollout.max_prompt,
             max_answer=self.answer_width,
             seed=self.config.data.seed,
+        )
+
+    def source(self, workdir: Path) -> Source:
+        """What the steps of the run in `workdir` learn from, from the first one on.
+
+        Raises:
+          InputError: data.recorded names no file, or a file that does not fit (recorded.read_groups, sources.Recorded).
+        """
+        tasks = [task for task, _ in self.tasks]
+        place = placing(tasks, self.tokenizer, self.model.vocab_size, self.mesh)
+        if not self.config.data.recorded:
+            return Prompts(self.pipeline(), place)
+        form, rollout = self._recorded_form(), self.config.rollout
+        files = recorded.find(self.config.data.recorded, workdir)
+        return Recorded(
+            [group for path in files for group in recorded.read_groups(path, form)],
+            tasks,
+            self.tokenizer,
+            place,
+            prompts_per_step=self.config.train.prompts_per_step,
+            max_prompt=rollout.max_prompt,
+            max_answer=self.answer_width,
+            max_tokens=rollout.max_tokens,
+            seed=self.config.data.seed,
+        )
+
+    def _recorded_form(self) -> recorded.Form:
+        config, parent_J = self.config, specs.branching(self.config).shape.parent_J
+        begins = range(0, group_size(config), len(parent_J))
+        return recorded.Form(
+            parent_G=tuple(-1 if parent < 0 else begin + parent for begin in begins for parent in parent_J),
+            max_tokens=config.rollout.max_tokens,
+            vocab=self.model.vocab_size,
+            logprobs=config.update.importance_cap > 0 or config.log.logprobs,
         )
 
     def reference(self) -> dict:

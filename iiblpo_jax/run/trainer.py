@@ -23,7 +23,7 @@ from rich.console import Console
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config.derived import group_size
-from iiblpo_jax.data.pipeline import PromptBatch
+from iiblpo_jax.data.prompts import PromptBatch
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.latents.storage import METRICS
 from iiblpo_jax.model.files.fingerprint import fingerprint
@@ -31,16 +31,14 @@ from iiblpo_jax.planning.memory import check_fits, device_limit, measure_step, m
 from iiblpo_jax.results.evaluation import Evaluator, evaluation_tasks
 from iiblpo_jax.rewards.together import make_scorer, score_together
 from iiblpo_jax.rollout.forest import Forest, response_tokens
-from iiblpo_jax.rollout.marker import MarkerTable, marker_table
 from iiblpo_jax.rollout.publication import Published
-from iiblpo_jax.rollout.solved import Gold
 from iiblpo_jax.run.checkpoints import Checkpoints, check_writable
 from iiblpo_jax.run.in_flight import PendingRollout, PendingUpdate, scored_metrics, updated_metrics
 from iiblpo_jax.run.replay import examine, finding_table, load_batch, save_batch
 from iiblpo_jax.run.rollout_log import log_columns
 from iiblpo_jax.run.setup import set_up
 from iiblpo_jax.step import specs
-from iiblpo_jax.step.programs import AbstractStep, Asked, Frozen, abstract_of, make_programs, step_keys
+from iiblpo_jax.step.programs import AbstractStep, Frozen, abstract_of, make_programs, step_keys
 from iiblpo_jax.update.state import init_state
 
 
@@ -66,13 +64,12 @@ class Trainer:
         self._mesh = setup.mesh
         self.model_config, self.tokenizer = setup.model, setup.tokenizer
         tasks = [task for task, _ in setup.tasks]
-        self.pipeline = setup.pipeline()
-        if self.pipeline.dropped:
-            console.print(f"{self.pipeline.dropped} prompts longer than rollout.max_prompt are left out")
+        self.source = setup.source(workdir)
+        if self.source.dropped:
+            console.print(f"{self.source.dropped} prompts longer than rollout.max_prompt are left out")
         evaluated = evaluation_tasks(config, tasks)
         self.scorer = make_scorer(config, [*tasks, *(task for task in evaluated if task not in tasks)])
         self._evaluator = Evaluator(config, evaluated, setup.model, setup.tokenizer, self.scorer, mesh=setup.mesh)
-        self._markers = {task.name: self._marker_table(task.marker) for task in tasks}
 
         # --- weights: the policy, a frozen copy as the reference, latents from the reference
         reference, cvae, params = setup.reference(), None, {"policy": setup.policy}
@@ -91,7 +88,7 @@ class Trainer:
         )
 
         # --- where the run is: data position and counters after the last finished step
-        self._position = self.pipeline.get_state()
+        self._position = self.source.get_state()
         self._counts = {"bad_steps": 0, "zero_std_steps": 0}
         self._pending: PendingRollout | None = None
         self._score: float | None = None  # of the last evaluation, if it was of this state
@@ -132,7 +129,7 @@ class Trainer:
         self._pending = self._start(first)
         try:
             for step in range(first, last + 1):
-                update = self._finish()
+                update = self._finish(self._take())
                 if step < last and not stop():
                     self._pending = self._start(step + 1)
                 metrics, columns = self._outcome(update)
@@ -142,7 +139,7 @@ class Trainer:
                     return
         finally:  # a rollout that nobody will finish: its prompts are the next ones again
             self._pending = None
-            self.pipeline.set_state(self._position)
+            self.source.set_state(self._position)
 
     def evaluate(self) -> dict:
         """Held-out metrics of the policy as it is, and the seconds they took; waits for a rollout under way first."""
@@ -185,9 +182,12 @@ class Trainer:
         abstract = abstract_of(self.state)
         if self._checkpoints.latest() is None:
             return None
-        self.state = None  # its memory is the restored one's
-        step, self.state, self._position, extra = self._checkpoints.restore_latest(abstract)
-        self.pipeline.set_state(self._position)
+        del self.state  # its memory is the restored one's
+        found = self._checkpoints.restore_latest(abstract)
+        if found is None:
+            return None
+        step, self.state, self._position, extra = found
+        self.source.set_state(self._position)
         if extra["model"] != self._fingerprint:
             raise InputError(
                 f"the checkpoints of this workdir grew from another model than {self.config.model.path}; use the "
@@ -215,21 +215,16 @@ class Trainer:
 
     # -- pieces of the set-up -----------------------------------------------------------------------------------------
 
-    def _marker_table(self, marker: str) -> MarkerTable:
-        pieces = self.tokenizer.token_bytes()
-        return marker_table(pieces + [b""] * (self.model_config.vocab_size - len(pieces)), marker)
-
     def _abstract(self) -> AbstractStep:
-        batch = next(self.pipeline)
-        self.pipeline.set_state(self._position)
-        return AbstractStep(self._programs, *abstract_of((self.state, self._frozen, self._asked(batch))))
+        asked = next(self.source).asked
+        self.source.set_state(self._position)
+        return AbstractStep(self._programs, *abstract_of((self.state, self._frozen, asked)))
 
     # -- pieces of a step ---------------------------------------------------------------------------------------------
 
     def _start(self, step: int) -> PendingRollout:
-        """Dispatches the rollout of a step and the reference forwards over it."""
-        batch = next(self.pipeline)
-        asked, began = self._asked(batch), time.monotonic()
+        """Dispatches the rollout of a step, if it has one, and the reference forwards over it."""
+        (batch, asked), began = next(self.source), time.monotonic()
         keys = step_keys(self.config.train.seed, step)
         rest = self._programs.step(self.state, self._frozen, asked, keys)
         return PendingRollout(
@@ -238,13 +233,18 @@ class Trainer:
             rest=rest,
             sampled=next(rest),
             update_key=keys.update,
-            position=self.pipeline.get_state(),
+            position=self.source.get_state(),
             began=began,
         )
 
-    def _finish(self) -> PendingUpdate:
-        """Waits for the rollout under way, verifies it, and dispatches score and update; `state` is the new one."""
+    def _take(self) -> PendingRollout:
+        """The rollout under way, which is the caller's from here on: its Forest goes when the caller lets it go."""
+        assert self._pending is not None
         done, self._pending = self._pending, None
+        return done
+
+    def _finish(self, done: PendingRollout) -> PendingUpdate:
+        """Waits for a rollout, verifies it, and dispatches score and update; `state` is the new one."""
         done.began = max(done.began, self._finished_at)
         rollout_s, arrived = done.wait(), time.monotonic()
         rewards, texts, counted = self._verify(done.sampled.forest, done.batch)
@@ -255,7 +255,15 @@ class Trainer:
         every = self.config.log.rollouts
         log = per_row = {}
         if every and done.step % every == 0:
-            log, per_row = log_columns(done.batch, done.sampled, texts, rewards, scored, scores=self._has_score)
+            log, per_row = log_columns(
+                done.batch,
+                done.sampled,
+                texts,
+                rewards,
+                scored,
+                scores=self._has_score,
+                logprobs=self.config.log.logprobs,
+            )
         updated = next(done.rest)
         self.state = updated.state
         self._position, self._score = done.position, None
@@ -306,19 +314,10 @@ class Trainer:
     def _has_score(self) -> bool:
         return self._programs.score_spec.bottleneck.estimator != "none"
 
-    def _asked(self, batch: PromptBatch) -> Asked:
-        """The arrays of a batch, on the devices."""
-        names = list(self._markers)
-        task_P = np.array([names.index(problem.task) for problem in batch.problems], np.int32)
-        prompt, answer = (batch.tokens_PS, batch.length_P), (batch.answer_PA, batch.answer_length_P)
-        arrays = (*prompt, task_P, *answer, batch.cue_PQ, batch.cue_length_P)
-        prompt_PS, prompt_len_P, *gold = meshes.to_devices(arrays, self._mesh, "batch")
-        return Asked(prompt_PS, prompt_len_P, Gold(tuple(self._markers.values()), *gold))
-
     def _verify(self, forest: Forest, batch: PromptBatch):
         texts = self.tokenizer.decode_batch(response_tokens(forest))
         problems = [problem for problem in batch.problems for _ in range(group_size(self.config))]
         grades = score_together(self.scorer, problems, texts)
-        counted = {f"reward/verifier_{name}": count for name, count in grades.counts.items()}
+        counted: dict[str, float] = {f"reward/verifier_{name}": count for name, count in grades.counts.items()}
         counted["time/verifier_s"] = float(np.nansum(grades.columns["seconds"]))
         return grades.rewards, texts, counted

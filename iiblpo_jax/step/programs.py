@@ -7,6 +7,8 @@
     score     rewards -> kept rows with their advantages
     update    optimizer steps on these rows
 
+Where the rollout was recorded before, the first two are left out and its Forest is there from the start.
+
 Whoever runs, compiles, measures or plans a step goes through `StepPrograms.step`.
 """
 
@@ -16,6 +18,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
@@ -50,11 +53,13 @@ class Asked:
     Attributes:
       prompt_PS, prompt_len_P: right-padded prompts.
       gold: their answers, and how they are asked for.
+      forest: recorded trajectories to learn from; None = they are rolled out.
     """
 
     prompt_PS: jax.Array
     prompt_len_P: jax.Array
     gold: Gold
+    forest: Forest | None = None
 
 
 @struct.dataclass
@@ -135,18 +140,21 @@ class StepPrograms:
           state, frozen, asked, keys: arrays, or their shapes where `call` does not run anything.
           call: what is done with a Program; returns its outputs.
         """
-        policy = state.params["policy"]
-        published = call(Program("publish", "use rollout.dtype=bfloat16", self.publish, (policy,)))
-        forest, stats = call(
-            Program(
-                "rollout",
-                "lower rollout.slots",
-                rollout,
-                (published, asked.prompt_PS, asked.prompt_len_P, keys.rollout),
-                {"spec": self.rollout_spec, "latents": latents(state, frozen), "gold": self._gold(asked)},
+        if asked.forest is None:
+            policy = state.params["policy"]
+            published = call(Program("publish", "use rollout.dtype=bfloat16", self.publish, (policy,)))
+            forest, stats = call(
+                Program(
+                    "rollout",
+                    "lower rollout.slots",
+                    rollout,
+                    (published, asked.prompt_PS, asked.prompt_len_P, keys.rollout),
+                    {"spec": self.rollout_spec, "latents": latents(state, frozen), "gold": self._gold(asked)},
+                )
             )
-        )
-        del published  # a copy of the weights, which the update can use the room of
+            del published  # a copy of the weights, which the update can use the room of
+        else:
+            forest, stats = asked.forest, RolloutStats(tokens=jnp.int32(0), slot_utilisation=jnp.float32(0))
         columns = call(
             Program(
                 "inform",

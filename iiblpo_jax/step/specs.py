@@ -45,8 +45,8 @@ def branching(config) -> Branching:
 
 
 def uses_latents(config) -> bool:
-    """Whether branches are steered by a latent at all."""
-    return config.branch.k > 0 and config.latent.z > 0 and config.psa.strength > 0
+    """Whether branches are steered by a latent at all; of recorded ones nobody wrote z down, so they count as plain."""
+    return not config.data.recorded and config.branch.k > 0 and config.latent.z > 0 and config.psa.strength > 0
 
 
 def publication_spec(config, model: ModelConfig) -> PublicationSpec:

@@ -60,7 +60,7 @@ class PaddedPieces:
             rows.prompt_len_R,
             rows.mask_RT.shape[1],
             temperature=settings.temperature,
-            inject=None if psa is None else steer_rows(psa, model.config.n_layers, rows.latent),
+            inject=None if psa is None or rows.latent is None else steer_rows(psa, model.config.n_layers, rows.latent),
             remat=settings.remat,
         )
 
@@ -86,7 +86,7 @@ class PackedPieces:
         self._rows, self._settings = rows, settings
         self.latent = rows.latent is not None
         private_R = None
-        if settings.condition == "conditioned" and self.latent:
+        if settings.condition == "conditioned" and rows.latent is not None:
             on_RC = (rows.latent.segment_BT >= 0) & (rows.latent.gamma_BT > 0)
             private_R = jnp.where(on_RC.any(-1), on_RC.argmax(-1), on_RC.shape[1])
         # Rows of which no token counts (fillers of a group that kept too few) need no forward.

@@ -303,7 +303,7 @@ def test_the_next_rollout_is_under_way_while_a_step_is_written_down(plain, monke
     for _ in trainer.steps(4, 9):
         break
     assert list(started) == [2, 3, 4, 5]
-    assert next(trainer.pipeline).problems == started[5][1]
+    assert next(trainer.source).batch.problems == started[5][1]
 
 
 def test_the_memory_report(plain, monkeypatch):
@@ -318,7 +318,7 @@ def test_the_memory_report(plain, monkeypatch):
     assert list(donated) == ["publish", "rollout", "inform", "score", "update"]
     state = sum(leaf.nbytes for leaf in jax.tree.leaves(trainer.state)) / 2**20
     assert donated["update"] == pytest.approx(state, abs=0.1) and state > 1
-    assert trainer.pipeline.get_state() == position
+    assert trainer.source.get_state() == position
 
 
 def test_a_group_without_spread_is_counted(plain, monkeypatch):

@@ -1,5 +1,7 @@
 """The full forward over packed bins: each node once, attention along paths (packing.py, path_attention.py)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -42,8 +44,8 @@ def packed_hidden_states(
     table = rope_table(bins.position_U, rope_frequencies(config))
 
     def attend(q_WUGRE, k_WUGE, v_WUGE):
-        out, norm = path_attend(q_WUGRE, k_WUGE, v_WUGE, bins, block, config.sliding_window)
-        return out, norm, None
+        found: Any = path_attend(q_WUGRE, k_WUGE, v_WUGE, bins, block, config.sliding_window)
+        return *found, None
 
     def layer(x_WUD, weights):
         mine, injected = weights

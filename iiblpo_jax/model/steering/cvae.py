@@ -10,6 +10,7 @@ decoder variance, and any encoder besides the language model itself.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -173,7 +174,7 @@ def elbo_terms(cvae: CVAE, context_BD, target_BD, keys_B, *, kl_weight, free_bit
     return Terms(loss=recon + kl_weight * jnp.sum(jnp.maximum(kl_Z, free_bits)), recon=recon, kl=jnp.sum(kl_Z))
 
 
-def fit_standardisation(cvae: CVAE, context_ND, target_ND) -> None:
+def fit_standardisation(cvae: Any, context_ND, target_ND) -> None:
     """Stores mean and standard deviation of training features, in place. A constant feature keeps a divisor of 1."""
     for x_ND, mean, std in (
         (context_ND, cvae.context_mean, cvae.context_std),

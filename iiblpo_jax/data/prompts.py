@@ -1,0 +1,96 @@
+"""Prompts as arrays: rendered and tokenised once, collated into batches of one shape."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.common.padded import pad_rows
+from iiblpo_jax.data.task import Task, render
+from iiblpo_jax.rewards.verifier import Problem
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptBatch:
+    """P prompts, right padded with 0.
+
+    Attributes:
+      tokens_PS: int32 prompt tokens.
+      length_P: int32 prompt lengths, 1..S.
+      answer_PA: int32 tokens of the gold answer as it follows the cue, cut at A.
+      answer_length_P: int32, 1..A.
+      cue_PQ, cue_length_P: int32 tokens of the task's answer cue.
+      valid_P: bool; False for the repeats that fill the last evaluation batch. All True in training.
+      problems: the P problems.
+    """
+
+    tokens_PS: np.ndarray
+    length_P: np.ndarray
+    answer_PA: np.ndarray
+    answer_length_P: np.ndarray
+    cue_PQ: np.ndarray
+    cue_length_P: np.ndarray
+    valid_P: np.ndarray
+    problems: tuple[Problem, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A problem that is asked: tokens of its prompt, of its gold answer (cut at A), and of its task's answer cue."""
+
+    problem: Problem
+    tokens: list[int]
+    answer: list[int]
+    cue: list[int]
+
+
+def tokenize(
+    task: Task, problems: Sequence[Problem], tokenizer, max_prompt: int, max_answer: int
+) -> tuple[list[Prompt], int]:
+    """The prompts that fit, and how many do not.
+
+    Args:
+      task: how the problems are asked.
+      problems: at least one.
+      tokenizer: an `iiblpo_jax.model.tokens.tokenizer.Tokenizer`.
+      max_prompt: S; longer prompts are left out.
+      max_answer: A; longer gold answers are cut.
+
+    Raises:
+      InputError: every prompt is too long.
+    """
+    cue = tokenizer.encode(task.cue)
+    encoded = [(problem, render(task, problem, tokenizer)) for problem in problems]
+    kept = [
+        Prompt(problem=problem, tokens=tokens, answer=tokenizer.encode(task.answer_text(problem))[:max_answer], cue=cue)
+        for problem, tokens in encoded
+        if len(tokens) <= max_prompt
+    ]
+    if not kept:
+        longest = max(len(tokens) for _, tokens in encoded)
+        raise InputError(
+            f"task {task.name!r}: every prompt is longer than rollout.max_prompt={max_prompt} tokens; "
+            f"the longest has {longest}: raise rollout.max_prompt"
+        )
+    return kept, len(encoded) - len(kept)
+
+
+def collate(prompts: Sequence[Prompt], widths: tuple[int, int, int]) -> PromptBatch:
+    """A batch of P prompts; `widths` are S, A and Q, tokens of the widest prompt, gold answer and cue."""
+    tokens, answers, cues = (
+        pad_rows([getattr(prompt, name) for prompt in prompts], width)
+        for name, width in zip(("tokens", "answer", "cue"), widths, strict=True)
+    )
+    return PromptBatch(
+        tokens_PS=tokens[0],
+        length_P=tokens[1],
+        answer_PA=answers[0],
+        answer_length_P=answers[1],
+        cue_PQ=cues[0],
+        cue_length_P=cues[1],
+        valid_P=np.ones(len(prompts), bool),
+        problems=tuple(prompt.problem for prompt in prompts),
+    )

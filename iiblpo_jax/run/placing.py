@@ -1,0 +1,48 @@
+"""From a batch on the host to the arrays of a step on the devices."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from iiblpo_jax.data.prompts import PromptBatch
+from iiblpo_jax.data.task import Task
+from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.model.tokens.tokenizer import Tokenizer
+from iiblpo_jax.rollout.forest import Forest
+from iiblpo_jax.rollout.marker import MarkerTable, marker_table
+from iiblpo_jax.rollout.solved import Gold
+from iiblpo_jax.step.programs import Asked
+
+
+class Drawn(NamedTuple):
+    """What one step learns from: P prompts, and their arrays on the devices; among these a recorded Forest."""
+
+    batch: PromptBatch
+    asked: Asked
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Placing:
+    """Where a batch goes: the mesh, and the marker of every task by its name."""
+
+    mesh: Mesh
+    markers: Mapping[str, MarkerTable]
+
+    def __call__(self, batch: PromptBatch, forest: Forest | None = None) -> Drawn:
+        """The batch with its arrays on the devices; those of `forest` are host arrays."""
+        names = list(self.markers)
+        task_P = np.array([names.index(problem.task) for problem in batch.problems], np.int32)
+        prompt, answer = (batch.tokens_PS, batch.length_P), (batch.answer_PA, batch.answer_length_P)
+        arrays = (*prompt, task_P, *answer, batch.cue_PQ, batch.cue_length_P)
+        (prompt_PS, prompt_len_P, *gold), forest = meshes.to_devices((arrays, forest), self.mesh, "batch")
+        return Drawn(batch, Asked(prompt_PS, prompt_len_P, Gold(tuple(self.markers.values()), *gold), forest))
+
+
+def placing(tasks: Sequence[Task], tokenizer: Tokenizer, vocab: int, mesh: Mesh) -> Placing:
+    """The placing of batches whose problems are of these tasks; `vocab` is the model's, at least the tokenizer's."""
+    pieces = tokenizer.token_bytes()
+    pieces += [b""] * (vocab - len(pieces))
+    return Placing(mesh=mesh, markers={task.name: marker_table(pieces, task.marker) for task in tasks})
