@@ -1,4 +1,4 @@
-"""What steps learn from: recorded rollouts come back as they were, their first update is the on-line one, and weights."""
+"""What steps learn from: recorded rollouts come back as they were, and their first update is the on-line one."""
 
 import json
 from pathlib import Path
@@ -179,7 +179,7 @@ def weights_of(trainer):
 def test_the_first_update_is_the_online_one(recorded, learned):
     """Same weights, groups and order: pi_old is mu, so every weight is 1, and gradients and weights agree."""
     *_, online, state = recorded
-    metrics, columns, learned_state, (weights_RT, rows) = learned
+    metrics, _, learned_state, (weights_RT, rows) = learned
     np.testing.assert_allclose(weights_RT[rows.mask_RT > 0], 1.0, atol=1e-4)
     assert np.abs(weights_RT[rows.mask_RT > 0] - 1).max() > 0  # it is computed, not left out
     assert online["update/grad_norm"] > 0.01
@@ -200,7 +200,7 @@ def test_the_first_update_is_the_online_one(recorded, learned):
 
 
 def test_nothing_is_generated_and_names_stay(recorded, learned):
-    metrics, columns, *_ = learned
+    metrics, *_ = learned
     assert set(metrics) == set(recorded[3])
     assert metrics["rollout/tokens"] == metrics["rollout/slot_utilisation"] == metrics["rollout/tokens_per_s"] == 0
     assert metrics["time/rollout_s"] < recorded[3]["time/rollout_s"]
