@@ -205,6 +205,15 @@ def test_more_positions_than_the_model_has(refuse, workdir, verb):
     assert f"lower one by {7 if verb is train else 4}" in line
 
 
+def test_recorded_rollouts(refuse, workdir, tmp_path):
+    line = refuse(train, ARITHMETIC, workdir, f"--config.data.recorded={tmp_path}/absent")
+    assert f"{tmp_path}/absent" in line and "finds no file; give a rollouts/ folder" in line
+    path = tmp_path / "step_000001.jsonl"
+    path.write_text('{"prompt_id": "arith')
+    line = refuse(train, ARITHMETIC, workdir, f"--config.data.recorded={path}")
+    assert f"{path}:1 is not JSON" in line and "delete the lines of its prompt" in line
+
+
 # -- the workdir ------------------------------------------------------------------------------------------------------
 
 

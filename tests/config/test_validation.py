@@ -125,6 +125,11 @@ def test_the_section_update_reads_as_an_attribute():
             {"objective__name": "entropy_adv", "objective__options": {"kappa": 0.0}},
             r"objective\.options\.kappa = 0\.0; use a number above 0",
         ),
+        (
+            {"data__recorded": "runs", "latent__z": 4, "latent__condition": "conditioned"},
+            r"recorded rollouts .* do not have; set latent\.condition=marginal",
+        ),
+        ({"data__recorded": "runs", "ib__estimator": "entropy"}, r"do not have; set ib\.estimator=likelihood or none"),
     ],
 )
 def test_impossible_configs_are_refused_with_the_key_and_the_mend(change, message):
@@ -343,3 +348,5 @@ def test_unknown_keys_are_told_the_nearest_one(key, hint):
 def test_a_rollout_is_exact_where_nothing_is_rounded_that_the_update_keeps(model, rollout, kv, weights, exact):
     config = changed(model__dtype=model, rollout__dtype=rollout, rollout__kv_dtype=kv, rollout__weights=weights)
     assert derived.rollout_is_exact(config) is exact
+    config.data.recorded = "runs/first/rollouts"  # of a policy that nobody knows
+    assert derived.rollout_is_exact(config) is False

@@ -3,6 +3,7 @@
 import json
 
 import damage
+import numpy as np
 import pytest
 from hypothesis import strategies as st
 
@@ -50,6 +51,30 @@ def test_json_rows(tmp_path, suffix):
 
     spoiled = st.tuples(*map(damage.damaged_json, ROWS)).map(list).map(text)
     damage.hammer(spoiled | damage.damaged_bytes(text(ROWS)), read, name=f"rows {suffix}", examples=200)
+
+
+def test_recorded_rollouts(tmp_path):
+    from iiblpo_jax.run import recorded
+
+    form = recorded.Form(parent_G=(-1, 0), max_tokens=4, vocab=17, logprobs=True)
+    root = {"prompt_id": "a", "trajectory": 2, "parent": None, "branch_at": None, "tokens": [3, 4, 2], "finish": "eos"}
+    branch = root | {"trajectory": 3, "parent": 2, "branch_at": 1, "tokens": [3, 5], "finish": "length"}
+    lines = root | {"logp": [-0.5, 0.0, -2]}, branch | {"logp": [-0.5, -1e-3]}
+    path = tmp_path / "step_000001.jsonl"
+
+    def text(values):
+        return b"\n".join(map(damage.json_bytes, values))
+
+    def read(drawn):
+        path.write_bytes(drawn)
+        for group in recorded.read_groups(path, form):
+            for line, parent in zip(group, form.parent_G, strict=True):
+                assert line.parent == parent and 0 <= line.branch_at <= len(line.tokens) == len(line.logp) <= 4
+                assert (line.tokens < 17).all() and np.isfinite(line.logp).all()
+
+    read(text(lines))
+    spoiled = st.tuples(*map(damage.damaged_json, lines)).map(list).map(text)
+    damage.hammer(spoiled | damage.damaged_bytes(text(lines)), read, name="recorded rollouts", examples=200)
 
 
 def test_parquet(tmp_path):

@@ -241,6 +241,23 @@ def test_eight_virtual_devices(tmp_path):
     assert "a scan over layers" in found["decode"] and "a scan over layers" in " ".join(done.stdout.split())
 
 
+def test_a_step_on_recorded_rollouts_has_no_rollout():
+    """Its Forest is there, as an argument; the rows of the update are those of an on-line step."""
+    config, devices = grpo(data__recorded="runs/first/rollouts"), jax.devices()[:1]
+    mesh, model, names = meshes.make_mesh(config.mesh, devices=devices), PRESETS["smollm2-135m"], []
+
+    def trace(program):
+        names.append(program.name)
+        return jax.eval_shape(lambda *args: program.function(*args, **program.kwargs), *program.args)
+
+    rows = abstract_step(config, model, mesh).trace(trace)
+    assert names == ["inform", "score", "update"]
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (rows, abstract_step(grpo(), model, mesh).rows()))
+    assert shapes[0] == shapes[1]
+    found = planning.make_plan(config, model, devices, topology="cpu", lengths=LENGTHS, formulas=True)
+    assert set(found.work) == {"update"} and found.tokens == found.resident["KV cache"] == 0
+
+
 def compiled_nothing(peak):
     def compile_(program, alive):
         sizes = dict.fromkeys(("arguments", "outputs", "temporaries", "donated", "beside"), 0)

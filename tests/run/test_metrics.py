@@ -148,6 +148,16 @@ def test_rollout_lines(tmp_path):
     assert branch["entropy_mean"] == 0.2
 
 
+def test_logprobs_are_one_more_key(tmp_path):
+    """Written so that float32 comes back to the bit."""
+    logp = [np.float32([-0.1, -1 / 3]), np.float32([])]
+    with MetricWriter(tmp_path) as writer:
+        root, branch = read_jsonl(writer.rollouts(1, columns(logp=logp)))
+    assert tuple(root) == tuple(branch) == (*ROLLOUT_KEYS, "logp")
+    np.testing.assert_array_equal(np.float32(root["logp"]), logp[0])
+    assert root["logp"][0] == -0.1 and branch["logp"] == []
+
+
 def test_rollouts_refuse_other_keys_and_ragged_columns(tmp_path):
     with MetricWriter(tmp_path) as writer:
         with pytest.raises(ValueError, match="colour"):

@@ -5,6 +5,16 @@ from iiblpo_jax.step import specs
 from iiblpo_jax.update.settings import UpdateSettings
 
 
+def test_recorded_rollouts_are_weighed_everywhere_and_have_no_latents():
+    c = default_config()
+    c.latent.z = 4
+    method = specs.objective(c)
+    assert specs.uses_latents(c) and specs.update_settings(c, method).exact_rollout
+    c.data.recorded = "runs/first/rollouts"
+    assert not specs.uses_latents(c) and specs.score_spec(c, method).latent is None
+    assert not specs.update_settings(c, method).exact_rollout
+
+
 def test_update_settings():
     c = default_config()
     c.model.dtype, c.attention.impl, c.latent.condition, c.branch.prefix_loss = (
