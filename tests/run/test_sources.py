@@ -57,11 +57,10 @@ def recorded(tmp_path_factory):
     """Three steps on-line: (their rollouts/, Forest and batch of step 1, metrics of step 1, state after it)."""
     folder = tmp_path_factory.mktemp("recorded")
     trainer = Trainer(make_config(), folder / "run", console=QUIET)
-    pending = trainer._pending = trainer._start(1)
+    pending = trainer._start(1)
     forest, batch = meshes.to_host(pending.sampled.forest), pending.batch
-    del pending
     with MetricWriter(folder / "run") as writer:
-        metrics, columns = trainer._outcome(trainer._finish())
+        metrics, columns = trainer._outcome(trainer._finish(pending))
         state = jax.device_get(trainer.state)
         writer.rollouts(1, columns)
         for step, _, columns in trainer.steps(2, 3):
