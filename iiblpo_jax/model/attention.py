@@ -42,8 +42,8 @@ class Pseudo:
         Returns:
           [...,G,R,E] in the dtype of heads; the same bits where the bias is OFF.
         """
-        # A product and a sum rather than a matmul: each has one key.
-        s_GR = jnp.sum(q_GRE.astype(jnp.float32) * self.k_GE[..., None, :], axis=-1) * q_GRE.shape[-1] ** -0.5
+        s_GR = jnp.einsum("...gre,...ge->...gr", q_GRE, self.k_GE, preferred_element_type=jnp.float32)
+        s_GR = s_GR * q_GRE.shape[-1] ** -0.5
         share_GR1 = jax.nn.sigmoid(s_GR + self.bias[..., None, None] - norm_GR)[..., None]  # exactly 0 where OFF
         v_G1E = self.v_GE[..., None, :].astype(jnp.float32)
         return (heads_GRE.astype(jnp.float32) * (1 - share_GR1) + share_GR1 * v_G1E).astype(heads_GRE.dtype)
