@@ -112,7 +112,7 @@ def _line(row: Any, where: str, form: Form) -> Line:
 
 def _is_rollout(row: Any) -> bool:
     def number(key):
-        return type(row.get(key)) is int and row[key] >= 0
+        return type(row.get(key)) is int and row[key] >= 0  # not a bool, which is an int too
 
     return (
         isinstance(row, dict)
@@ -148,14 +148,13 @@ def _logprobs(logp: Any, count: int, where: str, form: Form) -> np.ndarray:
         )
     if logp is None:
         return np.zeros(count, np.float32)
-    # Rounding may leave the log-prob of a certain token just above 0.
-    if not (isinstance(logp, list) and len(logp) == count and all(_is_number(x) and -1e9 < x < 1e-3 for x in logp)):
+    if not (isinstance(logp, list) and len(logp) == count and all(map(_is_logprob, logp))):
         raise InputError(f"{where}: {LOGPROBS} is not a log-probability a token ({count}); {DROP}")
     return np.asarray(logp, np.float32)
 
 
-def _is_number(x: Any) -> bool:
-    return type(x) in (int, float)
+def _is_logprob(x: Any) -> bool:
+    return type(x) in (int, float) and -1e9 < x < 1e-3  # rounding may leave a sure token's just above 0
 
 
 # -- groups -----------------------------------------------------------------------------------------------------------

@@ -245,6 +245,8 @@ def test_another_policys_tokens_are_weighed(recorded, in_file_order, tmp_path):
     weights_RT, rows = weights_of(trainer)
     expected = [np.minimum(np.exp(pi - mu), CAP) for mu, pi in behaviour_and_policy(trainer, lines_of(path))]
     trainer.source.set_state(trainer._position)
+    # What --replay compares a saved batch with.
+    assert jax.tree.map(jnp.shape, trainer._abstract().rows()) == jax.tree.map(jnp.shape, rows)
     metrics, _ = trainer.step(1)
     trainer.close()
     for weight_T, length, wanted in zip(weights_RT, rows.length_R, expected, strict=True):
