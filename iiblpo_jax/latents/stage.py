@@ -14,7 +14,7 @@ from iiblpo_jax.config.files import resolve
 from iiblpo_jax.devices.processes import any_process
 from iiblpo_jax.latents import diagnostics
 from iiblpo_jax.latents.continuations import Question, gather, policy_sampler
-from iiblpo_jax.latents.features import extract, rows_of, split_by_prompt
+from iiblpo_jax.latents.features import Pairs, extract, rows_of, split_by_prompt
 from iiblpo_jax.latents.storage import has_latents, load_latents, save_latents
 from iiblpo_jax.latents.training import Fit, train_codes, train_cvae, train_psa
 from iiblpo_jax.model.config import ModelConfig
@@ -82,37 +82,28 @@ def train_latents(
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.train.seed), SEED), 5)
 
     # --- continuations, cuts, features; codes tell the policy's own choices apart, at the points where it hesitates
-    codes = knobs.kind == "codes"
-    if codes:
+    if codes := knobs.kind == "codes":
         questions = [question._replace(gold=None) for question in questions]
-    own = policy_sampler(config, model_config, params, stop_ids, keys[0], mesh=mesh)
-    rows = rows_of(gather(questions, own))
-    temperature = config.rollout.temperature
+    rows = rows_of(gather(questions, policy_sampler(config, model_config, params, stop_ids, keys[0], mesh=mesh)))
+    how = {"temperature": config.rollout.temperature}
     pairs = extract(
         model_config,
         params,
         rows,
         keys[1],
-        temperature=temperature,
+        **how,
         branching=specs.branching(config),
         window=knobs.window if codes else 0,
         anywhere=0.0 if codes else 0.5,
         mesh=mesh,
     )
     train, held_out = (pairs[index] for index in split_by_prompt(rows, fraction=HELD_OUT))
-    console.print(
-        f"latent stage: {len(questions)} prompts, {len(train.cut_N)} continuations to train on, "
-        f"{len(held_out.cut_N)} held out"
-    )
+    sizes = len(questions), len(train.cut_N), len(held_out.cut_N)
+    console.print("latent stage: {} prompts, {} continuations to train on, {} held out".format(*sizes))
 
     # --- the CVAE or the codes, then PSA with these and the language model frozen
-    fit = Fit(latent=knobs.z, hidden=knobs.hidden, steps=knobs.steps, batch=knobs.batch, lr=knobs.lr, mesh=mesh)
-    features = (train.context_ND, train.target_ND, keys[2], fit)
-    if codes:
-        cvae, _ = train_codes(*features)
-    else:
-        cvae, _ = train_cvae(*features, free_bits=FREE_BITS, kl_warmup=knobs.kl_warmup)
-    how = {"temperature": temperature, "half_life": config.psa.half_life, "strength": config.psa.strength}
+    cvae = _fit_source(knobs, train, keys[2], mesh)
+    how |= {"half_life": config.psa.half_life, "strength": config.psa.strength}
     psa, _ = train_psa(
         model_config,
         params,
@@ -131,8 +122,16 @@ def train_latents(
     # --- does the model listen?
     metrics = diagnostics.diagnose(model_config, params, cvae, psa, held_out, keys[4], mesh=mesh, **how)
     diagnostics.show(metrics, console)
-    settings = resolve(config)
-    settings = {name: settings[name] for name in ("latent", "psa", "branch", "task")}
+    settings = {name: resolve(config)[name] for name in ("latent", "psa", "branch", "task")}
     save_latents(directory, model_config, params, cvae, psa, settings=settings, metrics=metrics)
     console.print(f"stored in {directory} after {time.monotonic() - began:.0f} s")
     return metrics
+
+
+def _fit_source(knobs, train: Pairs, key, mesh: Mesh | None) -> CVAE | Codes:
+    """What z is drawn from: the CVAE or the codes of latent.kind, fitted to the training pairs."""
+    how = Fit(latent=knobs.z, hidden=knobs.hidden, steps=knobs.steps, batch=knobs.batch, lr=knobs.lr, mesh=mesh)
+    features = (train.context_ND, train.target_ND, key, how)
+    if knobs.kind == "codes":
+        return train_codes(*features)[0]
+    return train_cvae(*features, free_bits=FREE_BITS, kl_warmup=knobs.kl_warmup)[0]

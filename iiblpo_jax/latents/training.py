@@ -123,11 +123,9 @@ def train_psa(
     steps: int,
     batch: int,
     lr: float,
-    temperature: float,
-    half_life: float,
-    strength: float,
     prior_weight: float = 0.0,
     mesh: Mesh | None = None,
+    **how: float,
 ) -> tuple[PSA, jax.Array]:
     """Fits PSA projections to log pi(rest | prefix, z), with model and CVAE frozen (Adam).
 
@@ -144,10 +142,9 @@ def train_psa(
       key: initialisation, batches and noise.
       n_injected: how many of the last layers get z.
       steps, batch, lr: optimisation; lr decays to 0 along a cosine.
-      temperature: sampling temperature; divides the logits.
-      half_life, strength: decay and size of z, as in the rollout.
       prior_weight: v; 0 trusts z as much as the likelihood asks for.
       mesh: devices that hold the model; None = one.
+      how: temperature, half_life, strength of `likelihood.rest_logprobs`, as in the rollout.
 
     Returns:
       The PSA module, and the negative log-likelihood per token of every chunk of steps.
@@ -164,15 +161,7 @@ def train_psa(
         index_B, keys_B = (x[jnp.minimum(row_B, batch - 1)] for x in draw(key, step, batch, n))
         mine, keys_B = spread((pairs[index_B], keys_B))
         z_BZ = draw_mixed(bind_latent(cvae_params), mine, keys_B, prior_weight)
-        logp_BT = rest_logprobs(
-            bind(config, params),
-            mine,
-            z_BZ,
-            bind_psa(psa_params, config),
-            temperature=temperature,
-            half_life=half_life,
-            strength=strength,
-        )
+        logp_BT = rest_logprobs(bind(config, params), mine, z_BZ, bind_psa(psa_params, config), **how)
         return -masked.mean(logp_BT, mine.rows.mask_from(mine.cut_N) & (row_B < batch)[:, None])
 
     frozen = (jax.random.fold_in(key, 1), params, params_of(cvae), pairs)

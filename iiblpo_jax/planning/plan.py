@@ -194,6 +194,13 @@ def make_plan(
     if formulas:
         return plan
 
+    plan.refusal = _compile_all(plan, step, progress)
+    return plan
+
+
+def _compile_all(plan: Plan, step: AbstractStep, progress: Callable[[str], None]) -> str:
+    """Compiles the programs of a step into the plan; why they do not fit, empty if they do."""
+
     def compiled(program: Program):
         progress(f"compiling {program.name}")
         done, outputs = _compile(program, step.alive)
@@ -203,13 +210,12 @@ def make_plan(
     try:
         step.trace(compiled)
     except _TooLarge as error:
-        plan.refusal = str(error)
-        return plan
+        return str(error)
     try:
         check_fits([p.memory for p in plan.programs], plan.limit)
     except InputError as error:
-        plan.refusal = str(error)
-    return plan
+        return str(error)
+    return ""
 
 
 class _TooLarge(Exception):
