@@ -123,7 +123,7 @@ def export(path: Path, config: ModelConfig, params: dict, dtype: str = "float32"
     ends = {"bos_token_id": None, "eos_token_id": STOP, "pad_token_id": config.vocab_size - 1}
     (path / "config.json").write_text(json.dumps(families.config_to_hf(config, dtype=dtype) | ends))
     slots = families.slots(config)
-    arrays = (np.asarray(slot.view(params)).astype(jnp.dtype(dtype)) for slot in slots.values())
+    arrays = (np.asarray(slot.read(params)).astype(jnp.dtype(dtype)) for slot in slots.values())
     shapes = {name: slot.shape for name, slot in slots.items()}
     write_safetensors(path / "model.safetensors", shapes, jnp.dtype(dtype), arrays)
     return path
