@@ -10,12 +10,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from iiblpo_jax.model import attention
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.model.decoder import bind, cast
-from iiblpo_jax.model.layer import rms_norm
+from iiblpo_jax.model.decoder import cast
+from iiblpo_jax.model.layer import layer_of, rms_norm, run_layer
 
 
 class HostLoop:
@@ -24,7 +23,6 @@ class HostLoop:
     def __init__(self, config: ModelConfig, params: dict, dtype: str, stop: int):
         self.config, self.stop, self.dtype = config, stop, jnp.dtype(dtype)
         params = cast(params, self.dtype)
-        self.block = nnx.split(bind(config, params).layers)[0]
         # Arrays of their own: slices taken inside the program would copy every weight at every token.
         self.layers = [jax.tree.map(lambda w, i=i: w[i], params["layers"]) for i in range(config.n_layers)]
         self.top = {k: v for k, v in params.items() if k != "layers"}
@@ -58,14 +56,19 @@ class HostLoop:
         """Feeds tokens at positions start.., returns the tokens that follow the last of them, and the caches."""
         positions_T = start + jnp.arange(tokens_BT.shape[1])
         allowed_1TC = (jnp.arange(caches[0][0].shape[2]) <= positions_T[:, None])[None]
+        table = attention.rope_table(
+            jnp.broadcast_to(positions_T, tokens_BT.shape), attention.rope_frequencies(self.config)
+        )
         x_BTD, new = top["embed"][tokens_BT], []
+        write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=2)
         for weights, (k_BGCE, v_BGCE) in zip(layers, caches, strict=True):
-            block = nnx.merge(self.block, weights)
-            q, k, v = block.qkv(x_BTD, jnp.broadcast_to(positions_T, tokens_BT.shape))
-            write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=2)
-            k_BGCE, v_BGCE = write(k_BGCE, k.swapaxes(1, 2)), write(v_BGCE, v.swapaxes(1, 2))
-            x_BTD = block.finish(x_BTD, attention.attend(q, k_BGCE, v_BGCE, allowed_1TC, None))
-            new.append((k_BGCE, v_BGCE))
+
+            def attend(q, k, v, k_BGCE=k_BGCE, v_BGCE=v_BGCE):
+                held = write(k_BGCE, k.swapaxes(1, 2)), write(v_BGCE, v.swapaxes(1, 2))
+                return *attention.attend(q, *held, allowed_1TC), held
+
+            x_BTD, held = run_layer(layer_of(weights), x_BTD, table, self.config, attend)
+            new.append(held)
         hidden_BD = rms_norm(x_BTD[:, -1], top["final_norm"], self.config.norm_eps)
         logits_BV = jnp.einsum("bd,vd->bv", hidden_BD, top["head"], preferred_element_type=jnp.float32)
         return jax.random.categorical(key, logits_BV).astype(jnp.int32), new
