@@ -33,7 +33,7 @@ from peers.protocol import Peer
 
 from iiblpo_jax.cli import enable_compilation_cache
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.model.packed.bins import PackSpec, make_plan
+from iiblpo_jax.model.packed.bins import PackSpec, make_packing
 from iiblpo_jax.objectives import make_objective
 from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.update.epochs import make_update
@@ -266,8 +266,8 @@ def one_bin(rows: Rows, group: int, count: int) -> int:
     """Nodes of the first `count` rows, rounded up to 64."""
     roomy = PackSpec(tokens=rows.tokens_RC.size, rows=count, block=64, blocks=rows.tokens_RC.size)
     length_R = rows.prompt_len_R + rows.length_R
-    plan = make_plan(rows.tokens_RC[:count], length_R[:count], group=min(group, count), spec=roomy)
-    return -(-int(plan.nodes) // 64) * 64
+    packing = make_packing(rows.tokens_RC[:count], length_R[:count], group=min(group, count), spec=roomy)
+    return -(-int(packing.nodes) // 64) * 64
 
 
 def first_runs(arms) -> dict[str, dict]:

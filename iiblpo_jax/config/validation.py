@@ -169,7 +169,7 @@ CHECKS = {
     _method: "objective.name objective.options",
     _score: "ib.estimator ib.filter ib.keep ib.reward_coef",
     _credit: "branch.credit branch.parent",
-    _minibatches: "train.prompts_per_step rollout.roots branch.k ib.filter ib.keep "
+    _minibatches: "train.prompts_per_step rollout.roots branch.k branch.depth branch.parent ib.filter ib.keep "
     "update.minibatches update.packed update.microbatch",
     _recorded: "data.recorded latent.z latent.condition ib.estimator",
     _evaluation: "eval.k eval.samples eval.temperature",

@@ -162,7 +162,8 @@ def _is_logprob(x: Any) -> bool:
 
 def _groups(lines: Sequence[Line], size: int) -> list[Group]:
     """Lines that follow each other, of one prompt; a step may ask it twice in a row, but not each of its prompts."""
-    starts = [i for i, line in enumerate(lines) if i == 0 or not _continues(lines[i - 1], line)]
+    named = [(line.prompt_id, line.trajectory) for line in lines]
+    starts = [i for i, (prompt, n) in enumerate(named) if i == 0 or named[i - 1] != (prompt, n - 1)]
     runs = [lines[start:end] for start, end in itertools.pairwise([*starts, len(lines)])]
     too_small = runs and min(map(len, runs)) > size
     if bad := [run for run in runs if len(run) % size or too_small]:
@@ -172,10 +173,6 @@ def _groups(lines: Sequence[Line], size: int) -> list[Group]:
             f"{size}; set rollout.roots and branch.k as in the run that was recorded, or {DROP}"
         )
     return [tuple(run[i : i + size]) for run in runs for i in range(0, len(run), size)]
-
-
-def _continues(before: Line, line: Line) -> bool:
-    return line.prompt_id == before.prompt_id and line.trajectory == before.trajectory + 1
 
 
 def _trees(group: Group, form: Form) -> Group:

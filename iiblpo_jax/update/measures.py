@@ -66,6 +66,7 @@ def metrics(totals: dict) -> dict:
 
 
 def add_up(a, b):
+    """((loss, totals), gradients) of two pieces together."""
     ((loss_a, totals_a), gradients_a), ((loss_b, totals_b), gradients_b) = a, b
     return (loss_a + loss_b, combine_totals(totals_a, totals_b)), jax.tree.map(jnp.add, gradients_a, gradients_b)
 

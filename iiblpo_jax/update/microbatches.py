@@ -1,4 +1,4 @@
-"""How the rows of a minibatch are taken a piece at a time: padded rows, or bins of packed nodes (packing.py).
+"""How the rows of a minibatch are taken a piece at a time: padded rows, or bins of packed nodes (model/packed/bins.py).
 
 A piece is what one forward and backward pass holds. Both kinds give the same numbers; objectives see [rows, T] arrays
 either way.

@@ -225,7 +225,7 @@ def _attention_keys(config: ModelConfig) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Slot:
+class TensorPlace:
     """Where a Hugging Face tensor lives in our tree.
 
     Attributes:
@@ -280,14 +280,18 @@ def param_shapes(config: ModelConfig) -> dict[str, Any]:
     return jax.tree.map(lambda leaf: leaf.shape, abstract)
 
 
-def slots(config: ModelConfig) -> dict[str, Slot]:
+def slots(config: ModelConfig) -> dict[str, TensorPlace]:
     """Every tensor of the model's Hugging Face checkpoint, by name, in checkpoint order."""
     return dict(_slots(config))
 
 
-def _slots(config: ModelConfig) -> Iterator[tuple[str, Slot]]:
+def _slots(config: ModelConfig) -> Iterator[tuple[str, TensorPlace]]:
     shapes, parts = param_shapes(config), layer_parts(config)
-    top = {key: Slot(key=key, path=(key,), index=(), shape=shape) for key, shape in shapes.items() if key != "layers"}
+    top = {
+        key: TensorPlace(key=key, path=(key,), index=(), shape=shape)
+        for key, shape in shapes.items()
+        if key != "layers"
+    }
     yield TOP_TENSORS["embed"], top.pop("embed")
     for layer in range(config.n_layers):
         for key, name in LAYER_TENSORS.items():
@@ -296,7 +300,7 @@ def _slots(config: ModelConfig) -> Iterator[tuple[str, Slot]]:
                 shape = _flat(key, part_shape(shapes["layers"][leaf][1:], part))
                 yield (
                     f"model.layers.{layer}.{name}",
-                    Slot(key=key, path=("layers", leaf), index=(layer, *part), shape=shape),
+                    TensorPlace(key=key, path=("layers", leaf), index=(layer, *part), shape=shape),
                 )
     for key, slot in top.items():
         yield TOP_TENSORS[key], slot

@@ -154,7 +154,7 @@ class GGUFFile:
                 for start, values in self._file.chunks(name):
                     flat[start : start + len(values)] = values
 
-    def _slots(self, config: ModelConfig) -> dict[str, families.Slot]:
+    def _slots(self, config: ModelConfig) -> dict[str, families.TensorPlace]:
         return {_gguf_name(slot): slot for slot in families.slots(config).values()}
 
     def tokenizer(self) -> Tokenizer:
@@ -188,7 +188,7 @@ def half_rotation(w_RC: np.ndarray, heads: int) -> np.ndarray:
     return w_RC.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def _gguf_name(slot: families.Slot) -> str:
+def _gguf_name(slot: families.TensorPlace) -> str:
     if slot.key in TOP_TENSORS:
         return TOP_TENSORS[slot.key]
     return f"blk.{slot.index[0]}.{LAYER_TENSORS[slot.key]}"

@@ -59,7 +59,7 @@ def pack_spec(tokens: int, *, rows: int, width: int, parts: int = 1) -> PackSpec
 
 
 @struct.dataclass
-class Plan:
+class Packing:
     """Where every row's nodes are.
 
     Attributes:
@@ -83,9 +83,9 @@ class Plan:
     nodes: jax.Array
 
 
-def make_plan(
+def make_packing(
     tokens_NC: jax.Array, length_N: jax.Array, *, group: int, spec: PackSpec, private_N: jax.Array | None = None
-) -> Plan:
+) -> Packing:
     """Packs rows into bins.
 
     Args:
@@ -101,7 +101,7 @@ def make_plan(
     common_NG = _common_nodes(tokens_NC.reshape(-1, group, c), limit_N.reshape(-1, group)).reshape(n, group)
     bin_N, shared_N, donor_N, start_N, block_N = _next_fit(common_NG, inputs_N, spec)
     path_NC = _paths(shared_N, donor_N, start_N, inputs_N, group=group, width=c, nowhere=spec.tokens)
-    return Plan(
+    return Packing(
         bin_N=bin_N,
         path_NC=path_NC,
         shared_N=shared_N,
@@ -177,7 +177,7 @@ class Bin:
     Attributes:
       row_J: which of the N rows they are.
       valid_J: places that hold a row of this bin.
-      path_JC: as in Plan; nowhere (U) in places without a row.
+      path_JC: as in Packing; nowhere (U) in places without a row.
       token_U, position_U: input of each node and where it stands in its sequence; 0 past the last node.
       owner_U: place (J) of the row whose own node it is.
       block_row_X, block_node_X, block_position_X: place, first node and first position of each query block.
@@ -196,28 +196,28 @@ class Bin:
     block_count_X: jax.Array
 
 
-def take_bin(plan: Plan, tokens_NC: jax.Array, index: jax.Array, spec: PackSpec) -> Bin:
-    """Bin number `index` of a plan; one past the last is a bin without rows."""
-    n = plan.bin_N.shape[0]
-    first = jnp.searchsorted(plan.bin_N, index, side="left")
+def take_bin(packing: Packing, tokens_NC: jax.Array, index: jax.Array, spec: PackSpec) -> Bin:
+    """Bin number `index` of a packing; one past the last is a bin without rows."""
+    n = packing.bin_N.shape[0]
+    first = jnp.searchsorted(packing.bin_N, index, side="left")
     row_J = first + jnp.arange(spec.rows)
-    valid_J = (row_J < n) & (plan.bin_N.at[row_J].get(mode="clip") == index)
+    valid_J = (row_J < n) & (packing.bin_N.at[row_J].get(mode="clip") == index)
     row_J = jnp.minimum(row_J, n - 1)
 
     def at(x_N):
         return x_N[row_J]
 
-    own_J = jnp.where(valid_J, at(plan.inputs_N) - at(plan.shared_N), 0)
+    own_J = jnp.where(valid_J, at(packing.inputs_N) - at(packing.shared_N), 0)
     total = own_J.sum()
     # Places without a row begin where the last row ends, so that starts never decrease.
-    start_J = jnp.where(valid_J, at(plan.start_N), total)
+    start_J = jnp.where(valid_J, at(packing.start_N), total)
     blocks_J = -(-own_J // spec.block)
-    block_J = jnp.where(valid_J, at(plan.block_N), blocks_J.sum())
+    block_J = jnp.where(valid_J, at(packing.block_N), blocks_J.sum())
 
     node_U = jnp.arange(spec.tokens)
     owner_U = jnp.searchsorted(start_J, node_U, side="right") - 1
     used_U = node_U < total
-    position_U = jnp.where(used_U, at(plan.shared_N)[owner_U] + node_U - start_J[owner_U], 0)
+    position_U = jnp.where(used_U, at(packing.shared_N)[owner_U] + node_U - start_J[owner_U], 0)
     token_U = jnp.where(used_U, tokens_NC[row_J[owner_U], position_U], 0)
 
     block_X = jnp.arange(spec.blocks)
@@ -226,13 +226,13 @@ def take_bin(plan: Plan, tokens_NC: jax.Array, index: jax.Array, spec: PackSpec)
     return Bin(
         row_J=row_J,
         valid_J=valid_J,
-        path_JC=jnp.where(valid_J[:, None], at(plan.path_NC), spec.tokens),
+        path_JC=jnp.where(valid_J[:, None], at(packing.path_NC), spec.tokens),
         token_U=token_U,
         position_U=position_U,
         owner_U=owner_U,
         block_row_X=row_X,
         block_node_X=start_J[row_X] + offset_X,
-        block_position_X=at(plan.shared_N)[row_X] + offset_X,
+        block_position_X=at(packing.shared_N)[row_X] + offset_X,
         block_count_X=jnp.clip(own_J[row_X] - offset_X, 0, spec.block),
     )
 
@@ -260,10 +260,10 @@ def part_of(bins: Bin, part: jax.Array, parts: int) -> Bin:
 
 
 class PackedRows:
-    """Rows, their plan, and the way back from bins to rows; every one of W data shards packs its own.
+    """Rows, their packing, and the way back from bins to rows; every one of W data shards packs its own.
 
     Args:
-      tokens_NC, length_N, group, private_N: of `make_plan`.
+      tokens_NC, length_N, group, private_N: of `make_packing`.
       tokens: wanted nodes of a bin.
       shards: W.
 
@@ -283,15 +283,15 @@ class PackedRows:
         def split(x):
             return x if x is None else self.by_shard(x)
 
-        def plan(rows, length, private):
-            return make_plan(rows, length, group=group, spec=spec, private_N=private)
+        def pack(rows, length, private):
+            return make_packing(rows, length, group=group, spec=spec, private_N=private)
 
-        self._plan = jax.vmap(plan)(self.tokens_WNC, split(length_N), split(private_N))
-        self.count = self._plan.bins.max()
+        self._packing = jax.vmap(pack)(self.tokens_WNC, split(length_N), split(private_N))
+        self.count = self._packing.bins.max()
 
     def bins(self, i) -> Bin:
         """Bin i of every shard, stacked."""
-        return jax.vmap(take_bin, (0, 0, None, None))(self._plan, self.tokens_WNC, i, self.spec)
+        return jax.vmap(take_bin, (0, 0, None, None))(self._packing, self.tokens_WNC, i, self.spec)
 
     def by_shard(self, x_N: jax.Array) -> jax.Array:
         """[N, ...] as [W, N/W, ...]."""

@@ -1,4 +1,4 @@
-"""The full forward over packed bins: each node once, attention along paths (packing.py, path_attention.py)."""
+"""The full forward over packed bins: each node once, attention along paths (bins.py, attention.py)."""
 
 from typing import Any
 

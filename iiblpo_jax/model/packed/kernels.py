@@ -1,4 +1,4 @@
-"""The three kernels of pallas_attention.py, for CUDA through Pallas' Triton backend: one program a tile and query head.
+"""The three kernels of pallas.py, for CUDA through Pallas' Triton backend: one program a tile and query head.
 
   forward_kernel          a tile of queries folds the key tiles that it sees into a running softmax
   query_gradient_kernel   a tile of queries adds up dq over the same key tiles

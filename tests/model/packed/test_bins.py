@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iiblpo_jax.model.packed.bins import PackedRows, PackSpec, make_plan, pack_spec, take_bin
+from iiblpo_jax.model.packed.bins import PackedRows, PackSpec, make_packing, pack_spec, take_bin
 
 ROOMY = PackSpec(tokens=32, rows=8, block=4, blocks=16)
 #        prompt 1 2, then
@@ -17,40 +17,40 @@ def pad(rows, width):
     return np.array([[*row, *[0] * (width - len(row))] for row in rows], np.int32), lengths
 
 
-def plan_of(rows, *, group, spec=ROOMY, width=8, private=None):
+def packing_of(rows, *, group, spec=ROOMY, width=8, private=None):
     tokens, lengths = pad(rows, width)
-    return jax.jit(lambda t, n, p: make_plan(t, n, group=group, spec=spec, private_N=p))(tokens, lengths, private)
+    return jax.jit(lambda t, n, p: make_packing(t, n, group=group, spec=spec, private_N=p))(tokens, lengths, private)
 
 
 def test_a_node_is_a_position_and_the_token_that_follows():
-    plan = plan_of(ROWS, group=4)
+    packing = packing_of(ROWS, group=4)
     # Row 1 has 3 and its successor 4 in common with row 0, but feeds 4 again: another token follows.
-    assert plan.shared_N.tolist() == [0, 3, 4, 5]
-    assert plan.path_NC[:, :6].tolist() == [
+    assert packing.shared_N.tolist() == [0, 3, 4, 5]
+    assert packing.path_NC[:, :6].tolist() == [
         [0, 1, 2, 3, 4, 32],
         [0, 1, 2, 5, 6, 7],
         [0, 1, 2, 3, 32, 32],
         [0, 1, 2, 3, 4, 32],
     ]
-    assert int(plan.nodes) == 8
-    assert int(plan.bins) == 1
+    assert int(packing.nodes) == 8
+    assert int(packing.bins) == 1
 
 
 def test_rows_of_different_prompts_share_nothing():
-    assert plan_of(ROWS, group=2).shared_N.tolist() == [0, 3, 0, 4]
+    assert packing_of(ROWS, group=2).shared_N.tolist() == [0, 3, 0, 4]
 
 
 def test_private_positions_are_never_shared():
     never = 99
-    assert plan_of(ROWS, group=4, private=np.array([never, never, 2, 3])).shared_N.tolist() == [0, 3, 2, 3]
+    assert packing_of(ROWS, group=4, private=np.array([never, never, 2, 3])).shared_N.tolist() == [0, 3, 2, 3]
     # A donor's private nodes serve nobody: row 3 finds only three nodes in row 0 and row 2.
-    assert plan_of(ROWS, group=4, private=np.array([3, never, 3, never])).shared_N.tolist() == [0, 3, 3, 3]
+    assert packing_of(ROWS, group=4, private=np.array([3, never, 3, never])).shared_N.tolist() == [0, 3, 3, 3]
 
 
 def test_an_empty_row_has_no_node():
-    plan = plan_of([[], [1, 2, 3], [1], [1, 2, 3]], group=4)
-    assert plan.inputs_N.tolist() == [0, 2, 0, 2]
-    assert int(plan.nodes) == 2
+    packing = packing_of([[], [1, 2, 3], [1], [1, 2, 3]], group=4)
+    assert packing.inputs_N.tolist() == [0, 2, 0, 2]
+    assert int(packing.nodes) == 2
 
 
 @pytest.mark.parametrize(
@@ -63,14 +63,14 @@ def test_an_empty_row_has_no_node():
     ids=["tokens", "rows", "blocks"],
 )
 def test_a_row_that_does_not_fit_opens_a_bin_with_its_whole_path(spec):
-    plan = plan_of(ROWS, group=4, spec=spec)
-    bins = plan.bin_N.tolist()
+    packing = packing_of(ROWS, group=4, spec=spec)
+    bins = packing.bin_N.tolist()
     assert bins == sorted(bins)
     assert bins[-1] > 0
     for b in range(bins[-1] + 1):
         first = bins.index(b)
-        assert plan.shared_N[first] == 0
-        assert sum(int(plan.inputs_N[n] - plan.shared_N[n]) for n in range(4) if bins[n] == b) <= spec.tokens
+        assert packing.shared_N[first] == 0
+        assert sum(int(packing.inputs_N[n] - packing.shared_N[n]) for n in range(4) if bins[n] == b) <= spec.tokens
         assert bins.count(b) <= spec.rows
 
 
@@ -88,10 +88,10 @@ def random_rows():
 def test_every_bin_holds_the_paths_of_its_rows(random_rows, tokens):
     rows, lengths = pad(random_rows, 12)
     spec = pack_spec(tokens, rows=60, width=12)
-    plan = make_plan(jnp.asarray(rows), lengths, group=5, spec=spec)
+    packing = make_packing(jnp.asarray(rows), lengths, group=5, spec=spec)
     seen = []
-    for b in range(int(plan.bins)):
-        one = jax.tree.map(np.asarray, take_bin(plan, jnp.asarray(rows), b, spec))
+    for b in range(int(packing.bins)):
+        one = jax.tree.map(np.asarray, take_bin(packing, jnp.asarray(rows), b, spec))
         for n, path in zip(one.row_J[one.valid_J], one.path_JC[one.valid_J], strict=True):
             inputs = max(len(random_rows[n]) - 1, 0)
             seen.append(n)
@@ -111,8 +111,10 @@ def test_every_bin_holds_the_paths_of_its_rows(random_rows, tokens):
 def test_the_nodes_of_one_large_bin_are_the_distinct_prefixes(random_rows):
     distinct = {(n // 5, *row[: p + 2]) for n, row in enumerate(random_rows) for p in range(len(row) - 1)}
     rows, lengths = pad(random_rows, 12)
-    plan = make_plan(jnp.asarray(rows), lengths, group=5, spec=PackSpec(tokens=1000, rows=60, block=16, blocks=100))
-    assert int(plan.nodes) == len(distinct)
+    packing = make_packing(
+        jnp.asarray(rows), lengths, group=5, spec=PackSpec(tokens=1000, rows=60, block=16, blocks=100)
+    )
+    assert int(packing.nodes) == len(distinct)
 
 
 @pytest.mark.parametrize("shards", [1, 3])
