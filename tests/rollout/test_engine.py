@@ -180,7 +180,8 @@ def test_stratified_z_of_siblings_come_from_one_key_whatever_the_slots(
     off_RJ = at_RJ.at[:, -1].multiply(-1)
     latent = latent_inputs(z_RJZ, off_RJ, prompt_len_R, rows.shape[1], half_life=HALF_LIFE, strength=1.0)
     psa, model = bind_psa(tiny_psa_params, tiny_config), bind(tiny_config, tiny_params)
-    context_ND = hidden_states(model, rows, latent=latent, psa=psa)[drawn, at]
+    inject = steer_rows(psa, tiny_config.n_layers, latent)
+    context_ND = hidden_states(model, rows, inject=inject)[drawn, at]
     nth = np.array(branching.shape.nth_J)[drawn % branching.tree_size]
     expected = codes.from_uniform(context_ND, stratified(keys, nth, branching.k, 4))
     np.testing.assert_allclose(forest.z_RZ[drawn], expected, atol=1e-4)
@@ -253,6 +254,8 @@ def test_solved_roots_have_no_branches_and_the_others_all(sample, slots, refill_
         marker_P=jnp.arange(3),
         answer_PA=jnp.asarray(tokens[::2, 1:2]),
         answer_len_P=jnp.ones(3, int),
+        cue_PQ=jnp.zeros((3, 1), int),  # a rollout does not read it
+        cue_len_P=jnp.zeros(3, int),
     )
 
     def says_it(root):

@@ -42,6 +42,11 @@ def heard(gold, prompt_B, tokens_BT, length_B):
     return is_right(last, gold, prompt_B)
 
 
+def no_cue(prompts: int):
+    """What a rollout does not read of a Gold."""
+    return jnp.zeros((prompts, 1), int), jnp.zeros(prompts, int)
+
+
 responses = st.lists(st.lists(st.integers(1, 8), min_size=1, max_size=T), min_size=4, max_size=4)
 
 
@@ -53,6 +58,8 @@ def test_equals_a_search_in_the_text(rows):
         marker_P=jnp.array([0, 1, 0, 1]),
         answer_PA=jnp.array([answer + [0] * (2 - len(answer)) for answer in ANSWERS]),
         answer_len_P=jnp.array([len(answer) for answer in ANSWERS]),
+        cue_PQ=no_cue(4)[0],
+        cue_len_P=no_cue(4)[1],
     )
     padded = jnp.array([row + [0] * (T - len(row)) for row in rows])
     found = heard(gold, jnp.arange(4), padded, jnp.array([len(row) for row in rows]))
@@ -62,7 +69,7 @@ def test_equals_a_search_in_the_text(rows):
 
 def test_the_cases_that_matter():
     """Answer 1: `#1;` is right; `#18`, `1`, `x#8` and a second `#8#1` are not."""
-    gold = Gold((marker_table(VOCAB, HASH),), jnp.array([0]), jnp.array([[2]]), jnp.array([1]))
+    gold = Gold((marker_table(VOCAB, HASH),), jnp.array([0]), jnp.array([[2]]), jnp.array([1]), *no_cue(1))
     rows = [[1, 2, 4], [1, 2, 3], [2], [8, 1, 3], [1, 3, 1, 2], [8, 1, 2]]
     padded = jnp.array([row + [0] * (T - len(row)) for row in rows])
     found = heard(gold, jnp.zeros(6, int), padded, jnp.array([len(row) for row in rows]))
