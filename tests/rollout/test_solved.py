@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from iiblpo_jax.rollout.branching import Branching
 from iiblpo_jax.rollout.marker import marker_table
-from iiblpo_jax.rollout.solved import Gold, gold_of, is_right, listen, nothing_heard
+from iiblpo_jax.rollout.solved import Gold, is_right, listen, nothing_heard
 
 #        0    1     2     3     4     5     6       7     8
 VOCAB = [b"", b"#", b"1", b"8", b";", b"}", b"{18", b"#{", b"x"]
@@ -77,8 +77,6 @@ def test_the_cases_that_matter():
 
 
 def test_nobody_listens_where_no_branch_depends_on_it():
-    inputs = {"marker_P": jnp.array([0]), "answer": (jnp.array([[2]]), jnp.array([1]))}
-    markers = (marker_table(VOCAB, HASH),)
-    assert gold_of(Branching(k=2), markers, inputs) is None
-    assert gold_of(Branching(k=0, solved=False), markers, inputs) is None
-    assert gold_of(Branching(k=2, solved=False), markers, inputs).answer_len_P.tolist() == [1]
+    assert not Branching(k=2).asks_answer
+    assert not Branching(k=0, solved=False).asks_answer
+    assert Branching(k=2, solved=False).asks_answer

@@ -1,0 +1,39 @@
+"""The step as everybody traces it: its programs, their order, and what each is given."""
+
+import jax
+import pytest
+
+from iiblpo_jax.defaults import default_config
+from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.model.files.loading import load_config
+from iiblpo_jax.planning.shapes import abstract_step
+
+
+def traced(**branch):
+    """The programs of a small step by name, in their order; nothing is compiled."""
+    config = default_config()
+    config.train.prompts_per_step, config.rollout.max_prompt, config.rollout.max_tokens = 4, 8, 16
+    config.branch.update(branch)
+    step = abstract_step(config, load_config(config.model.path), meshes.make_mesh(config.mesh, devices=jax.devices()))
+    found = {}
+
+    def call(program):
+        found[program.name] = program
+        return jax.eval_shape(lambda *args: program.function(*args, **program.kwargs), *program.args)
+
+    step.trace(call)
+    return found
+
+
+def test_the_order_of_a_step():
+    assert list(traced()) == ["publish", "rollout", "inform", "score", "update"]
+
+
+@pytest.mark.parametrize(
+    ("branch", "listens"), [({}, False), ({"solved": False}, True), ({"solved": False, "k": 0}, False)]
+)
+def test_a_rollout_gets_the_answers_where_branches_depend_on_them(branch, listens):
+    gold = traced(**branch)["rollout"].kwargs["gold"]
+    assert (gold is not None) == listens
+    if listens:
+        assert gold.answer_len_P.shape == (4,)
