@@ -122,9 +122,9 @@ def export(path: Path, config: ModelConfig, params: dict, dtype: str = "float32"
     path.mkdir(parents=True, exist_ok=True)
     ends = {"bos_token_id": None, "eos_token_id": STOP, "pad_token_id": config.vocab_size - 1}
     (path / "config.json").write_text(json.dumps(families.config_to_hf(config, dtype=dtype) | ends))
-    slots = families.slots(config)
-    arrays = (np.asarray(slot.read(params)).astype(jnp.dtype(dtype)) for slot in slots.values())
-    shapes = {name: slot.shape for name, slot in slots.items()}
+    places = families.places(config)
+    arrays = (np.asarray(place.read(params)).astype(jnp.dtype(dtype)) for place in places.values())
+    shapes = {name: place.shape for name, place in places.items()}
     write_safetensors(path / "model.safetensors", shapes, jnp.dtype(dtype), arrays)
     return path
 

@@ -152,8 +152,10 @@ def _parse_flags(argv: list[str]) -> None:
         print(f"{doc.strip()}\n\n{flags.FLAGS.main_module_help()}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
         print("\nAny knob of the config: --config.SECTION.KEY=VALUE (docs/configuration.md lists them all).")
         sys.exit(0)
-    for name in ("config", "workdir"):  # a second command line in one process starts from nothing
-        flags.FLAGS[name].unparse()
+    for module, defined in flags.FLAGS.flags_by_module_dict().items():
+        if module.startswith("iiblpo_jax."):  # a second command line in one process starts from nothing
+            for flag in defined:
+                flag.unparse()
     try:
         left = flags.FLAGS(argv)[1:]
     except flags.Error as error:

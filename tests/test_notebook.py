@@ -17,7 +17,7 @@ RESULTS = """
 import json
 R = {name: getattr(forest, f"{name}_R").tolist() for name in ("length", "parent", "branch_at", "finish")}
 R |= {name: getattr(scored, f"{name}_R").tolist() for name in ("score", "kept", "advantage")}
-R |= {name: getattr(information, f"{name}_R").tolist() for name in ("answer", "prompt")}
+R |= {name: columns[f"ib_{name}"].tolist() for name in ("answer", "prompt")}
 R |= {"tokens": forest.tokens_RT.tolist(), "reward": rewards.tolist(), "texts": texts}
 print(json.dumps(R | {"same": same, "steps": len(history), "workdir": str(workdir)}))
 """

@@ -85,9 +85,8 @@ def gguf_bytes(path, *, sentencepiece: bool) -> bytes:
     else:
         writer.add_token_merges(["a b"])
     rng = np.random.default_rng(0)
-    params = loading._empty_params(config, np.dtype(np.float32))
-    for slot in families.slots(config).values():
-        writer.add_tensor(_gguf_name(slot), rng.standard_normal(slot.view(params).shape, np.float32))
+    for place in families.places(config).values():
+        writer.add_tensor(_gguf_name(place), rng.standard_normal(place.shape, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

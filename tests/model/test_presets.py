@@ -5,7 +5,7 @@ import math
 import pytest
 
 from iiblpo_jax.common.errors import InputError
-from iiblpo_jax.model.files.families import slots
+from iiblpo_jax.model.files.families import places
 from iiblpo_jax.model.files.loading import load_config
 from iiblpo_jax.model.presets import PRESETS
 
@@ -31,7 +31,7 @@ PARAMETERS = {
 @pytest.mark.parametrize("name", PRESETS)
 def test_parameter_count(name):
     config = load_config(f"preset:{name}")
-    assert sum(math.prod(slot.shape) for slot in slots(config).values()) == PARAMETERS[name]
+    assert sum(math.prod(place.shape) for place in places(config).values()) == PARAMETERS[name]
 
 
 def test_unknown_preset():

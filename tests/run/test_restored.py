@@ -8,7 +8,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from absl import flags
 
 from iiblpo_jax import InputError, cli, evaluate, export, load_model
 from iiblpo_jax.config import files
@@ -50,7 +49,6 @@ def run(verb, *arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["verb", *arguments])
         patch.setenv(cli.CACHE, "")
-        flags.FLAGS["checkpoint"].unparse()
         try:
             cli.run(verb.main)
         except SystemExit as stop:

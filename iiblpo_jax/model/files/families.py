@@ -280,12 +280,12 @@ def param_shapes(config: ModelConfig) -> dict[str, Any]:
     return jax.tree.map(lambda leaf: leaf.shape, abstract)
 
 
-def slots(config: ModelConfig) -> dict[str, TensorPlace]:
+def places(config: ModelConfig) -> dict[str, TensorPlace]:
     """Every tensor of the model's Hugging Face checkpoint, by name, in checkpoint order."""
-    return dict(_slots(config))
+    return dict(_places(config))
 
 
-def _slots(config: ModelConfig) -> Iterator[tuple[str, TensorPlace]]:
+def _places(config: ModelConfig) -> Iterator[tuple[str, TensorPlace]]:
     shapes, parts = param_shapes(config), layer_parts(config)
     top = {
         key: TensorPlace(key=key, path=(key,), index=(), shape=shape)
@@ -302,8 +302,8 @@ def _slots(config: ModelConfig) -> Iterator[tuple[str, TensorPlace]]:
                     f"model.layers.{layer}.{name}",
                     TensorPlace(key=key, path=("layers", leaf), index=(layer, *part), shape=shape),
                 )
-    for key, slot in top.items():
-        yield TOP_TENSORS[key], slot
+    for key, place in top.items():
+        yield TOP_TENSORS[key], place
 
 
 def part_shape(shape: tuple[int, ...], part: tuple[int | slice, ...]) -> tuple[int, ...]:

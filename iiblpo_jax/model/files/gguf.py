@@ -124,18 +124,18 @@ class GGUFFile:
         except ImportError as error:
             raise InputError(f"{self._path} needs the package gguf; run `pip install 'iiblpo_jax[gguf]'`") from error
         tensors = self._file.tensors
-        if config.n_layers > len(tensors):  # before a slot is made for every layer that the metadata claims
+        if config.n_layers > len(tensors):  # before a place is made for every layer that the metadata claims
             raise InputError(
                 f"{self._path} has {len(tensors)} tensors for {config.n_layers} layers; copy the file again"
             )
-        wanted = self._slots(config)
-        for name, slot in wanted.items():
+        wanted = self._places(config)
+        for name, place in wanted.items():
             if name not in tensors:
                 raise InputError(f"{self._path} has no tensor {name}; copy the file again")
-            if tensors[name].shape != slot.shape:
+            if tensors[name].shape != place.shape:
                 raise InputError(
                     f"tensor {name} in {self._path} is {tensors[name].shape} where its metadata says "
-                    f"{slot.shape}; copy the file again"
+                    f"{place.shape}; copy the file again"
                 )
         for name in tensors.keys() - wanted.keys() - {ROPE_FACTORS}:
             raise InputError(f"tensor {name} in {self._path} is not of a {config.family} decoder; use another file")
@@ -143,19 +143,19 @@ class GGUFFile:
 
     def fill(self, config: ModelConfig, params: dict) -> None:
         """Dequantises every tensor into `params`, nested dict of numpy arrays of the config's shapes; `check` first."""
-        for name, slot in self._slots(config).items():
-            if config.family == "llama" and slot.key in ("q", "k"):
-                heads = config.n_heads if slot.key == "q" else config.n_kv_heads
-                slot.write(params, half_rotation(self._file.array(name), heads))
-            elif not slot.part(params).flags.c_contiguous:  # a head here, a head there
-                slot.write(params, self._file.array(name))
+        for name, place in self._places(config).items():
+            if config.family == "llama" and place.key in ("q", "k"):
+                heads = config.n_heads if place.key == "q" else config.n_kv_heads
+                place.write(params, half_rotation(self._file.array(name), heads))
+            elif not place.part(params).flags.c_contiguous:  # a head here, a head there
+                place.write(params, self._file.array(name))
             else:
-                flat = slot.part(params).reshape(-1)
+                flat = place.part(params).reshape(-1)
                 for start, values in self._file.chunks(name):
                     flat[start : start + len(values)] = values
 
-    def _slots(self, config: ModelConfig) -> dict[str, families.TensorPlace]:
-        return {_gguf_name(slot): slot for slot in families.slots(config).values()}
+    def _places(self, config: ModelConfig) -> dict[str, families.TensorPlace]:
+        return {_gguf_name(place): place for place in families.places(config).values()}
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the metadata."""
@@ -188,7 +188,7 @@ def half_rotation(w_RC: np.ndarray, heads: int) -> np.ndarray:
     return w_RC.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def _gguf_name(slot: families.TensorPlace) -> str:
-    if slot.key in TOP_TENSORS:
-        return TOP_TENSORS[slot.key]
-    return f"blk.{slot.index[0]}.{LAYER_TENSORS[slot.key]}"
+def _gguf_name(place: families.TensorPlace) -> str:
+    if place.key in TOP_TENSORS:
+        return TOP_TENSORS[place.key]
+    return f"blk.{place.index[0]}.{LAYER_TENSORS[place.key]}"

@@ -77,8 +77,8 @@ def load_params(path: str | pathlib.Path, *, dtype: Any = jnp.float32) -> tuple[
     tensors = _tensor_files(place)
     _check_tensors(config, tensors, place)
     params = _empty_params(config, jnp.dtype(dtype))
-    for name, slot in families.slots(config).items():
-        slot.write(params, tensors[name].tensor(name))
+    for name, place in families.places(config).items():
+        place.write(params, tensors[name].tensor(name))
     return config, params
 
 
@@ -164,18 +164,18 @@ def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
 
 def _check_tensors(config: ModelConfig, tensors: dict[str, SafetensorsFile], directory: pathlib.Path) -> None:
     """Every tensor of the config there, in its shape, and nothing else; before anything is allocated."""
-    if config.n_layers > len(tensors):  # before a slot is made for every layer that config.json claims
+    if config.n_layers > len(tensors):  # before a place is made for every layer that config.json claims
         raise InputError(
             f"{directory} has {len(tensors)} tensors, and config.json says {config.n_layers} layers; "
             "use the config.json that came with the weights"
         )
-    wanted = families.slots(config)
-    for name, slot in wanted.items():
+    wanted = families.places(config)
+    for name, place in wanted.items():
         if name not in tensors:
             raise InputError(f"{directory} has no tensor {name}, which config.json asks for; copy the weights again")
-        if (found := tensors[name].shape(name)) != slot.shape:
+        if (found := tensors[name].shape(name)) != place.shape:
             raise InputError(
-                f"tensor {name} in {tensors[name].path} is {found} where config.json says {slot.shape}; "
+                f"tensor {name} in {tensors[name].path} is {found} where config.json says {place.shape}; "
                 "use the config.json that came with the weights"
             )
     for name in tensors.keys() - wanted.keys():

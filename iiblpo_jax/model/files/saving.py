@@ -60,8 +60,8 @@ def save_model(
     if jax.process_index() == 0:
         _write_directory(path, config, params, tokenizer, dtype, shard_bytes)
     else:  # its part in the gathers
-        slots = families.slots(config)
-        for _ in _fetch(slots, slots, params, dtype):
+        places = families.places(config)
+        for _ in _fetch(places, places, params, dtype):
             pass
     multihost_utils.sync_global_devices("model saved")
 
@@ -118,15 +118,15 @@ def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
 
 
 def _write_weights(directory, config, params, dtype, shard_bytes) -> None:
-    slots = families.slots(config)
-    sizes = {name: math.prod(slot.shape) * dtype.itemsize for name, slot in slots.items()}
+    places = families.places(config)
+    sizes = {name: math.prod(place.shape) * dtype.itemsize for name, place in places.items()}
     shards = _shards(sizes, shard_bytes)
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     if len(shards) == 1:
         names = ["model.safetensors"]
     for file, shard in zip(names, shards, strict=True):
-        shapes = {name: slots[name].shape for name in shard}
-        write_safetensors(directory / file, shapes, dtype, _fetch(shard, slots, params, dtype))
+        shapes = {name: places[name].shape for name in shard}
+        write_safetensors(directory / file, shapes, dtype, _fetch(shard, places, params, dtype))
     if len(shards) > 1:
         where = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         _write_json(directory / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where})
@@ -145,6 +145,6 @@ def _shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
     return shards
 
 
-def _fetch(names, slots, params, dtype) -> Iterator[np.ndarray]:
+def _fetch(names, places, params, dtype) -> Iterator[np.ndarray]:
     for name in names:
-        yield to_host(slots[name].read(params)).astype(dtype, copy=False)
+        yield to_host(places[name].read(params)).astype(dtype, copy=False)

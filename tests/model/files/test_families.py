@@ -6,7 +6,7 @@ import pytest
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.model.config import Llama3Rope
-from iiblpo_jax.model.files.families import config_from_hf, config_to_hf, read_config, slots
+from iiblpo_jax.model.files.families import config_from_hf, config_to_hf, places, read_config
 
 # The config.json files as their authors published them (Qwen2.5-0.5B, Llama-3.2-1B, Mistral-7B-v0.1, Qwen3-0.6B).
 QWEN2_5 = {
@@ -193,8 +193,8 @@ def test_unreadable_config(tmp_path):
 
 def test_slots_cover_the_published_parameter_counts():
     """Sums of the tensor sizes against the counts on the model cards (Qwen2.5-0.5B 0.49B, Llama-3.2-1B 1.24B)."""
-    tensors = {name: slots(config_from_hf(hf, name)).values() for name, hf in PUBLISHED.items()}
-    count = {name: sum(math.prod(slot.shape) for slot in held) for name, held in tensors.items()}
+    tensors = {name: places(config_from_hf(hf, name)).values() for name, hf in PUBLISHED.items()}
+    count = {name: sum(math.prod(place.shape) for place in held) for name, held in tensors.items()}
     assert count["qwen2.5-0.5b"] == 494_032_768
     assert count["llama-3.2-1b"] == 1_235_814_400
     assert count["mistral-7b-v0.1"] == 7_241_732_096
@@ -202,7 +202,7 @@ def test_slots_cover_the_published_parameter_counts():
 
 
 def test_slot_shapes_are_those_of_the_checkpoint():
-    tensors = slots(config_from_hf(QWEN2_5, "x"))
+    tensors = places(config_from_hf(QWEN2_5, "x"))
     assert tensors["model.layers.23.self_attn.k_proj.weight"].shape == (128, 896)
     assert tensors["model.layers.0.self_attn.q_proj.bias"].shape == (896,)
     assert tensors["model.layers.0.self_attn.o_proj.weight"].shape == (896, 896)

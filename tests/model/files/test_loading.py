@@ -198,7 +198,7 @@ def test_loading_takes_at_most_a_fifth_more_than_the_model(tmp_path, digits_toke
         family="llama", vocab_size=20_000, d_model=128, d_ff=2048, n_layers=6, n_heads=2, n_kv_heads=1, head_dim=64
     )
     rng = np.random.default_rng(0)
-    tensors = {n: rng.standard_normal(s.shape, np.float32).astype(stored) for n, s in families.slots(config).items()}
+    tensors = {n: rng.standard_normal(s.shape, np.float32).astype(stored) for n, s in families.places(config).items()}
     save_file(tensors, tmp_path / "model.safetensors")
     size = sum(tensor.size for tensor in tensors.values()) * np.dtype(target).itemsize
     del tensors
