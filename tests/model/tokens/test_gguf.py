@@ -89,22 +89,11 @@ def test_saved_for_transformers(trained, tmp_path):
     assert theirs.chat_template == TEMPLATE and theirs.eos_token_id == 1
 
 
-def test_sentencepiece_vocabularies(tmp_path):
+def test_sentencepiece_vocabularies(tmp_path, train_sentencepiece):
     import sentencepiece
 
-    (tmp_path / "corpus.txt").write_text("\n".join(CORPUS))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "corpus.txt"),
-        model_prefix=str(tmp_path / "t"),
-        vocab_size=330,
-        model_type="bpe",
-        byte_fallback=True,
-        character_coverage=1.0,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
-    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "t.model"))
+    model = train_sentencepiece(tmp_path, "t", CORPUS, 330)
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(model))
     size = theirs.get_piece_size()
     kinds = [
         2 if theirs.is_unknown(i) else 3 if theirs.is_control(i) else 6 if theirs.is_byte(i) else 1 for i in range(size)

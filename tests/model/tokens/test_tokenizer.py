@@ -51,23 +51,8 @@ def chat_directory(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def sentencepiece_model(tmp_path_factory):
-    import sentencepiece
-
-    root = tmp_path_factory.mktemp("spm")
-    (root / "corpus.txt").write_text("\n".join(CORPUS))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(root / "corpus.txt"),
-        model_prefix=str(root / "tokenizer"),
-        vocab_size=320,
-        model_type="bpe",
-        byte_fallback=True,
-        character_coverage=1.0,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
-    return root / "tokenizer.model"
+def sentencepiece_model(tmp_path_factory, train_sentencepiece):
+    return train_sentencepiece(tmp_path_factory.mktemp("spm"), "tokenizer", CORPUS, 320)
 
 
 @pytest.fixture
