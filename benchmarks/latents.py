@@ -26,9 +26,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from learning_arms import CODES
 
-from iiblpo_jax.cli import enable_compilation_cache, override
+from iiblpo_jax.cli import enable_compilation_cache
 from iiblpo_jax.common.padded import pad_rows
 from iiblpo_jax.config.files import load_file
+from iiblpo_jax.config.overrides import override
 from iiblpo_jax.config.validation import validate
 from iiblpo_jax.data.pipeline import PromptPipeline
 from iiblpo_jax.data.registry import make_tasks

@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from iiblpo_jax.cli import override
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config.derived import group_size
 from iiblpo_jax.config.files import load_file
+from iiblpo_jax.config.overrides import override
 from iiblpo_jax.config.validation import validate
 from iiblpo_jax.defaults import RunConfig
 

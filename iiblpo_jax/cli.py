@@ -9,52 +9,52 @@ where `main(config, workdir)` is the whole program. Flags of its own are absl fl
 Whatever the user got wrong ends in one line on stderr that names it and the mend, with exit status 2.
 """
 
-import ast
 import functools
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
 
 from iiblpo_jax.common.errors import InputError
-from iiblpo_jax.config import files, validation
-from iiblpo_jax.config.defaults import KNOBS, RunConfig
-from iiblpo_jax.config.knobs import KINDS
+from iiblpo_jax.config import files, overrides, validation
+from iiblpo_jax.config.defaults import RunConfig
+from iiblpo_jax.data import registry
 from iiblpo_jax.devices import processes as distributed
 
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 CACHE = "IIBLPO_CACHE"  # environment variable: folder of compiled programs; empty switches the cache off
 
 flags.DEFINE_string("workdir", "", "Folder of the run: config.json, metrics.jsonl, checkpoints/, report.html.")
 flags.DEFINE_string("config", "", "Config file with get_config(); without it, the config.json of the workdir.")
-_OVERRIDE = re.compile(r"^--?(no)?config\.")
 
 
-def run(main: Callable[[RunConfig, Any], None], *, needs_workdir: bool = True) -> None:
+def run(main: Callable[[RunConfig, Any], int | None], *, needs_workdir: bool = True) -> None:
     """Parses sys.argv, checks the config, calls `main(config, workdir)` and exits.
 
     Args:
-      main: the verb. InputError raised anywhere inside it is printed as one line.
+      main: the verb; what it returns is the exit status, None = 0. InputError raised anywhere inside it is printed as
+        one line.
       needs_workdir: --workdir must be given (`plan` writes nothing and does without).
 
     Raises:
-      SystemExit: status 2 after bad input, 130 after an interruption, 0 otherwise.
+      SystemExit: status 2 after bad input, 130 after an interruption, else the verb's.
     """
     try:
         config, workdir = parse(sys.argv, needs_workdir=needs_workdir)
         enable_compilation_cache()
         with distributed.initialize():
-            main(config, workdir)
+            status = main(config, workdir)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+    if status:
+        sys.exit(status)
 
 
 @functools.cache
@@ -72,7 +72,7 @@ def parse(argv: list[str], *, needs_workdir: bool = True) -> tuple[RunConfig, Pa
         wrong type or outside their range, an impossible combination.
       SystemExit: status 0 after --help.
     """
-    plain, overrides = _split_overrides(argv[1:])
+    plain, changes = overrides.split(argv[1:])
     _parse_flags([argv[0], *plain])
     workdir = _workdir(flags.FLAGS.workdir, needs_workdir)
     if flags.FLAGS.config:
@@ -81,42 +81,10 @@ def parse(argv: list[str], *, needs_workdir: bool = True) -> tuple[RunConfig, Pa
         config = files.load(workdir)
     else:
         raise InputError("no config; pass --config=FILE, such as --config=configs/arithmetic.py")
-    found = _override(config, overrides) + validation.mistakes(config)
+    found = overrides.apply(config, changes) + validation.mistakes(config) + registry.mistakes(config)
     if found:
         raise InputError.of(found)
     return config, workdir
-
-
-def override(config: RunConfig, arguments: list[str]) -> RunConfig:
-    """Applies `--config.section.key=value` arguments to `config` in place and returns it.
-
-    Raises:
-      InputError: keys that the config does not have, or values of another type: all of them.
-    """
-    if found := _override(config, arguments):
-        raise InputError.of(found)
-    return config
-
-
-def _override(config: RunConfig, arguments: list[str]) -> list[str]:
-    """Applies what can be applied; the other arguments' mistakes."""
-    found = []
-    for argument in arguments:
-        try:
-            _apply(config, argument)
-        except InputError as error:
-            found.append(str(error))
-    return found
-
-
-def _apply(config: RunConfig, argument: str) -> None:
-    _check_key(config, argument, files.flatten(config))
-    values = flags.FlagValues()
-    try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", argument])
-        values(["", argument])
-    except (flags.Error, TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
-        raise _override_error(error, config) from None
 
 
 def enable_compilation_cache() -> None:
@@ -129,21 +97,6 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def _split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Separates `--config.x=1` (and `--config.x 1`, which becomes `--config.x=1`) from the other flags."""
-    plain, overrides, rest = [], [], list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        if not _OVERRIDE.match(argument):
-            plain.append(argument)
-            continue
-        apart = "=" not in argument and not argument.lstrip("-").startswith("no")
-        if apart and rest and not rest[0].startswith("--"):
-            argument += f"={rest.pop(0)}"
-        overrides.append(argument)
-    return plain, overrides
 
 
 def _parse_flags(argv: list[str]) -> None:
@@ -172,54 +125,6 @@ def _workdir(path: str, needed: bool) -> Path | None:
     if Path(path).exists() and not Path(path).is_dir():
         raise InputError(f"workdir {path} is a file; give a folder")
     return Path(path)
-
-
-def _check_key(config: RunConfig, argument: str, known: dict) -> None:
-    key = _OVERRIDE.sub("", argument).split("=", 1)[0]
-    if key in known:
-        return
-    inside = next((name for name in known if name.startswith(f"{key}.")), None)
-    if inside:
-        raise InputError(f"{key} is a section of the config; set its keys one by one, such as --config.{inside}=VALUE")
-    free = next((name for name in files.FREE_FORM if key.startswith(f"{name}.")), None)
-    if free is None:
-        raise files.unknown_key(key, known)
-    if "=" not in argument:
-        raise InputError(f"--config.{key} has no value; write --config.{key}=VALUE")
-    _set_free(config, key, argument.split("=", 1)[1])
-
-
-def _set_free(config: RunConfig, key: str, text: str) -> None:
-    """A key of a free-form dict may be new, and then its type is that of the Python literal."""
-    *path, last = key.split(".")
-    with config.unlocked():
-        node = config
-        for step in path:
-            if not isinstance(node.get(step), ConfigDict):
-                node[step] = ConfigDict()
-            node = node[step]
-        if last not in node:
-            node[last] = _literal(text)
-
-
-def _literal(text: str):
-    try:
-        value = ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
-    except (SyntaxError, ValueError):
-        return text
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _override_error(error: Exception, config: RunConfig) -> InputError:
-    named = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
-    if named is None:
-        return InputError(f"{_reason(error)}; write overrides as --config.SECTION.KEY=VALUE")
-    key, value = named.groups()
-    if key in KNOBS:
-        wanted = KNOBS[key].wanted_kind
-    else:  # of a free-form dict
-        wanted = KINDS.get(config_flags.config_flags.GetType(key, config), KINDS[dict])
-    return InputError(f"--config.{key}={value}: {key} takes {wanted}")
 
 
 def _reason(error: Exception) -> str:

@@ -107,11 +107,11 @@ def test_the_config_of_the_workdir_is_used_where_none_is_given(run, tmp_path):
         ((*OK, "--config.objective.clip_low=x"), "--config.objective.clip_low=x: objective.clip_low takes a number"),
         ((*OK, "--config.eval.greedy=7"), "--config.eval.greedy=7: eval.greedy takes True or False"),
         ((*OK, "--config.train=7"), "train is a section of the config; set its keys one by one"),
-        ((*OK, "--config.train.steps"), "Missing value for --config.train.steps"),
+        ((*OK, "--config.train.steps"), "--config.train.steps has no value; write --config.train.steps=VALUE"),
         ((*OK, "--config.branch.points=shred"), "branch.points = 'shred' (did you mean shared?); use one of"),
         ((*OK, "--config.train.steps=2.5"), "--config.train.steps=2.5: train.steps takes a whole number, 1 or more"),
         ((*OK, "--config.optim.lr=nan"), "optim.lr = nan; use a number, 0 or more"),
-        ((*OK, "--config.eval.k=1,x"), "eval.k = ('1,x',); use a list such as 1,2, each 1 or more"),
+        ((*OK, "--config.eval.k=1,x"), "--config.eval.k=1,x: eval.k takes a list such as 1,2, each 1 or more"),
         ((*OK, "--config.objective.name=grop"), "objective.name = 'grop' (did you mean grpo?); use one of dapo,"),
         ((*OK, "--config.eval.greedy", "maybe"), "--config.eval.greedy=maybe: eval.greedy takes True or False"),
         ((*OK, "--config.train.steps=13"), "thirteen steps; use twelve"),
@@ -121,6 +121,11 @@ def test_the_config_of_the_workdir_is_used_where_none_is_given(run, tmp_path):
         (("--config=ok.py", "--workdir=ok.py"), "workdir ok.py is a file; give a folder"),
         (("--workdir=w",), "w/config.json does not exist; give the workdir of a run, or --config=FILE"),
         (("--config=absent.py", "--workdir=w"), "config file absent.py does not exist; give"),
+        (("--config=okk.py", "--workdir=w"), "config file okk.py does not exist; did you mean ok.py?"),
+        ((*OK, "--config.task.name=arithmetik"), "unknown task 'arithmetik' (did you mean arithmetic?); choose one of"),
+        ((*OK, "--config.eval.tasks=sums,aime2"), "unknown task 'aime2' (did you mean aime25?); choose one of"),
+        ((*OK, "--config.task.options.k_mx=3"), "task 'arithmetic' has no option k_mx (did you mean k_max?); it has"),
+        ((*OK, "--config.task.options.k_max=x"), "task 'arithmetic': option k_max = 'x'; use a whole number"),
         (("--config=empty.py", "--workdir=w"), "config file empty.py has no get_config(); add one"),
     ],
 )
@@ -141,6 +146,9 @@ def test_all_mistakes_are_one_line_together(run):
         assert part in done.stderr
 
 
+BEGIN = "from iiblpo_jax.defaults import default_config\ndef get_config():\n    c = default_config()"
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -148,17 +156,21 @@ def test_all_mistakes_are_one_line_together(run):
         ("import absent", "config file bad.py line 1: ModuleNotFoundError: No module named 'absent'"),
         ("def get_config():\n    return 3", "get_config() of bad.py returned a int; return default_config()"),
         (
-            "from iiblpo_jax.defaults import default_config\n"
-            "def get_config():\n    c = default_config()\n    c.train.stepz = 1",
+            f"{BEGIN}\n    c.train.stepz = 1",
             "config file bad.py line 4: unknown config key stepz; did you mean latent.steps or train.steps?",
         ),
+        (f"{BEGIN}\n    c.trian.steps = 1", "config file bad.py line 4: unknown config key trian; did you mean train?"),
+        (f"{BEGIN}\n    c.task.name = 3", "config file bad.py line 4: name = 3; task.name takes a text and objective."),
+        (f"{BEGIN}\n    c.train = 3", "config file bad.py line 4: train is a section of the config; set its keys one"),
+        (f"{BEGIN}\n    del c.train.steps", "config file bad.py line 4: keys can be set, not added, deleted or named"),
+        (f"{BEGIN}\n    c['train.steps'] = 1", "config file bad.py line 4: keys can be set, not added, deleted or"),
     ],
 )
 def test_a_broken_config_file_is_one_line_with_its_place(run, tmp_path, body, message):
     (tmp_path / "bad.py").write_text(body + "\n")
     done = run("--config=bad.py", "--workdir=w")
     assert done.stderr.startswith(f"error: {message}"), done.stderr
-    assert done.stderr.count("\n") == 1 and done.returncode == 2
+    assert done.stderr.count("\n") == 1 and done.returncode == 2 and "ConfigDict" not in done.stderr[80:]
 
 
 def test_help_names_the_verb_and_its_flags(run):
@@ -170,9 +182,23 @@ def test_help_names_the_verb_and_its_flags(run):
 
 
 def test_a_command_line_is_refused_before_jax_is_loaded(tmp_path):
-    code = "import sys; from iiblpo_jax import cli; cli.files.load_file; print('jax' in sys.modules)"
+    """And before data: neither is there, nor what takes seconds to import, when a name has been looked up."""
+    heavy = "jax grain sympy math_verify reasoning_gym transformers pyarrow"
+    code = f"""
+import sys
+from iiblpo_jax import cli
+for name in ("arithmetik", "gym:chainsum", "math"):
+    try:
+        cli.parse(["verb", "--config={tmp_path}/ok.py", "--workdir=w", f"--config.task.name={{name}}"])
+    except cli.InputError as error:
+        print(error)
+print([name for name in "{heavy}".split() if name in sys.modules])
+"""
+    (tmp_path / "ok.py").write_text(textwrap.dedent(CONFIG).replace('c.task.options = {"k_min": 2}', ""))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    assert done.stdout.startswith("unknown task 'arithmetik' (did you mean arithmetic?)") and done.stdout.endswith(
+        "[]\n"
+    )
 
 
 def test_compiled_programs_are_kept_where_the_environment_says(run, tmp_path):

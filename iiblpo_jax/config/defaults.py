@@ -211,7 +211,7 @@ KNOBS = {
     "ib.length_cost": knob(0.5, "the explicit price of verbosity; 0 = none", at_least=0, unit="nats a token"),
     "objective.name": knob("grpo", "a method of iiblpo_jax/objectives", choices=tuple(METHODS)),
     "objective.clip_low": knob(
-        None, "ratio is clipped below at 1 - this; None = the method's own", at_least=0, kind=float
+        None, "ratio is clipped below at 1 - this; None = the method's own", at_least=0, below=1, kind=float
     ),
     "objective.clip_high": knob(
         None, "ratio is clipped above at 1 + this; None = the method's own", at_least=0, kind=float
@@ -266,7 +266,9 @@ KNOBS = {
     "mesh.tensor": knob(
         1, "over which heads, MLP and vocabulary are split", at_least=1, also=MESH_REST, unit="devices"
     ),
-    "checkpoint.every": knob(50, "between checkpoints; 0 = only at the end and on SIGTERM", at_least=0, unit="steps"),
+    "checkpoint.every": knob(
+        50, "between checkpoints; 0 = only at the end, on SIGTERM and Ctrl-C", at_least=0, unit="steps"
+    ),
     "checkpoint.keep": knob(2, "the newest ones that stay on disk", at_least=1, unit="checkpoints"),
     "checkpoint.best": knob(True, "the best evaluation's stays too, and a new best is saved at once (mean pass@1)"),
     "eval.tasks": knob((), "registry names; empty = the held-out set of the training task", of=str),
@@ -283,6 +285,7 @@ KNOBS = {
     "log.logprobs": knob(
         False, "rollouts/ also hold log-probs of the behaviour, key `logp`, which off-line training weighs by"
     ),
+    "log.entropies": knob(False, "rollouts/ also hold the entropy of every token in nats, key `entropies`"),
 }
 
 # Knobs of earlier versions: the default they had, and what they did.
@@ -307,12 +310,17 @@ class RunConfig(_Config):
 
 
 def default_config() -> RunConfig:
-    """A locked config with every knob; config files change values and cannot add keys."""
+    """A config with every knob, locked: config files change values and cannot add keys but in the free-form dicts."""
     config = RunConfig({section: ConfigDict() for section in SECTIONS})
     for key, described in KNOBS.items():
         section, name = key.split(".")
         config[section][name] = described.fresh()
-    return config.lock()
+    config.lock()
+    for key, described in KNOBS.items():
+        if described.kind is dict:
+            section, name = key.split(".")
+            config[section][name].unlock()
+    return config
 
 
 def plain_grpo(c: RunConfig, *, samples: int) -> RunConfig:

@@ -40,6 +40,51 @@ def kept_per_prompt(config: RunConfig) -> int:
     return group if whole else keep_count(config.ib.keep, group)
 
 
+def minibatch_mistake(asked: int, rows: int, *, unit: int, shards: int = 1, microbatch: int = 0) -> str:
+    """Why an update does not split evenly into minibatches, and which numbers do; empty if it does.
+
+    Args:
+      asked: update.minibatches.
+      rows: trajectories of an update.
+      unit: of them that stay together: those of a prompt where rows are packed, else 1.
+      shards: devices among which the units of a minibatch are split; 1 for padded rows.
+      microbatch: padded rows of one pass, which divide a minibatch; 0 = all of them.
+    """
+    units, what = rows // unit, "trajectories" if unit == 1 else "prompts"
+
+    def splits(n: int) -> bool:
+        return units // n % shards == 0 and not (microbatch and units // n * unit % microbatch)
+
+    if units % asked == 0 and splits(asked):
+        return ""
+    fitting = list(filter(splits, divisors(units)))
+    if units % asked:
+        return (
+            f"update.minibatches = {asked} does not divide the {units} {what} of an update; use "
+            f"{_one_of(fitting or divisors(units))}"
+        )
+    if shards > 1:
+        return (
+            f"update.minibatches = {asked} leaves {units // asked} {what} to a minibatch, which do not split over "
+            f"mesh.data * mesh.fsdp = {shards} devices; "
+            + (f"use {_one_of(fitting)}" if fitting else f"make train.prompts_per_step a multiple of {shards}")
+        )
+    return (
+        f"update.microbatch = {microbatch} does not divide the {rows // asked} trajectories of a minibatch; use "
+        f"{_one_of(divisors(rows // asked))}, or 0 for the whole minibatch"
+    )
+
+
+def divisors(n: int) -> list[int]:
+    """The whole numbers that divide n, from 1 up."""
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
+
+
+def _one_of(numbers: list[int]) -> str:
+    return f"one of {', '.join(map(str, numbers))}" if len(numbers) > 1 else str(numbers[0])
+
+
 def injected_layers(config: RunConfig, n_layers: int) -> int:
     """How many of a model's last layers PSA injects.
 

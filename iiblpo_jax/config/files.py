@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 
 from iiblpo_jax.common import json_input
 from iiblpo_jax.common.errors import InputError, warn
+from iiblpo_jax.common.jsonl import write_atomic
 from iiblpo_jax.config.defaults import KNOBS, REMOVED, RunConfig, default_config
-from iiblpo_jax.config.knobs import shown
+from iiblpo_jax.config.knobs import SHOWN, shown
 
 MAX_CONFIG = 1 << 20  # bytes of a config.json
 FREE_FORM = tuple(key for key in KNOBS if KNOBS[key].kind is dict)  # their keys are named by the task or the method
@@ -45,6 +46,7 @@ def unknown_key(key: str, known: Iterable[str]) -> InputError:
     if not near:
         last = difflib.get_close_matches(key.rsplit(".", 1)[-1], names, n=1, cutoff=0.7)
         near = [name for name in known if name.rsplit(".", 1)[-1] in last]
+    near += difflib.get_close_matches(key, {name.split(".")[0] for name in known}, n=1, cutoff=0.75)  # a section
     if near:
         return InputError(f"unknown config key {key}; did you mean {' or '.join(near)}?")
     section = [name for name in known if name.split(".")[0] == key.split(".")[0]]
@@ -69,7 +71,7 @@ def save(config: RunConfig, workdir: Path | str) -> None:
     """Writes `workdir`/config.json."""
     path = Path(workdir) / "config.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(resolve(config), indent=2) + "\n")
+    write_atomic(path, json.dumps(resolve(config), indent=2) + "\n")
 
 
 def load(workdir: Path | str) -> RunConfig:
@@ -142,8 +144,7 @@ def load_file(path: Path | str) -> RunConfig:
     """
     path = str(path)
     if not Path(path).is_file():
-        shipped = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py")))
-        raise InputError(f"config file {path} does not exist; give {shipped or 'a Python file with get_config()'}")
+        raise _absent(Path(path))
     spec = importlib.util.spec_from_file_location("run_config", path)
     if spec is None:
         raise InputError(f"config file {path} is no Python file; give one that ends in .py and defines get_config()")
@@ -163,12 +164,37 @@ def load_file(path: Path | str) -> RunConfig:
     return config.lock()
 
 
+def _absent(path: Path) -> InputError:
+    """The error for a config file that does not exist: the nearest name, beside it or among those in configs/."""
+    found = sorted({*map(str, path.parent.glob("*.py")), *map(str, Path("configs").glob("*.py"))})
+    stems = {Path(name).stem: name for name in found}
+    if near := difflib.get_close_matches(path.stem, stems, n=1):
+        return InputError(f"config file {path} does not exist; did you mean {stems[near[0]]}?")
+    shipped = ", ".join(name for name in found if name.startswith("configs"))
+    return InputError(f"config file {path} does not exist; give {shipped or 'a Python file with get_config()'}")
+
+
 def _file_error(error: Exception, path: str) -> InputError:
     where = f"config file {path}{_line_of(error, path)}"
-    absent = re.search(r'Key "(\w+)" does not exist', str(error))
-    if absent:
-        return InputError(f"{where}: {unknown_key(absent[1], flatten(default_config()))}")
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    if trace and trace.tb_frame.f_globals.get("__name__") == ConfigDict.__module__:
+        return InputError(f"{where}: {_refusal(str(error))}")
     return InputError(f"{where}: {type(error).__name__}: {error}; mend the file")
+
+
+def _refusal(text: str) -> str:
+    """What a ConfigDict means by the text of its exception, in our words."""
+    if absent := re.search(r'Key "(\w+)" does not exist', text) or re.match(r"\W*(\w+)\\?'", text):
+        return str(unknown_key(absent[1], flatten(default_config())))
+    if kind := re.match(r"Could not override field '(\w+)' \(reference\)\. (.*) is of original type ", text, re.DOTALL):
+        keys = [key for key in KNOBS if key.endswith(f".{kind[1]}")]
+        if not keys:
+            return f"{kind[1]} is a section of the config; set its keys one by one"
+        takes = " and ".join(f"{key} takes {KNOBS[key].wanted_kind}" for key in keys)
+        return f"{kind[1]} = {kind[2][:SHOWN]}; {takes}"
+    return "keys can be set, not added, deleted or named with a dot in a string; write c.SECTION.KEY = VALUE"
 
 
 def _line_of(error: Exception, path: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import math
 import numbers
 import operator
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -61,7 +63,7 @@ class Knob:
         """The default as a ConfigDict holds it."""
         if self.default is None:
             return placeholder(self.kind)
-        return ConfigDict() if self.kind is dict else self.default
+        return ConfigDict(type_safe=False) if self.kind is dict else self.default
 
     def restored(self, value: Any) -> Any:
         """A value out of a JSON file as a ConfigDict holds it: tuples for lists, numbers for "inf"."""
@@ -70,6 +72,22 @@ class Knob:
         if self.kind is float and type(value) is int:
             return float(value) if abs(value) < 2**1000 else math.inf
         return ConfigDict(tupled(value)) if self.kind is dict and isinstance(value, dict) else tupled(value)
+
+    def parse(self, text: str) -> Any:
+        """What a word of the command line stands for, of the knob's kind; its range is a matter of `mistake`.
+
+        Lists are written 1,2 or (1,2), texts in them with or without quotes; dicts as in Python.
+
+        Raises:
+          ValueError: it is of another kind.
+        """
+        if self.default is None and text == "None":
+            return None
+        value = _parse(text, self.kind, self.of)
+        fits = self.is_kind(value) or value != value  # NaN is refused with its range
+        if not fits or (self.kind is dict and not all(isinstance(name, str) for name in value)):
+            raise ValueError(text)
+        return value
 
     @property
     def range(self) -> str:
@@ -95,9 +113,7 @@ class Knob:
     def line(self, key: str, value: Any) -> str:
         """The whole message about a wrong value of the knob `key`: the value and the mend; empty if it is right."""
         mend = self.mistake(value)
-        near = difflib.get_close_matches(str(value), self.choices, n=1) if mend else []
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        return f"{key} = {shown(value)}{hint}; {mend}" if mend else ""
+        return f"{key} = {shown(value)}{nearest(str(value), self.choices)}; {mend}" if mend else ""
 
     def check(self, key: str, value: Any) -> None:
         """Raises InputError where the knob `key` may not have this value."""
@@ -143,8 +159,8 @@ class Knob:
         if value is None:
             return self.default is None
         if self.kind is tuple:
-            return isinstance(value, tuple | list) and all(_is(entry, self.of) for entry in value)
-        return _is(value, self.kind)
+            return isinstance(value, tuple | list) and all(is_of(entry, self.of) for entry in value)
+        return is_of(value, self.kind)
 
 
 def knob(default: Any, doc: str, **described: Any) -> Knob:
@@ -166,7 +182,33 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def _is(value: Any, kind: type | None) -> bool:
+def literal(text: str) -> Any:
+    """A Python literal, or the text itself where it is none; lists become tuples."""
+    try:
+        return tupled(ast.literal_eval(text.capitalize() if text in ("true", "false") else text))
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return text
+
+
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """` (did you mean X?)` for the known name nearest to a wrong one; empty where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _parse(text: str, kind: type, of: type | None) -> Any:
+    if kind is bool:
+        return {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}.get(text.lower())
+    if kind is not tuple:
+        return literal(text) if kind is dict else kind(text)
+    value = literal(text)
+    value = value if isinstance(value, tuple) else (value,)
+    if value == (text,) or (of is str and not all(isinstance(entry, str) for entry in value)):  # names without quotes
+        value = tuple(filter(None, map(str.strip, text.strip("()[]").split(","))))
+    return value
+
+
+def is_of(value: Any, kind: type | None) -> bool:
     """Whether a value is of a kind: True is no number, 2.0 no whole one, and NaN nothing at all."""
     if kind in (int, float):
         wanted = numbers.Integral if kind is int else numbers.Real

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config.defaults import KNOBS, METHODS, RunConfig
-from iiblpo_jax.config.derived import kept_per_prompt, mesh_shape
+from iiblpo_jax.config.derived import group_size, kept_per_prompt, mesh_shape, minibatch_mistake
 from iiblpo_jax.config.files import flatten, unknown_key
-from iiblpo_jax.config.knobs import shown
+from iiblpo_jax.config.knobs import nearest, shown
 
 
 def validate(config: RunConfig) -> None:
@@ -77,7 +77,7 @@ def _method(config: RunConfig) -> Iterator[str]:
     for option, value in config.objective.options.items():
         if option not in known:
             listed = f"it has {', '.join(known)}" if known else "it has none"
-            yield f"objective.options.{option} does not apply to {name}; {listed}"
+            yield f"objective.options.{option}{nearest(option, known)} does not apply to {name}; {listed}"
         elif line := known[option].line(f"objective.options.{option}", value):
             yield line
 
@@ -100,30 +100,26 @@ def _credit(config: RunConfig) -> Iterator[str]:
         )
 
 
+def _groups(config: RunConfig) -> Iterator[str]:
+    if group_size(config) == 1:
+        yield (
+            "rollout.roots = 1 with branch.k = 0 makes groups of one trajectory, which is compared with nothing: every "
+            "advantage would be 0; use rollout.roots=4, or branch.k=1"
+        )
+
+
 def _minibatches(config: RunConfig) -> Iterator[str]:
     update, prompts = config.update, config.train.prompts_per_step
     try:
-        kept = prompts * kept_per_prompt(config)
+        group = kept_per_prompt(config)
     except InputError as error:
         yield str(error)
         return
-    if kept % update.minibatches:
-        yield (
-            f"update.minibatches = {update.minibatches} does not divide the {kept} trajectories of an update "
-            f"(train.prompts_per_step * kept); use one of {_divisors(kept)}"
-        )
-        return
-    if update.packed and prompts % update.minibatches:
-        yield (
-            f"update.minibatches = {update.minibatches} does not divide train.prompts_per_step = {prompts}, and packed "
-            f"minibatches hold whole prompts; use one of {_divisors(prompts)}, or update.packed=False"
-        )
-    rows = kept // update.minibatches
-    if not update.packed and update.microbatch and rows % update.microbatch:
-        yield (
-            f"update.microbatch = {update.microbatch} does not divide the {rows} trajectories of a minibatch; use one "
-            f"of {_divisors(rows)}, or 0 for the whole minibatch"
-        )
+    unit, microbatch = (group, 0) if update.packed else (1, update.microbatch)
+    # Of -1 only the devices know what it is; step/specs.py asks once more when it does.
+    shards = max(1, config.mesh.data) * max(1, config.mesh.fsdp) if update.packed else 1
+    if line := minibatch_mistake(update.minibatches, prompts * group, unit=unit, shards=shards, microbatch=microbatch):
+        yield line
 
 
 def _recorded(config: RunConfig) -> Iterator[str]:
@@ -139,6 +135,8 @@ def _recorded(config: RunConfig) -> Iterator[str]:
             "ib.estimator = entropy reads entropies, which recorded rollouts (data.recorded) do not have; set "
             "ib.estimator=likelihood or none"
         )
+    if config.log.entropies:
+        yield "log.entropies = True asks for entropies, which recorded rollouts (data.recorded) do not have; set False"
 
 
 def _evaluation(config: RunConfig) -> Iterator[str]:
@@ -169,13 +167,10 @@ CHECKS = {
     _method: "objective.name objective.options",
     _score: "ib.estimator ib.filter ib.keep ib.reward_coef",
     _credit: "branch.credit branch.parent",
+    _groups: "rollout.roots branch.k branch.depth branch.parent",
     _minibatches: "train.prompts_per_step rollout.roots branch.k branch.depth branch.parent ib.filter ib.keep "
-    "update.minibatches update.packed update.microbatch",
-    _recorded: "data.recorded latent.z latent.condition ib.estimator",
+    "update.minibatches update.packed update.microbatch mesh.data mesh.fsdp",
+    _recorded: "data.recorded latent.z latent.condition ib.estimator log.entropies",
     _evaluation: "eval.k eval.samples eval.temperature",
     _mesh: "mesh.data mesh.fsdp mesh.sequence mesh.tensor",
 }
-
-
-def _divisors(n: int) -> str:
-    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)

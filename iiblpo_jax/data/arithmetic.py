@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 
 from iiblpo_jax.common.errors import InputError
-from iiblpo_jax.data.heldout import SHARE, even_over, is_heldout, training_draws
+from iiblpo_jax.data.heldout import SHARE, check_sizes, even_over, is_heldout, training_draws
 from iiblpo_jax.data.task import Task
 from iiblpo_jax.rewards.exact import Exact
 from iiblpo_jax.rewards.verifier import Problem
@@ -17,6 +17,7 @@ from iiblpo_jax.rewards.verifier import Problem
 ALPHABET = "0123456789+=;#"
 NAME = "arithmetic"
 MARKER = "#"
+LONGEST = 18  # terms; the sums of so many are numbered by a 64-bit integer
 
 
 def make_arithmetic(
@@ -32,10 +33,9 @@ def make_arithmetic(
     Raises:
       InputError: the range of terms or a size is impossible.
     """
-    if not 2 <= k_min <= k_max:
-        raise InputError(f"arithmetic with k_min={k_min}, k_max={k_max}; choose 2 <= k_min <= k_max")
-    if min(train_size, heldout_size) < 1:
-        raise InputError(f"arithmetic with train_size={train_size}, heldout_size={heldout_size}; both must be positive")
+    if not 2 <= k_min <= k_max <= LONGEST:
+        raise InputError(f"arithmetic with k_min={k_min}, k_max={k_max}; choose 2 <= k_min <= k_max <= {LONGEST}")
+    check_sizes(NAME, train_size, heldout_size)
     draws = training_draws(random.Random(f"arithmetic/train/{seed}"), k_min, k_max, _terms, _held_out)
     pools = [_heldout_of(k, heldout_size) for k in range(k_min, k_max + 1)]
     train = [sum_problem(next(draws)) for _ in range(train_size)]

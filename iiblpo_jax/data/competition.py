@@ -44,6 +44,8 @@ def make_competition(
       InputError: nothing to read, no rows, a missing column or a gold answer that does not parse; the message has
         the file, the row and the mend.
     """
+    if heldout_size < 0:
+        raise InputError(f"task {name!r}: option heldout_size = {heldout_size}; use 0 or more")
     form = FORMATS[name]
     paths = _paths(name, form, data_dir, files_glob)
     train, heldout = (_problems(name, form, paths[split], skip_bad_gold) for split in ("train", "heldout"))

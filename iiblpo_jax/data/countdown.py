@@ -35,8 +35,7 @@ def make_countdown(
     """
     if not 2 <= k_min <= k_max <= 9:
         raise InputError(f"countdown with k_min={k_min}, k_max={k_max}; choose 2 <= k_min <= k_max <= 9")
-    if min(train_size, heldout_size) < 1:
-        raise InputError(f"countdown with train_size={train_size}, heldout_size={heldout_size}; both must be positive")
+    heldout.check_sizes(NAME, train_size, heldout_size)
     draws = heldout.training_draws(random.Random(f"countdown/train/{seed}"), k_min, k_max, _draw, _held_out)
     pools = [_heldout_of(k, heldout_size) for k in range(k_min, k_max + 1)]
     return Task(

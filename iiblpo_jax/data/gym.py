@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import re
+from pathlib import Path
 from typing import Any
 
 from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.data.heldout import check_sizes
 from iiblpo_jax.data.task import SYSTEM, Task
 from iiblpo_jax.rewards.gym import Gym
 from iiblpo_jax.rewards.verifier import Problem
 
 TEMPLATE = "{question}\nThink step by step, then give only the final answer as <answer>...</answer>."
+REGISTERED = re.compile(r"""^(?:DATASET_NAME\s*=\s*|register_dataset\(\s*)["'](\w+)["']""", re.MULTILINE)
 HELDOUT_SEED = 999_983  # one held-out set, whatever the training seed
 
 
@@ -22,6 +28,7 @@ def make_gym(name: str, *, seed: int, train_size: int = 2000, heldout_size: int 
     Raises:
       InputError: package absent, unknown task, or an option the generator refuses.
     """
+    check_sizes(f"gym:{name}", train_size, heldout_size)
     heldout = _problems(name, HELDOUT_SEED, heldout_size, options)
     asked = {problem.question for problem in heldout}
     return Task(
@@ -65,3 +72,12 @@ def _package():
     except ImportError as error:
         raise InputError("the task gym:* needs reasoning-gym; pip install 'iiblpo_jax[gym]'") from error
     return reasoning_gym
+
+
+@functools.cache
+def names() -> frozenset[str]:
+    """The names of reasoning-gym's tasks, out of its source (importing it takes seconds); none without the package."""
+    spec = importlib.util.find_spec("reasoning_gym")
+    folders = (spec and spec.submodule_search_locations) or []
+    sources = (path.read_text(encoding="utf-8") for folder in folders for path in Path(folder).rglob("*.py"))
+    return frozenset(name for source in sources for name in REGISTERED.findall(source))

@@ -7,9 +7,19 @@ import random
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from iiblpo_jax.common.errors import InputError
+
 SHARE = 8  # one problem in eight is held out
+MOST = {"train_size": 10_000_000, "heldout_size": 100_000}  # problems that a generator makes: they lie in memory
 
 Draw = TypeVar("Draw")
+
+
+def check_sizes(name: str, train_size: int, heldout_size: int) -> None:
+    """Raises InputError where a generated task is asked for no problems, or for more than memory is meant for."""
+    for option, size in (("train_size", train_size), ("heldout_size", heldout_size)):
+        if not 1 <= size <= MOST[option]:
+            raise InputError(f"{name} with {option}={size}; use a whole number from 1 to {MOST[option]}")
 
 
 def is_heldout(text: str) -> bool:

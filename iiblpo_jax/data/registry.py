@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
+
+from ml_collections import ConfigDict
 
 from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.config.defaults import KNOBS
+from iiblpo_jax.config.files import flatten
+from iiblpo_jax.config.knobs import KINDS, is_of, nearest, shown
 from iiblpo_jax.data import arithmetic, competition, countdown, gold, gsm8k, gym, rows, sums
 from iiblpo_jax.data.task import Task
 
@@ -21,7 +25,34 @@ _FROM_FILES: dict[str, Callable[..., Task]] = {
     name: functools.partial(competition.make_competition, name) for name in rows.FORMATS
 } | {"gsm8k": gsm8k.make_gsm8k}
 
-NAMES = (*_GENERATED, "gym:<name>", *_FROM_FILES)
+GYM = "gym:"  # what follows is a name of reasoning-gym
+NO_OPTIONS = {  # what a task takes from elsewhere
+    "name": "task.name",
+    "seed": "data.seed",
+    "data_dir": "task.data_dir",
+    "size": "train_size and heldout_size",
+}
+NAMES = (*_GENERATED, f"{GYM}<name>", *_FROM_FILES)
+
+
+def mistakes(config) -> list[str]:
+    """What the names of tasks in a config, and the names and kinds of their options, get wrong; reads no data.
+
+    What can be said of a config before anything is loaded (config/validation.py says the rest).
+    """
+    flat = {key: value for key, value in flatten(config).items() if key in KNOBS and KNOBS[key].is_kind(value)}
+    options, mix = flat.get("task.options", {}), flat.get("task.mix", {})
+    if mix:
+        found = [line for name in mix for line in _mistakes(name, options.get(name) or {})]
+        found += [
+            f"task.options has {name!r}{nearest(name, mix)} and task.mix has no such task; with a mix, options are one "
+            "dict a task"
+            for name in options
+            if name not in mix
+        ]
+    else:
+        found = [line for name in filter(None, [flat.get("task.name")]) for line in _mistakes(name, options)]
+    return found + [line for name in flat.get("eval.tasks", ()) for line in _mistakes(name, {})]
 
 
 def make_task(
@@ -37,33 +68,48 @@ def make_task(
       options: keyword options of the task, e.g. `{"k_max": 5}` for arithmetic; see each `make_*`.
 
     Raises:
-      InputError: unknown name or option, missing or malformed files, a gold answer that does not parse.
+      InputError: unknown name or option, an option of another kind or out of its range, missing or malformed files, a
+        gold answer that does not parse.
     """
+    if found := _mistakes(name, options or {}):
+        raise InputError.of(found)
     options = dict(options or {})
-    if name.startswith("gym:"):
-        if reserved := {"name", "seed", "size"} & set(options):
-            raise InputError(
-                f"task {name!r}: {', '.join(reserved)} is no option; use data.seed, train_size, heldout_size"
-            )
-        return gym.make_gym(name.removeprefix("gym:"), seed=seed, **options)
-    if name in _GENERATED:
-        make, fixed = _GENERATED[name], {"seed": seed}
-    elif name in _FROM_FILES:
-        make, fixed = _FROM_FILES[name], {"data_dir": data_dir}
-    else:
-        raise InputError(f"unknown task {name!r}; choose one of {', '.join(NAMES)}")
-    _check_options(name, options)
-    task = make(**fixed, **options)
+    if name.startswith(GYM):
+        return gym.make_gym(name.removeprefix(GYM), seed=seed, **options)
+    fixed = {"seed": seed} if name in _GENERATED else {"data_dir": data_dir}
+    task = (_GENERATED | _FROM_FILES)[name](**fixed, **options)
     gold.check_gold(task)
     return task
 
 
-def _check_options(name: str, options: Mapping[str, Any]) -> None:
-    make = _GENERATED.get(name, competition.make_competition)
-    known = set(inspect.signature(make).parameters) - {"name", "seed", "data_dir"}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise InputError(f"task {name!r} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+def _mistakes(name: str, options: Any) -> list[str]:
+    """One message for everything that is wrong with a task's name or its options."""
+    if name.startswith(GYM) and gym.names() and name not in (known := {f"{GYM}{n}" for n in gym.names()}):
+        return [f"unknown task {name!r}{nearest(name, known, cutoff=0.75)}; choose a name of reasoning_gym"]
+    if not (name.startswith(GYM) or name in _GENERATED or name in _FROM_FILES):
+        return [f"unknown task {name!r}{nearest(name, NAMES)}; choose one of {', '.join(NAMES)}"]
+    if not isinstance(options, Mapping | ConfigDict):
+        return [f"task {name!r} has the options {shown(options)}; use {KINDS[dict]}"]
+    make = gym.make_gym if name.startswith(GYM) else _GENERATED.get(name, competition.make_competition)
+    known = {key: kind for key, kind in get_type_hints(make).items() if key not in {*NO_OPTIONS, "options", "return"}}
+    return [line for option, value in options.items() if (line := _option(name, option, value, known))]
+
+
+def _option(name: str, option: str, value: Any, known: Mapping[str, Any]) -> str:
+    """What is wrong with one option; empty if nothing is."""
+    if option in NO_OPTIONS:
+        return f"task {name!r}: {option} is no option; use {NO_OPTIONS[option]}"
+    if option not in known:
+        if name.startswith(GYM):  # the generator has options of its own
+            return ""
+        return f"task {name!r} has no option {option}{nearest(option, known)}; it has {', '.join(sorted(known))}"
+    kinds = get_args(known[option]) or (known[option],)
+    if not set(kinds) & set(KINDS) or any(
+        value is None if kind is type(None) else is_of(value, kind) for kind in kinds
+    ):
+        return ""
+    wanted = " or ".join(KINDS[kind] for kind in kinds if kind in KINDS)
+    return f"task {name!r}: option {option} = {shown(value)}; use {wanted}"
 
 
 def make_tasks(section, *, seed: int) -> list[tuple[Task, float]]:

@@ -12,6 +12,7 @@ from iiblpo_jax.rewards.verifier import Problem
 
 NAME = "sums"
 TEMPLATE = "Q: {question} = ?\nA:"
+MOST = 1000  # operands: there are as many problems as pairs of them
 MARKER = " "  # the response is the answer: its first integer counts
 
 
@@ -24,9 +25,14 @@ def make_sums(*, seed: int, low: int = 1, high: int = 49, heldout_size: int = 25
     Raises:
       InputError: an empty range, or a held-out set that leaves nothing to train on.
     """
+    if not 0 <= low <= high < low + MOST:
+        raise InputError(f"sums with low={low}, high={high}; choose 0 <= low <= high, and at most {MOST} operands")
     pairs = list(itertools.combinations_with_replacement(range(low, high + 1), 2))
-    if not 0 <= low <= high or not 0 < heldout_size < 2 * len(pairs) - (high - low + 1):
-        raise InputError(f"sums with low={low}, high={high}, heldout_size={heldout_size}; leave both sets something")
+    count = 2 * len(pairs) - (high - low + 1)
+    if not 0 < heldout_size < count:
+        raise InputError(
+            f"sums with heldout_size={heldout_size} leaves nothing to train on or hold out; use 1 to {count - 1}"
+        )
     random.Random("sums/split").shuffle(pairs)
     ordered = [_orders(pair) for pair in pairs]
     heldout: list[Problem] = []

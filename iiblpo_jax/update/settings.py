@@ -5,6 +5,7 @@ import dataclasses
 from jax.sharding import Mesh
 
 from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.config.derived import minibatch_mistake
 from iiblpo_jax.devices import mesh as meshes
 
 
@@ -55,19 +56,11 @@ class UpdateSettings:
 
     def check_rows(self, n: int, *, whole_groups: bool):
         """Raises InputError where n trajectories do not split into equal minibatches, shards and microbatches."""
-        unit = self.unit(whole_groups=whole_groups)
-        what = "trajectories" if unit == 1 else "prompts"
-        if n % (unit * self.minibatches):
-            raise InputError(
-                f"update.minibatches={self.minibatches} does not divide {n // unit} {what}; choose a divisor"
-            )
-        rows = n // self.minibatches
-        if self.pack_tokens and rows // unit % self.shards:
-            raise InputError(
-                f"the {rows // unit} prompts of a minibatch do not split over mesh.data * mesh.fsdp = {self.shards} "
-                "devices; change train.prompts_per_step or update.minibatches"
-            )
-        if not self.pack_tokens and self.microbatch and rows % self.microbatch:
-            raise InputError(
-                f"update.microbatch={self.microbatch} does not divide the {rows} rows of a minibatch; choose a divisor"
-            )
+        if mistake := minibatch_mistake(
+            self.minibatches,
+            n,
+            unit=self.unit(whole_groups=whole_groups),
+            shards=self.shards if self.pack_tokens else 1,
+            microbatch=0 if self.pack_tokens else self.microbatch,
+        ):
+            raise InputError(mistake)

@@ -27,6 +27,8 @@ def test_the_default_is_valid_and_locked():
     validation.validate(config)
     with pytest.raises(AttributeError):
         config.train.stepz = 3
+    config.task.options.k_max = 3  # its keys are the task's
+    config.task.options.k_max = "three"  # refused by the task, not by a ConfigDict
 
 
 def test_names_that_scripts_rely_on_exist():
@@ -91,9 +93,30 @@ def test_the_section_update_reads_as_an_attribute():
         ({"ib__estimator": "none", "ib__filter": "score"}, r"ib\.estimator = none leaves no score"),
         ({"ib__keep": 4}, r"ib\.estimator = none leaves no score .* contrast with ib\.keep"),
         ({"ib__estimator": "none", "ib__reward_coef": 0.1}, r"ib\.estimator = none leaves no score"),
-        # 32 prompts x 8 kept = 256 trajectories
-        ({"update__minibatches": 3}, r"minibatches = 3 does not divide the 256 .*; use one of 1, 2, 4, .*, 128, 256$"),
-        ({"update__minibatches": 64}, r"minibatches = 64 does not divide train\.prompts_per_step = 32,.*packed=False$"),
+        ({"rollout__roots": 1, "branch__k": 0}, r"roots = 1 with branch\.k = 0 makes groups of one .*branch\.k=1$"),
+        ({"objective__clip_low": 1.0}, r"objective\.clip_low = 1\.0; use a number from 0 to below 1"),
+        # 32 prompts x 8 kept = 256 trajectories; what is listed passes every check, and packed rows stay whole
+        (
+            {"update__minibatches": 3},
+            r"minibatches = 3 does not divide the 32 prompts .*; use one of 1, 2, 4, 8, 16, 32$",
+        ),
+        ({"update__minibatches": 64}, r"minibatches = 64 does not divide the 32 prompts .* 1, 2, 4, 8, 16, 32$"),
+        (
+            {"update__minibatches": 3, "mesh__data": 2, "mesh__fsdp": 4},
+            r"minibatches = 3 does not divide the 32 prompts .*; use one of 1, 2, 4$",
+        ),
+        (
+            {"update__minibatches": 8, "mesh__data": 2, "mesh__fsdp": 4},
+            r"minibatches = 8 leaves 4 prompts to a minibatch, .* mesh\.fsdp = 8 devices; use one of 1, 2, 4$",
+        ),
+        (
+            {"update__minibatches": 1, "mesh__data": 5},
+            r"minibatches = 1 leaves 32 prompts .* = 5 devices; make train\.prompts_per_step a multiple of 5$",
+        ),
+        (
+            {"update__packed": False, "update__minibatches": 3, "update__microbatch": 32},
+            r"minibatches = 3 does not divide the 256 trajectories of an update; use one of 1, 2, 4, 8$",
+        ),
         (
             {"update__packed": False, "update__microbatch": 5},
             r"microbatch = 5 does not divide the 64 .* of 1, 2, 4, 8, 16, 32, 64, or 0",
@@ -122,6 +145,10 @@ def test_the_section_update_reads_as_an_attribute():
             r"objective\.options\.beta does not apply to entropy_adv; it has alpha, kappa",
         ),
         (
+            {"objective__name": "entropy_adv", "objective__options": {"kapa": 0.1}},
+            r"objective\.options\.kapa \(did you mean kappa\?\) does not apply to entropy_adv; it has alpha, kappa",
+        ),
+        (
             {"objective__name": "entropy_adv", "objective__options": {"kappa": 0.0}},
             r"objective\.options\.kappa = 0\.0; use a number above 0",
         ),
@@ -130,6 +157,7 @@ def test_the_section_update_reads_as_an_attribute():
             r"recorded rollouts .* do not have; set latent\.condition=marginal",
         ),
         ({"data__recorded": "runs", "ib__estimator": "entropy"}, r"do not have; set ib\.estimator=likelihood or none"),
+        ({"data__recorded": "runs", "log__entropies": True}, r"log\.entropies = True .* do not have; set False"),
     ],
 )
 def test_impossible_configs_are_refused_with_the_key_and_the_mend(change, message):
@@ -329,6 +357,7 @@ def test_a_stored_config_of_an_earlier_version(tmp_path, capsys):
         ("lr", "did you mean latent.lr or optim.lr?"),
         ("train.colour", "known keys: train.max_bad_steps"),
         ("colour.hue", "known sections: attention, branch"),
+        ("rolout", "did you mean log.rollouts or rollout?"),
     ],
 )
 def test_unknown_keys_are_told_the_nearest_one(key, hint):

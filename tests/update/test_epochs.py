@@ -199,9 +199,21 @@ def test_the_real_optimizer_raises_good_and_lowers_bad_tokens(tiny_config, tiny_
 @pytest.mark.parametrize(
     ("settings", "groups", "words"),
     [
-        ({"minibatches": 4}, False, "update.minibatches=4 does not divide 6 trajectories"),
-        ({"minibatches": 3, "group_size": 3}, True, "update.minibatches=3 does not divide 2 prompts"),
-        ({"minibatches": 2, "microbatch": 2}, False, "update.microbatch=2 does not divide the 3 rows"),
+        (
+            {"minibatches": 4},
+            False,
+            "update.minibatches = 4 does not divide the 6 trajectories of an update; use one of 1, 2, 3, 6",
+        ),
+        (
+            {"minibatches": 3, "group_size": 3},
+            True,
+            "update.minibatches = 3 does not divide the 2 prompts of an update; use one of 1, 2",
+        ),
+        (
+            {"minibatches": 2, "microbatch": 2},
+            False,
+            "update.microbatch = 2 does not divide the 3 trajectories of a minibatch; use one of 1, 3, or 0",
+        ),
     ],
 )
 def test_uneven_splits_are_refused(settings, groups, words):
