@@ -10,7 +10,7 @@ import grain
 import numpy as np
 from absl import logging
 
-from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.common.errors import InputError, warn
 from iiblpo_jax.data.endless import Endless, epochs
 from iiblpo_jax.data.gold import check_gold
 from iiblpo_jax.data.prompts import Prompt, PromptBatch, collate, tokenize
@@ -54,6 +54,11 @@ class PromptPipeline(Endless[PromptBatch]):
             prompts, dropped = tokenize(task, task.train, tokenizer, max_prompt, max_answer)
             self.dropped += dropped
             sources.append(prompts)
+        if (count := sum(map(len, sources))) < prompts_per_step:
+            warn(
+                f"{count} training problems and train.prompts_per_step = {prompts_per_step}: a step asks some of them "
+                f"more than once; lower it to {count} or less, or add rows"
+            )
         orders = [epochs(prompts, seed=seed, index=index) for index, prompts in enumerate(sources)]
         mixed = grain.MapDataset.mix(orders, weights=[weight for _, weight in tasks])
         cue_width = max(len(prompts[0].cue) for prompts in sources)
@@ -85,7 +90,10 @@ def heldout_batches(
       InputError: nothing to evaluate on, or every prompt too long.
     """
     if not task.heldout:
-        raise InputError(f"task {task.name!r} has no held-out problems; add a test file or set eval.every=0")
+        raise InputError(
+            f"task {task.name!r} has no held-out problems, and the first and the last step are evaluated; add a file "
+            "with test in its name, or rows (a tenth is held out, of fewer than 10 none), or name others in eval.tasks"
+        )
     prompts, dropped = tokenize(task, task.heldout[:limit], tokenizer, max_prompt, max_answer)
     if dropped:
         logging.warning("%s: %d held-out prompts longer than %d tokens are left out", task.name, dropped, max_prompt)
@@ -104,7 +112,10 @@ def _check_mix(tasks: Sequence[tuple[Task, float]]) -> None:
         if not weight > 0:
             raise InputError(f"task {task.name!r} has weight {weight}; weights must be positive")
         if not task.train:
-            raise InputError(f"task {task.name!r} has no training problems; it can only be evaluated on")
+            raise InputError(
+                f"task {task.name!r} has no training problems, so it can only be evaluated on; train on another task, "
+                "or add rows in a file without test in its name"
+            )
 
 
 def _fingerprint(tasks, sources: Sequence[Sequence[Prompt]], prompts_per_step: int, seed: int) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.common.padded import pad_rows
+from iiblpo_jax.data.characters import check_characters
 from iiblpo_jax.data.task import Task, render
 from iiblpo_jax.rewards.verifier import Problem
 
@@ -60,8 +61,9 @@ def tokenize(
       max_answer: A; longer gold answers are cut.
 
     Raises:
-      InputError: every prompt is too long.
+      InputError: every prompt is too long, or the tokenizer cannot write what the task asks.
     """
+    check_characters(task, problems, tokenizer)
     cue = tokenizer.encode(task.cue)
     encoded = [(problem, render(task, problem, tokenizer)) for problem in problems]
     kept = [
