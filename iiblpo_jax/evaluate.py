@@ -3,11 +3,11 @@
     python -m iiblpo_jax.evaluate --workdir=runs/first [--checkpoint=best] [--config.eval.samples=16 ...]
 
 Takes the newest checkpoint of the workdir, or the one that --checkpoint names; where there is none at all, the model
-that `model.path` names. Prints a table and writes WORKDIR/eval/step_NNNNNN.json. With several devices the weights and
-the problems are spread over them as the section mesh of the config says.
+that `model.path` names. Prints a table and writes WORKDIR/eval/step_NNNNNN.json, beside it under a longer name where
+that is another evaluation's (results/stored.py). With several devices the weights and the problems are spread over them
+as the section mesh of the config says.
 """
 
-import json
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +15,6 @@ from rich.table import Table
 
 from iiblpo_jax import cli
 from iiblpo_jax.config.defaults import RunConfig
-from iiblpo_jax.config.files import resolve
 
 CHECKPOINT = cli.checkpoint_flag()
 
@@ -24,8 +23,9 @@ def main(config: RunConfig, workdir: Path) -> None:
     """Loads, samples, grades, writes."""
     import jax  # after the command line is checked
 
-    from iiblpo_jax.common.jsonl import write_atomic
     from iiblpo_jax.devices.mesh import make_mesh
+    from iiblpo_jax.model.files.fingerprint import fingerprint
+    from iiblpo_jax.results import stored
     from iiblpo_jax.results.evaluation import Evaluator, evaluation_tasks
     from iiblpo_jax.rewards.together import make_scorer
     from iiblpo_jax.rollout.publication import publisher
@@ -42,6 +42,8 @@ def main(config: RunConfig, workdir: Path) -> None:
     tasks = evaluation_tasks(config)
     console.print(f"{policy.source}, step {policy.step}: {', '.join(task.name for task in tasks)}")
 
+    weights = fingerprint(policy.model_config, policy.params)  # all processes take part
+
     # --- sample and grade
     with make_scorer(config, tasks) as scorer:
         publication = specs.publication_spec(config, policy.model_config)
@@ -53,13 +55,10 @@ def main(config: RunConfig, workdir: Path) -> None:
     for name, value in metrics.items():
         table.add_row(name.removeprefix("eval/"), f"{value:.4f}")
     console.print(table)
-    if not leads:
-        return
-    path = workdir / "eval" / f"step_{policy.step:06d}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"step": policy.step, "source": policy.source, "eval": resolve(config)["eval"], "metrics": metrics}
-    write_atomic(path, json.dumps(content, indent=2) + "\n")
-    console.print(f"written to {path}", soft_wrap=True)
+    if leads:
+        what = stored.described(config, tasks, step=policy.step, weights=weights)
+        path = stored.write_evaluation(workdir, what, source=policy.source, metrics=metrics)
+        console.print(f"written to {path}", soft_wrap=True)
 
 
 if __name__ == "__main__":
