@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from iiblpo_jax import cli
-from iiblpo_jax.config import files
+from iiblpo_jax.config import history
 from iiblpo_jax.config.defaults import RunConfig
 
 
@@ -22,21 +22,28 @@ def main(config: RunConfig, workdir: Path) -> None:
 
     from iiblpo_jax.latents import diagnostics
     from iiblpo_jax.latents.storage import METRICS, has_latents
+    from iiblpo_jax.run.checkpoints import check_writable
+    from iiblpo_jax.run.lock import WorkdirLock
+    from iiblpo_jax.run.resumable import check_workdir
     from iiblpo_jax.run.setup import set_up
 
     leads, directory = jax.process_index() == 0, workdir / "latent"
     console = Console(quiet=not leads)
 
     # --- model, prompts, devices, as training has them
-    setup = set_up(config)
+    check_writable(workdir)
+    with WorkdirLock(workdir):
+        setup = set_up(config)
+        resumed = check_workdir(workdir, config, setup.model, setup.policy)
 
-    # --- train, or load and check
-    found = has_latents(directory)
-    setup.latents(directory, setup.reference(), console)
-    if leads:
-        files.save(config, workdir)
+        # --- train, or load and check
+        found = has_latents(directory)
+        setup.latents(directory, setup.reference(), console)
+        if leads:
+            history.keep(config, workdir, verb="latent", console=console)
     if found:
-        console.print(f"found in {directory}; delete it to train again")
+        mend = "the checkpoints belong to it" if resumed else "delete it to train again"
+        console.print(f"found in {directory}; {mend}")
         diagnostics.show(json.loads((directory / METRICS).read_text()), console)
 
 

@@ -8,6 +8,7 @@ Running the same line again resumes. One step (step/programs.py):
             -> scores, kept set, advantages -> update
 """
 
+import signal
 from pathlib import Path
 
 from absl import flags
@@ -15,14 +16,14 @@ from rich.console import Console
 
 from iiblpo_jax import cli
 from iiblpo_jax.common.errors import InputError
-from iiblpo_jax.config import files
+from iiblpo_jax.config import history
 from iiblpo_jax.config.defaults import RunConfig
 
 REPLAY = flags.DEFINE_string("replay", "", "A bad_step_NNNNNN.npz of the workdir: say what is wrong with it, and end.")
 
 
-def main(config: RunConfig, workdir: Path) -> None:
-    """The whole run, from nothing or from the last checkpoint to the report."""
+def main(config: RunConfig, workdir: Path) -> int:
+    """The whole run, from nothing or from the last checkpoint to the report; the exit status."""
     import jax  # after the command line is checked
 
     from iiblpo_jax.results import report
@@ -37,11 +38,16 @@ def main(config: RunConfig, workdir: Path) -> None:
     trainer = Trainer(config, workdir, console=console)
     start = trainer.restore()
     if REPLAY.value:
-        return trainer.replay(REPLAY.value, console)
+        trainer.replay(REPLAY.value, console)
+        return 0
     if config.train.memory_report:
         trainer.memory_report(console)
+    if start is not None and start > total:
+        raise InputError(
+            f"{workdir} has {start} steps done and train.steps = {total}; raise it, or use another --workdir"
+        )
     if leads:
-        files.save(config, workdir)
+        history.keep(config, workdir, verb="train", step=start or 0, console=console)
 
     # --- start or resume
     step = done = start or 0
@@ -49,6 +55,8 @@ def main(config: RunConfig, workdir: Path) -> None:
     if start is None:
         console.print("evaluating the model as it is")
         writer.write(0, {"data/dropped": trainer.source.dropped} | trainer.latent_metrics() | trainer.evaluate())
+    elif start == total:
+        console.print(f"all {total} steps are done; raise train.steps to go on")
     else:
         console.print(f"resuming after step {start}")
 
@@ -70,10 +78,12 @@ def main(config: RunConfig, workdir: Path) -> None:
 
     # --- what came of it
     if stop.received:
-        console.print(f"SIGTERM: saved after step {step}; the same command resumes")
-    elif leads:
+        console.print(f"{stop.signal.name}: saved after step {step}; the same command resumes")
+        return cli.INTERRUPTED if stop.signal == signal.SIGINT else 0
+    if leads:
         console.print(report.terminal_table(report.load_metrics(workdir)))
         console.print(f"report: {report.write_report(workdir)}", soft_wrap=True)
+    return 0
 
 
 if __name__ == "__main__":

@@ -102,10 +102,11 @@ class Forest:
         return jnp.stack(z[::-1], 1), jnp.stack(at[::-1], 1)
 
 
-def response_logprobs(forest: Forest) -> list[np.ndarray]:
-    """Each trajectory's temperature-only log-probs [length], stop token included, in every process."""
-    logp_RT, length_R = to_host((forest.raw_logp_RT, forest.length_R))
-    return [row[:end] for row, end in zip(logp_RT, length_R, strict=True)]
+def by_token(x_RT: jax.Array, forest: Forest) -> list[np.ndarray]:
+    """What is said of tokens, such as `forest.raw_logp_RT`: each trajectory's [length], stop token included, on the
+    host of every process."""
+    x_RT, length_R = to_host((x_RT, forest.length_R))
+    return [row[:end] for row, end in zip(x_RT, length_R, strict=True)]
 
 
 def response_tokens(forest: Forest, *, stop: bool = False) -> list[list[int]]:

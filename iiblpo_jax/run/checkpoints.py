@@ -146,6 +146,17 @@ class Checkpoints:
         """
         return self._newest(lambda step: self._restore(step, abstract_state))
 
+    def newest(self) -> dict | None:
+        """What is known of the newest checkpoint whose description can be read, or None without one; no array is read.
+
+        Returns:
+          {"step", "arrays", "extra"}; `arrays` is path -> [shape, type].
+
+        Raises:
+          InputError: the descriptions of all are damaged.
+        """
+        return self._newest(lambda step: {"step": step} | {key: self._host(step)[key] for key in ("arrays", "extra")})
+
     def restore_policy(self, abstract_params: dict, which: str = "latest") -> tuple[int, dict] | None:
         """(step, policy weights) of a checkpoint, whatever optimizer it was saved with; nothing else of it is read.
 

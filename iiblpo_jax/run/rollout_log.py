@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from iiblpo_jax.common import masked
@@ -12,7 +13,7 @@ from iiblpo_jax.common.errors import warn
 from iiblpo_jax.common.jsonl import plain, write_atomic
 from iiblpo_jax.data.prompts import PromptBatch
 from iiblpo_jax.rewards.scorer import CORRECT
-from iiblpo_jax.rollout.forest import FINISH_NAMES, Forest, response_logprobs, response_tokens
+from iiblpo_jax.rollout.forest import FINISH_NAMES, Forest, by_token, response_tokens
 from iiblpo_jax.step.programs import Sampled
 from iiblpo_jax.step.score import Scored
 
@@ -33,8 +34,12 @@ ROLLOUT_KEYS = (
     "kept",
     "advantage",
     "finish",
+    "question",
+    "gold",
+    "z",
+    "code",
 )
-LOGPROBS = "logp"  # one more key with log.logprobs
+LOGPROBS, ENTROPIES = "logp", "entropies"  # one more key each with log.logprobs and log.entropies
 
 
 def write_rollouts(workdir: Path, step: int, columns: Mapping[str, Sequence]) -> Path:
@@ -43,15 +48,15 @@ def write_rollouts(workdir: Path, step: int, columns: Mapping[str, Sequence]) ->
     Args:
         workdir: of the run.
         step: goes into every line.
-        columns: ROLLOUT_KEYS but `step`, and LOGPROBS where they are wanted -> R values, as lists or arrays.
-            `tokens` holds whole responses as lists, `logp` as many numbers; `parent` is negative for roots, whose
-            `branch_at` is then written as null too; `finish` is the code of the Forest; None or NaN (no such score)
-            becomes null.
+        columns: ROLLOUT_KEYS but `step`, LOGPROBS and ENTROPIES where they are wanted -> R values, as lists or arrays.
+            `tokens` holds whole responses as lists, `logp` and `entropies` as many numbers; `parent` is negative for
+            roots, whose `branch_at` is then written as null too; `finish` is the code of the Forest; None or NaN (no
+            such score, no z) becomes null, as does a negative `code`.
 
     Raises:
         ValueError: keys are missing or unknown, or columns differ in length.
     """
-    keys = (*ROLLOUT_KEYS, LOGPROBS) if LOGPROBS in columns else ROLLOUT_KEYS
+    keys = (*ROLLOUT_KEYS, *(key for key in (LOGPROBS, ENTROPIES) if key in columns))
     if unexpected := set(columns) ^ set(keys[1:]):
         raise ValueError(f"rollout keys missing or unknown: {sorted(unexpected)}")
     path = workdir / "rollouts" / f"step_{step:06d}.jsonl"
@@ -70,7 +75,9 @@ def write_rollouts(workdir: Path, step: int, columns: Mapping[str, Sequence]) ->
 def _named(row: dict) -> dict:
     root = row["parent"] is None or row["parent"] < 0
     lineage = {"parent": None, "branch_at": None} if root else {}
-    return {**row, **lineage, "finish": FINISH_NAMES[row["finish"]]}
+    z = None if not row["z"] or None in row["z"] else row["z"]
+    code = None if z is None or row["code"] is None or row["code"] < 0 else row["code"]
+    return {**row, **lineage, "z": z, "code": code, "finish": FINISH_NAMES[row["finish"]]}
 
 
 def log_columns(
@@ -81,18 +88,24 @@ def log_columns(
     scored: Scored,
     *,
     scores: bool,
+    codes: bool = False,
     logprobs: bool = False,
+    entropies: bool = False,
 ) -> tuple[dict, dict]:
     """(columns that the host has, columns still on the device) of the rollout log.
 
     Args:
         batch, sampled, texts, rewards, scored: of the step.
         scores: there is an S_IB.
-        logprobs: with the temperature-only log-probs of all tokens.
+        codes: z stands for a code (latent.kind).
+        logprobs, entropies: with the temperature-only log-probs, and the entropies, of all tokens.
     """
     forest = sampled.forest
+    problems = [problem for problem in batch.problems for _ in range(forest.group_size)]
     host = {
-        "prompt_id": [problem.id for problem in batch.problems for _ in range(forest.group_size)],
+        "prompt_id": [problem.id for problem in problems],
+        "question": [problem.question for problem in problems],
+        "gold": [problem.answer for problem in problems],
         "trajectory": list(range(len(texts))),
         "text": texts,
         "tokens": response_tokens(forest, stop=True),
@@ -100,7 +113,9 @@ def log_columns(
         "correct": rewards >= CORRECT,
     }
     if logprobs:
-        host[LOGPROBS] = response_logprobs(forest)
+        host[LOGPROBS] = by_token(forest.raw_logp_RT, forest)
+    if entropies:
+        host[ENTROPIES] = by_token(forest.entropy_RT, forest)
     device = {
         "parent": forest.parent_R,
         "branch_at": forest.branch_at_R,
@@ -111,10 +126,23 @@ def log_columns(
     }
     optional = {name: x_R for name, x_R in sampled.columns.items() if name in ROLLOUT_KEYS}
     optional |= {"ib_score": scored.score_R} if scores else {}
-    missing = {"ib_answer", "ib_prompt", "ib_score"} - set(optional)
+    if forest.z_RZ.shape[1]:
+        optional["z"], code_R = _steered(forest)
+        optional |= {"code": code_R} if codes else {}
+    missing = {"ib_answer", "ib_prompt", "ib_score", "z", "code"} - set(optional)
     return host | dict.fromkeys(missing, [None] * len(texts)), device | optional
 
 
 @jax.jit
 def _own_entropy(forest: Forest):
     return masked.mean(forest.entropy_RT, forest.own_RT, axis=1)
+
+
+@jax.jit
+def _steered(forest: Forest):
+    """z [R,Z], NaN where there is none, and the code [R] that it stands for if it does, -1 where there is none.
+
+    A code's entry of its z is positive and the others are not (model/steering/codes.py).
+    """
+    steered_R = (forest.parent_R >= 0) & ~forest.fallback_R & (forest.length_R > 0)
+    return jnp.where(steered_R[:, None], forest.z_RZ, jnp.nan), jnp.where(steered_R, forest.z_RZ.argmax(1), -1)

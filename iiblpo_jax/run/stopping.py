@@ -1,4 +1,4 @@
-"""Ending a run from outside, with SIGTERM."""
+"""Ending a run from outside, with SIGTERM or Ctrl-C."""
 
 import os
 import signal
@@ -9,17 +9,19 @@ from iiblpo_jax.devices.processes import any_process
 
 
 class StopRequest:
-    """Turns a SIGTERM into a flag, so that the step under way is finished and saved; a second one exits at once.
+    """Turns SIGTERM and Ctrl-C into a flag: the step under way is finished and saved. A second one exits at once.
 
     A context manager, for the main thread. A signal that one process of a run gets ends all of them, after the same
-    step.
+    step. SIGINT stays ignored where it was (a background process of a shell: whoever started it passes signals on).
 
     Attributes:
       received: the run is to end. Changes in `reached` only.
+      signal: what this process got, SIGTERM where it was another process that got one.
     """
 
     def __init__(self):
         self.received = self._signalled = False
+        self.signal = signal.SIGTERM
 
     def reached(self) -> bool:
         """Whether the run ends after this step; to be asked once a step, by all processes."""
@@ -31,14 +33,16 @@ class StopRequest:
         # wake-up pipe is written at once, and a thread reads it.
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
-        self._handler = signal.signal(signal.SIGTERM, lambda *_: None)
+        taken = [signal.SIGTERM] + [signal.SIGINT] * (signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)
+        self._handlers = {number: signal.signal(number, lambda *_: None) for number in taken}
         self._pipe = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *_) -> None:
-        signal.signal(signal.SIGTERM, self._handler)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         signal.set_wakeup_fd(self._pipe)
         os.close(self._writer)
         self._thread.join()
@@ -46,9 +50,11 @@ class StopRequest:
 
     def _watch(self) -> None:
         while number := os.read(self._reader, 1):
-            if number[0] != signal.SIGTERM:
+            if number[0] not in self._handlers:
                 continue
+            got = signal.Signals(number[0])
             if self._signalled:
-                print("second SIGTERM: exits without saving", file=sys.stderr, flush=True)
-                os._exit(128 + signal.SIGTERM)
-            self._signalled = True
+                print(f"second {got.name}: exits without saving", file=sys.stderr, flush=True)
+                os._exit(128 + got)
+            print(f"{got.name}: saves after this step and ends; a second one ends at once", file=sys.stderr, flush=True)
+            self.signal, self._signalled = got, True

@@ -15,6 +15,7 @@ device is busy with it, the host reads what step n was:
 import json
 import math
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from rich.console import Console
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config.derived import group_size
+from iiblpo_jax.config.validation import validate
 from iiblpo_jax.data.prompts import PromptBatch
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.latents.storage import METRICS
@@ -34,7 +36,9 @@ from iiblpo_jax.rollout.forest import Forest, response_tokens
 from iiblpo_jax.rollout.publication import Published
 from iiblpo_jax.run.checkpoints import Checkpoints, check_writable
 from iiblpo_jax.run.in_flight import PendingRollout, PendingUpdate, scored_metrics, updated_metrics
+from iiblpo_jax.run.lock import WorkdirLock
 from iiblpo_jax.run.replay import examine, finding_table, load_batch, save_batch
+from iiblpo_jax.run.resumable import check_resumable
 from iiblpo_jax.run.rollout_log import log_columns
 from iiblpo_jax.run.setup import set_up
 from iiblpo_jax.step import specs
@@ -50,14 +54,18 @@ class Trainer:
       model_config, tokenizer: of the policy.
 
     Raises:
-      InputError: whatever the config, the files or the workdir get wrong, before anything is compiled.
+      InputError: whatever the config, the files or the workdir get wrong, before anything is compiled; another process
+        is at work in the workdir.
     """
 
     def __init__(self, config, workdir: Path | str, *, console: Console | None = None, devices: list | None = None):
+        validate(config)
         self.config = config
         workdir = self._workdir = Path(workdir)
         console = console or Console()
         check_writable(workdir)
+        self._lock = WorkdirLock(workdir)
+        weakref.finalize(self, self._lock.release)  # where nobody calls `close`
 
         # --- model, tasks, data
         setup = set_up(config, devices=devices)  # not kept: the policy in it is the state's from here on
@@ -74,6 +82,11 @@ class Trainer:
         # --- weights: the policy, a frozen copy as the reference, latents from the reference
         reference, cvae, params = setup.reference(), None, {"policy": setup.policy}
         self._fingerprint = fingerprint(setup.model, setup.policy)
+        self._checkpoints = Checkpoints(
+            workdir, keep=config.checkpoint.keep, every=config.checkpoint.every, best=config.checkpoint.best
+        )
+        if newest := self._checkpoints.newest():
+            check_resumable(newest, config, setup.model, self._fingerprint)
         if specs.uses_latents(config):
             cvae, params["psa"] = setup.latents(workdir / "latent", reference, console)
         self._frozen = Frozen(readers={specs.REFERENCE: reference}, cvae=cvae)
@@ -83,9 +96,6 @@ class Trainer:
         # --- programs
         tokens = {"stop_ids": self.tokenizer.stop_ids, "start_id": self.tokenizer.start_id}
         self._programs = make_programs(config, setup.model, self.state, optimizer, mesh=setup.mesh, **tokens)
-        self._checkpoints = Checkpoints(
-            workdir, keep=config.checkpoint.keep, every=config.checkpoint.every, best=config.checkpoint.best
-        )
 
         # --- where the run is: data position and counters after the last finished step
         self._position = self.source.get_state()
@@ -188,11 +198,6 @@ class Trainer:
             return None
         step, self.state, self._position, extra = found
         self.source.set_state(self._position)
-        if extra["model"] != self._fingerprint:
-            raise InputError(
-                f"the checkpoints of this workdir grew from another model than {self.config.model.path}; use the "
-                "model the run began with, or another --workdir"
-            )
         self._counts = extra["counts"]
         return step
 
@@ -204,14 +209,16 @@ class Trainer:
         if self._counts["bad_steps"] and not force:
             return
         began = time.monotonic()
-        extra = {"counts": self._counts, "model": self._fingerprint}
+        extra = {"counts": self._counts, "model": self._fingerprint, "latent": self.config.latent.kind}
         self._checkpoints.save(step, self.state, iterator=self._position, extra=extra, score=self._score, force=force)
         self._checkpoint_seconds = time.monotonic() - began
 
     def close(self) -> int | None:
-        """Waits for the last checkpoint and ends the verifiers; the newest step that can be resumed from."""
+        """Waits for the last checkpoint, ends the verifiers, gives the workdir back; the newest step on disk."""
         self.scorer.close()
-        return self._checkpoints.close()
+        saved = self._checkpoints.close()
+        self._lock.release()
+        return saved
 
     # -- pieces of the set-up -----------------------------------------------------------------------------------------
 
@@ -262,7 +269,9 @@ class Trainer:
                 rewards,
                 scored,
                 scores=self._has_score,
+                codes=self.config.latent.kind == "codes",
                 logprobs=self.config.log.logprobs,
+                entropies=self.config.log.entropies,
             )
         updated = next(done.rest)
         self.state = updated.state

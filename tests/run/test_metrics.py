@@ -53,6 +53,10 @@ def columns(**changes):
         "kept": np.array([True, True]),
         "advantage": np.array([1.0, -1.0]),
         "finish": np.array([1, 0]),
+        "question": ["6+5=", "6+5="],
+        "gold": ["11", "11"],
+        "z": np.array([[np.nan, np.nan], [0.5, -1.0]], np.float32),
+        "code": np.array([-1, 0]),
     }
     return base | changes
 
@@ -146,6 +150,23 @@ def test_rollout_lines(tmp_path):
         1.0,
     )
     assert branch["entropy_mean"] == 0.2
+    assert (branch["question"], branch["gold"], branch["z"], branch["code"]) == ("6+5=", "11", [0.5, -1.0], 0)
+    assert root["z"] is None and root["code"] is None
+
+
+def test_rows_without_latents_have_none(tmp_path):
+    """No latent at all, and one that stands for no code."""
+    with MetricWriter(tmp_path) as writer:
+        for line in read_jsonl(writer.rollouts(1, columns(z=[None, None], code=[None, None]))):
+            assert line["z"] is None and line["code"] is None
+        _, branch = read_jsonl(writer.rollouts(2, columns(code=[None, None])))
+        assert branch["z"] == [0.5, -1.0] and branch["code"] is None
+
+
+def test_entropies_are_one_more_key(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        root, _ = read_jsonl(writer.rollouts(1, columns(entropies=[np.float32([0.1, 0.2]), np.float32([])])))
+    assert tuple(root) == (*ROLLOUT_KEYS, "entropies") and root["entropies"] == [0.1, 0.2]
 
 
 def test_logprobs_are_one_more_key(tmp_path):

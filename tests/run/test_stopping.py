@@ -1,4 +1,4 @@
-"""SIGTERM: once ends the run after the step, twice ends it now; the handler goes as it came."""
+"""SIGTERM and Ctrl-C: once ends the run after the step, twice ends it now; the handlers go as they came."""
 
 import os
 import signal
@@ -20,16 +20,31 @@ def reached_soon(stop):
     return stop.received
 
 
-def test_the_flag_rises_with_the_signal_and_only_where_it_is_asked_for():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_flag_rises_with_the_signal_and_only_where_it_is_asked_for(number, capfd):
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     with StopRequest() as stop:
         assert not stop.reached()
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         time.sleep(0.05)
         assert not stop.received  # all processes must learn of it at the same place
-        assert reached_soon(stop)
-    assert signal.getsignal(signal.SIGTERM) is before
+        assert reached_soon(stop) and stop.signal == number
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
     assert signal.set_wakeup_fd(-1) == -1
+    assert capfd.readouterr().err == f"{number.name}: saves after this step and ends; a second one ends at once\n"
+
+
+def test_a_process_in_the_background_leaves_ctrl_c_to_its_shell():
+    """launch/local.sh: its processes get the terminal's SIGINT, which they ignore, and the script's SIGTERM."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert reached_soon(stop) and stop.signal == signal.SIGTERM
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_other_signals_are_none_of_its_business():
@@ -61,15 +76,16 @@ with StopRequest():
 """
 
 
-def test_a_second_signal_ends_the_process_at_once():
+@pytest.mark.parametrize(("first", "second"), [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT)])
+def test_a_second_signal_ends_the_process_at_once(first, second):
     package = str(Path(stopping.__file__).parents[1])
     command = [sys.executable, "-c", BLOCKED, package]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(first)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=0.3)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(second)
         stderr = process.communicate(timeout=10)[1]
-    assert process.returncode == 128 + signal.SIGTERM
-    assert stderr == "second SIGTERM: exits without saving\n"
+    assert process.returncode == 128 + second
+    assert stderr.splitlines()[1:] == [f"second {second.name}: exits without saving"]

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 QUIET = Console(quiet=True)
 KEYS = (
     "step prompt_id trajectory parent branch_at text tokens reward correct entropy_mean ib_answer ib_prompt ib_score "
-    "kept advantage finish"
+    "kept advantage finish question gold z code entropies"
 ).split()
 OFF = {
     "branch": {"k": 0},
@@ -66,6 +66,7 @@ def make_config(**sections):
         "optim": {"lr": 1e-4, "psa_lr": 1e-4},
         "update": {"minibatches": 1},
         "eval": {"problems": 4, "samples": 1, "k": (1,), "greedy": False},
+        "log": {"entropies": True},
     }
     for name, values in [*sizes.items(), *sections.items()]:
         config[name].update(values)
@@ -185,12 +186,18 @@ def test_the_rollout_log(straight, tmp_path):
         assert row["finish"] == "eos" or len(own) == 20
         terms = row["prompt_id"].removeprefix("arithmetic/").split("+")
         assert row["correct"] == (row["text"].rpartition("#")[2] == str(sum(map(int, terms))) and "#" in row["text"])
+        assert row["question"] == row["prompt_id"].removeprefix("arithmetic/") + "="
+        assert row["gold"] == str(sum(map(int, terms))) and row["code"] is None
+        assert len(row["entropies"]) == len(row["tokens"]) and min(row["entropies"]) >= 0
+        entropies = row["entropies"][row["branch_at"] or 0 :]
+        assert sum(entropies) / len(entropies) == pytest.approx(row["entropy_mean"], rel=1e-5)
         if row["trajectory"] % 2 == 0:
-            assert row["parent"] is None and row["branch_at"] is None
+            assert row["parent"] is row["branch_at"] is row["z"] is None
         else:
             root, at = rows[row["parent"]], row["branch_at"]
             assert row["parent"] == row["trajectory"] - 1 and root["prompt_id"] == row["prompt_id"]
             assert 1 <= at < len(root["tokens"]) and row["tokens"][:at] == root["tokens"][:at]
+            assert len(row["z"]) == 4 and any(row["z"])
     for start in range(0, 16, 4):
         assert sum(row["kept"] for row in rows[start : start + 4]) == 2
     assert all(row["advantage"] == 0 for row in rows if not row["kept"])
