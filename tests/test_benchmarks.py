@@ -3,6 +3,7 @@
 No test looks at a time. Peers: transformers on torch where it is installed; google-tunix never (it has packages apart).
 """
 
+import argparse
 import importlib.util
 import json
 import runpy
@@ -16,7 +17,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
-SHARED = ("harness", "models", "update", "collect", "ranking_set", "peers", "peers.protocol", "peers.host_loop")
+SHARED = (
+    *("harness", "models", "rollout", "update", "versions", "collect", "ranking_set"),
+    *("peers", "peers.protocol", "peers.host_loop", "peers.version_peer"),
+)
 TORCH = importlib.util.find_spec("torch") is not None
 
 
@@ -173,6 +177,41 @@ def test_update_all_arms_take_the_same_step(results):
         values = [row[what] for row in arms.values()]
         assert max(values) - min(values) <= 1e-4 * abs(values[0])
     assert all(arms[name]["work_bytes"] > 0 and arms[name]["state_bytes"] > 0 for name in ours)
+
+
+def test_two_checkouts_take_turns_and_ratios_are_within_a_turn():
+    import versions
+
+    asked = []
+
+    class Checkout:
+        def __init__(self, name, seconds):
+            self.name, self.seconds = name, iter(seconds)
+
+        def ask(self, command, arm):
+            asked.append((self.name, command))
+            seconds = 8.0 if command == "warm" else next(self.seconds)
+            return {"seconds": seconds, "cpu_seconds": 2 * seconds, "loss": 0.5}
+
+    row = versions.compare("decode", Checkout("before", [1.0, 2.0, 4.0]), Checkout("after", [3.0, 4.0, 4.0]), 3)
+    assert [name for name, command in asked if command == "run"] == "before after after before before after".split()
+    assert row["wall_after_over_before"] == row["cpu_after_over_before"] == {"median": 2.0, "min": 1.0, "max": 3.0}
+    assert (row["before_s"], row["after_s"], row["compile_after_over_before"]) == (2.0, 4.0, 1.0)
+    assert row["before"]["loss"] == row["after"]["loss"] == 0.5
+
+
+def test_the_process_of_a_checkout_has_the_arms_of_its_own_benchmarks(tmp_path):
+    from peers import version_peer
+
+    options = argparse.Namespace(tiny=True, share=50)
+    found = version_peer.arms(options, tmp_path)
+    assert list(found) == [
+        *("decode equal", "decode ragged", "decode branches"),
+        *("update packed", "update packed remat", "update padded", "update padded remat"),
+    ]
+    began = version_peer.cpu_seconds()
+    assert found["decode equal"].run()["tokens"] == 4 * 6
+    assert version_peer.cpu_seconds() > began
 
 
 def test_update_flops_by_hand():

@@ -64,6 +64,12 @@ def group_std(x_N, group_N, mask_N=None, *, ddof=0):
     return jnp.sqrt(squares / jnp.maximum(group_count(group_N, mask_N) - ddof, 1.0))
 
 
+def group_max(x_N, group_N, mask_N=None):
+    """[N] largest value of the group's rows that count; 0 where none does."""
+    high = _per_group(jax.ops.segment_max, _select(x_N, mask_N, -jnp.inf), group_N)
+    return jnp.where(group_count(group_N, mask_N) > 0, high, 0.0)
+
+
 def group_spread(x_N, group_N, mask_N=None):
     """[N] largest minus smallest value of the group's rows that count: exactly 0 iff they are all equal."""
     high = _per_group(jax.ops.segment_max, _select(x_N, mask_N, -jnp.inf), group_N)

@@ -16,15 +16,60 @@ MESH_REST = (-1,)  # all devices that the other axes leave
 
 # The policy-optimisation methods, and what objective.options may set of each.
 METHODS = {
+    "bapo": {
+        "target": knob(0.4, "share of the surrogate that positive tokens must carry", at_least=0, at_most=1),
+        "low": knob(0.6, "where the lower bound of the ratio starts", at_least=0, at_most=1),
+        "low_max": knob(0.9, "where it ends", at_least=0, at_most=1),
+        "low_step": knob(0.02, "by how much it rises", above=0),
+        "high": knob(1.2, "where the upper bound of the ratio starts", at_least=1),
+        "high_max": knob(3.0, "where it ends", at_least=1),
+        "high_step": knob(0.05, "by how much it rises", above=0),
+    },
+    "cispo": {},
+    "clip_cov": {
+        "share": knob(2e-4, "of the tokens of a minibatch that lose their gradient", at_least=0, at_most=1),
+        "cov_low": knob(1.0, "of tokens whose covariance is above this"),
+        "cov_high": knob(5.0, "and below this"),
+    },
     "dapo": {},
+    "disco": {
+        "score": knob("ratio", "of a response: mean of pi / pi_old, or of log pi", choices=("ratio", "logp")),
+        "negatives": knob("hardest", "how wrong answers weigh; mean: equally (DisCO-b)", choices=("hardest", "mean")),
+        "tau": knob(None, "temperature among wrong answers; None = 1 of ratio, 10 of logp", above=0, kind=float),
+        "beta": knob(1e3, "strength of the constraint", at_least=0),
+        "delta": knob(1e-4, "KL that costs nothing", at_least=0, unit="nats a token"),
+    },
+    "dppo": {
+        "divergence": knob("tv", "of the sampled token against all others", choices=("tv", "kl")),
+        "delta_low": knob(None, "bound where A <= 0; None = .15 of tv, .05 of kl", at_least=0, kind=float),
+        "delta_high": knob(None, "bound where A > 0; None = .15 of tv, .05 of kl", at_least=0, kind=float),
+        "cap": knob(20.0, "truncation of the ratio", above=0),
+        "anchor": knob("rollout", "the ratio is to the policy that sampled, or to pi_old", choices=("rollout", "old")),
+    },
     "dr_grpo": {},
     "entropy_adv": {
         "alpha": knob(0.4, "weight of the entropy in the bonus", at_least=0),
         "kappa": knob(2.0, "the bonus is at most |A| / kappa", above=0),
     },
+    "forking_tokens": {
+        "fraction": knob(0.2, "of the tokens of a minibatch, highest entropy first, that learn", above=0, at_most=1),
+    },
     "grpo": {},
     "gspo": {},
+    "kl_cov": {
+        "share": knob(2e-3, "of the tokens of a minibatch, largest covariance first, that pay", at_least=0, at_most=1),
+        "kl_coef": knob(1.0, "what they pay for each nat by which they moved", at_least=0),
+    },
+    "reinforce_pp": {},
+    "reinforce_pp_baseline": {},
     "rloo": {},
+    "sapo": {
+        "tau_pos": knob(1.0, "sharpness of the gate where A > 0", above=0),
+        "tau_neg": knob(1.05, "sharpness of the gate where A <= 0", above=0),
+    },
+    "ucpo": {
+        "tau": knob(0.3, "share of the right answers' mass that goes by how unlikely they are", at_least=0, at_most=1),
+    },
 }
 
 SECTIONS = {

@@ -7,15 +7,24 @@ from collections.abc import Mapping
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config.defaults import KNOBS
 from iiblpo_jax.objectives.auxiliary import with_auxiliary
+from iiblpo_jax.objectives.bapo import bapo
+from iiblpo_jax.objectives.cispo import cispo
+from iiblpo_jax.objectives.covariance import clip_cov, kl_cov
 from iiblpo_jax.objectives.dapo import dapo
+from iiblpo_jax.objectives.disco import disco
+from iiblpo_jax.objectives.dppo import dppo
 from iiblpo_jax.objectives.dr_grpo import dr_grpo
 from iiblpo_jax.objectives.entropy_adv import entropy_adv
+from iiblpo_jax.objectives.forking_tokens import forking_tokens
 from iiblpo_jax.objectives.grpo import grpo
 from iiblpo_jax.objectives.gspo import gspo
 from iiblpo_jax.objectives.interface import Batch, Objective, TokenLoss, advantages
+from iiblpo_jax.objectives.reinforce_pp import reinforce_pp, reinforce_pp_baseline
 from iiblpo_jax.objectives.rloo import rloo
 from iiblpo_jax.objectives.rows import Rows
+from iiblpo_jax.objectives.sapo import sapo
 from iiblpo_jax.objectives.tree import with_tree_credit
+from iiblpo_jax.objectives.ucpo import ucpo
 
 __all__ = [
     "METHODS",
@@ -29,7 +38,25 @@ __all__ = [
     "with_tree_credit",
 ]
 
-METHODS = {"grpo": grpo, "dr_grpo": dr_grpo, "dapo": dapo, "rloo": rloo, "gspo": gspo, "entropy_adv": entropy_adv}
+METHODS = {
+    "grpo": grpo,
+    "dr_grpo": dr_grpo,
+    "dapo": dapo,
+    "rloo": rloo,
+    "reinforce_pp": reinforce_pp,
+    "reinforce_pp_baseline": reinforce_pp_baseline,
+    "gspo": gspo,
+    "cispo": cispo,
+    "sapo": sapo,
+    "bapo": bapo,
+    "dppo": dppo,
+    "clip_cov": clip_cov,
+    "kl_cov": kl_cov,
+    "forking_tokens": forking_tokens,
+    "entropy_adv": entropy_adv,
+    "ucpo": ucpo,
+    "disco": disco,
+}
 
 
 def make_objective(name: str, *, max_tokens: int, overrides: Mapping | None = None) -> Objective:

@@ -138,7 +138,7 @@ def test_the_section_update_reads_as_an_attribute():
         ({"rollout__top_p": math.nan}, r"rollout\.top_p = nan; use a number above 0 and at most 1"),
         ({"eval__temperature": math.nan}, r"eval\.temperature = nan; use a number, 0 or more"),
         ({"train__steps": True}, r"train\.steps = True; use a whole number, 1 or more"),
-        ({"objective__name": "grop"}, r"objective\.name = 'grop' \(did you mean grpo\?\); use one of dapo, dr_grpo, "),
+        ({"objective__name": "grop"}, r"objective\.name = 'grop' \(did you mean grpo\?\); use one of bapo, cispo, "),
         ({"objective__options": {"alpha": 0.1}}, r"objective\.options\.alpha does not apply to grpo; it has none"),
         (
             {"objective__name": "entropy_adv", "objective__options": {"beta": 0.1}},

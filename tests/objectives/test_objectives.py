@@ -18,8 +18,19 @@ def test_published_defaults():
         "dr_grpo": "seq-mean-token-sum-norm",
         "dapo": "token-mean",
         "rloo": "seq-mean-token-sum",
+        "reinforce_pp": "token-mean",
+        "reinforce_pp_baseline": "token-mean",
         "gspo": "seq-mean-token-mean",
+        "cispo": "token-mean",
+        "sapo": "seq-mean-token-mean",
+        "bapo": "token-mean",
+        "dppo": "seq-mean-token-sum-norm",
+        "clip_cov": "token-mean",
+        "kl_cov": "token-mean",
+        "forking_tokens": "token-mean",
         "entropy_adv": "token-mean",
+        "ucpo": "token-mean",
+        "disco": "token-mean",
     }
 
 
@@ -33,7 +44,7 @@ def test_none_keeps_the_default():
 @pytest.mark.parametrize(
     ("name", "overrides", "words"),
     [
-        ("ppo2", {}, "'ppo2'.*dapo, dr_grpo, entropy_adv, grpo, gspo, rloo"),
+        ("ppo2", {}, "'ppo2'.*dapo, disco, dppo, dr_grpo, .*grpo, gspo, .*rloo"),
         ("grpo", {"alpha": 0.4}, "objective.alpha does not apply to 'grpo'.*aggregate, clip_high, clip_low"),
         ("grpo", {"aggregate": "mean"}, "objective.aggregate = 'mean'.*token-mean"),
     ],

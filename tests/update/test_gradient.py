@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iiblpo_jax.common import masked
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.common.trees import tree_shape
 from iiblpo_jax.model.decoder import bind
 from iiblpo_jax.model.logprobs import response_logprobs
 from iiblpo_jax.model.steering.psa import bind_psa, latent_inputs, steer_rows
 from iiblpo_jax.objectives import make_objective, with_auxiliary
+from iiblpo_jax.objectives.forking_tokens import highest_entropy
 from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.update.gradient import MinibatchGradient, truncated_ratio
 from iiblpo_jax.update.measures import metrics
@@ -111,27 +111,18 @@ def one_step(totals, **sums):
     return metrics({**totals, "steps": 1, "loss": 0, "grad_norm": 0, "skipped": 0} | sums)
 
 
-def score_disco_b(batch):
-    """DisCO-b, L-ratio: per prompt, mean score of right answers minus mean score of wrong ones."""
-    score_R = masked.mean(jnp.exp(batch.logp_RT - batch.old_logp_RT), batch.rows.mask_RT, axis=1)
-    gap_R = masked.group_mean(score_R, batch.rows.group_R, batch.rows.correct_R)
-    gap_R -= masked.group_mean(score_R, batch.rows.group_R, 1 - batch.rows.correct_R)
-    return -gap_R.mean()
-
-
-def random_half_of_the_uncertain(batch):
-    """An entropy quantile over the minibatch (80/20) and a random selection (Clip-Cov)."""
-    bound = jnp.nanquantile(jnp.where(batch.rows.mask_RT > 0, batch.entropy_RT, jnp.nan), 0.5)
-    chosen = jax.random.bernoulli(batch.key, shape=batch.rows.mask_RT.shape)
-    return batch.rows.mask_RT * (batch.entropy_RT >= bound) * chosen
-
+CLIP_COV = make_objective("clip_cov", max_tokens=T, overrides={"share": 0.2, "cov_low": 0.0})
+DISCO = make_objective("disco", max_tokens=T, overrides={"beta": 1.0})
 
 CASES = {
     "GRPO with A*H and KL": (FULL, "marginal", (1, 4)),
     "GSPO, conditioned": (make_objective("gspo", max_tokens=T), "conditioned", (2,)),
-    "a loss over groups": (dataclasses.replace(FULL, group_loss=score_disco_b, needs_groups=True), "conditioned", (2,)),
-    "a mask over the minibatch": (
-        dataclasses.replace(FULL, token_mask=random_half_of_the_uncertain, whole_minibatch=True),
+    "DisCO, a loss over groups": (DISCO, "conditioned", (2,)),
+    # An entropy quantile of the minibatch, a random choice in it, and the auxiliary terms.
+    "80/20 and Clip-Cov": (
+        dataclasses.replace(
+            CLIP_COV, token_mask=functools.partial(highest_entropy, fraction=0.5), aux_losses=FULL.aux_losses
+        ),
         "marginal",
         (2,),
     ),
