@@ -24,7 +24,6 @@ from iiblpo_jax.config.defaults import RunConfig
 from iiblpo_jax.data import registry
 from iiblpo_jax.devices import processes as distributed
 
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 CACHE = "IIBLPO_CACHE"  # environment variable: folder of compiled programs; empty switches the cache off
 
 flags.DEFINE_string("workdir", "", "Folder of the run: config.json, metrics.jsonl, checkpoints/, report.html.")
@@ -52,7 +51,7 @@ def run(main: Callable[[RunConfig, Any], int | None], *, needs_workdir: bool = T
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(130)
     if status:
         sys.exit(status)
 

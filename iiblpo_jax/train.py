@@ -8,7 +8,6 @@ Running the same line again resumes. One step (step/programs.py):
             -> scores, kept set, advantages -> update
 """
 
-import signal
 from pathlib import Path
 
 from absl import flags
@@ -79,7 +78,7 @@ def main(config: RunConfig, workdir: Path) -> int:
     # --- what came of it
     if stop.received:
         console.print(f"{stop.signal.name}: saved after step {step}; the same command resumes")
-        return cli.INTERRUPTED if stop.signal == signal.SIGINT else 0
+        return stop.status
     if leads:
         console.print(report.terminal_table(report.load_metrics(workdir)))
         console.print(f"report: {report.write_report(workdir)}", soft_wrap=True)

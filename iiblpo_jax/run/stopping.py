@@ -28,6 +28,11 @@ class StopRequest:
         self.received = any_process(self._signalled)
         return self.received
 
+    @property
+    def status(self) -> int:
+        """The exit status of a run that was ended so: 0, but 130 after Ctrl-C, which ends a loop of the shell too."""
+        return 128 + self.signal if self.signal == signal.SIGINT else 0
+
     def __enter__(self) -> "StopRequest":
         # Python runs its handlers between bytecodes of the main thread, which may wait for the device for minutes. The
         # wake-up pipe is written at once, and a thread reads it.

@@ -4,18 +4,21 @@ import io
 import json
 import resource
 import struct
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from rich.console import Console
 from tensorboardX.proto import event_pb2
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.common.jsonl import plain, read_jsonl
+from iiblpo_jax.model.steering.codes import Codes
 from iiblpo_jax.run.metrics import MetricWriter, Progress
-from iiblpo_jax.run.rollout_log import ROLLOUT_KEYS
+from iiblpo_jax.run.rollout_log import ROLLOUT_KEYS, _steered
 
 
 def lines(workdir):
@@ -161,6 +164,22 @@ def test_rows_without_latents_have_none(tmp_path):
             assert line["z"] is None and line["code"] is None
         _, branch = read_jsonl(writer.rollouts(2, columns(code=[None, None])))
         assert branch["z"] == [0.5, -1.0] and branch["code"] is None
+
+
+def test_a_code_is_read_off_its_z():
+    """Of a branch that has one: not of a root, of a resample without z, or of a branch that was not grown."""
+    codes = Codes(2, 3, 4, rngs=nnx.Rngs(0))
+    codes.offset[...] = jnp.array([0.7, 0.2, 0.1])
+    forest = types.SimpleNamespace(
+        parent_R=jnp.array([-1, 0, 0, 0, 0]),
+        fallback_R=jnp.array([False, False, False, True, False]),
+        length_R=jnp.array([3, 3, 3, 3, 0]),
+        z_RZ=codes.vector(jnp.array([2, 0, 1, 0, 1])),
+    )
+    z_RZ, code_R = _steered.__wrapped__(forest)
+    assert code_R.tolist() == [-1, 0, 1, -1, -1]
+    assert np.isnan(z_RZ).all(1).tolist() == [True, False, False, True, True]
+    np.testing.assert_allclose(z_RZ[1], np.sqrt(3) * np.array([0.3, -0.2, -0.1]), rtol=1e-6)
 
 
 def test_entropies_are_one_more_key(tmp_path):

@@ -29,6 +29,7 @@ def test_the_flag_rises_with_the_signal_and_only_where_it_is_asked_for(number, c
         time.sleep(0.05)
         assert not stop.received  # all processes must learn of it at the same place
         assert reached_soon(stop) and stop.signal == number
+        assert stop.status == {signal.SIGTERM: 0, signal.SIGINT: 130}[number]
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
     assert signal.set_wakeup_fd(-1) == -1
     assert capfd.readouterr().err == f"{number.name}: saves after this step and ends; a second one ends at once\n"

@@ -113,6 +113,15 @@ def is_of_the_clock(name):
     return name.startswith("time/") or name.endswith("tokens_per_s")
 
 
+def test_a_trainer_refuses_what_the_command_line_does(tmp_path):
+    wrong = make_config(train={"steps": 0}, rollout={"roots": 1}, branch={"k": 0})
+    with pytest.raises(
+        InputError, match=r"^2 mistakes: \(1\) train\.steps = 0; use 1 or more; \(2\) rollout\.roots = 1"
+    ):
+        Trainer(wrong, tmp_path / "run")
+    assert not any(tmp_path.iterdir())
+
+
 def without_clock(metrics):
     return {name: value for name, value in metrics.items() if not is_of_the_clock(name)}
 
@@ -277,13 +286,23 @@ def test_the_microbatch_split_changes_nothing(plain, tmp_path):
         assert np.mean(np.abs(a - b) > 1e-6) < 1e-3
 
 
-def test_a_refused_resume_leaves_the_workdir_as_it_was(straight, workdir):
-    """Other data than the checkpoint's: its position would mean nothing."""
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": {"seed": 5}}, "other training data"),  # its position would mean nothing
+        ({"train": {"steps": 1}}, r"has 2 steps done and train\.steps = 1; raise it, or use another --workdir$"),
+        (
+            {"latent": {"z": 8}},
+            r"was trained with latent\.kind = gaussian, latent\.z = 4, psa\.layers = 3 and the config",
+        ),
+    ],
+)
+def test_a_refused_resume_leaves_the_workdir_as_it_was(straight, workdir, change, message):
     from iiblpo_jax import train  # not above: other tests run this file for its make_config
 
     handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(InputError, match="other training data"):
-        train.main(make_config(data={"seed": 5}), workdir)
+    with pytest.raises(InputError, match=message):
+        train.main(make_config(**change), workdir)
     signal.signal(signal.SIGTERM, handler)
     assert not (workdir / "config.json").exists() and not (workdir / "metrics.jsonl").exists()
 
