@@ -36,15 +36,15 @@ def main(config: RunConfig, workdir: Path) -> int:
     # --- model, data, latent, optimizer, checkpoint: everything a user can get wrong fails here
     trainer = Trainer(config, workdir, console=console)
     start = trainer.restore()
+    if start is not None and start > total:
+        raise InputError(
+            f"{workdir} has {start} steps done and train.steps = {total}; raise it, or use another --workdir"
+        )
     if REPLAY.value:
         trainer.replay(REPLAY.value, console)
         return 0
     if config.train.memory_report:
         trainer.memory_report(console)
-    if start is not None and start > total:
-        raise InputError(
-            f"{workdir} has {start} steps done and train.steps = {total}; raise it, or use another --workdir"
-        )
     if leads:
         history.keep(config, workdir, verb="train", step=start or 0, console=console)
 
