@@ -72,6 +72,10 @@ METHODS = {
     },
 }
 
+UNGROUPED = ("reinforce_pp",)  # their advantages do not compare the trajectories of a prompt
+WHOLE_GROUPS = ("disco",)  # their minibatches hold all trajectories of a prompt, packed or not
+UNBOUNDED = ("cispo",)  # a ratio has no lower bound with clip_low = 1, as published
+
 SECTIONS = {
     "model": "the language model",
     "data": "prompts and verifiers",
@@ -256,7 +260,7 @@ KNOBS = {
     "ib.length_cost": knob(0.5, "the explicit price of verbosity; 0 = none", at_least=0, unit="nats a token"),
     "objective.name": knob("grpo", "a method of iiblpo_jax/objectives", choices=tuple(METHODS)),
     "objective.clip_low": knob(
-        None, "ratio is clipped below at 1 - this; None = the method's own", at_least=0, below=1, kind=float
+        None, "ratio is clipped below at 1 - this; None = the method's own", at_least=0, kind=float
     ),
     "objective.clip_high": knob(
         None, "ratio is clipped above at 1 + this; None = the method's own", at_least=0, kind=float

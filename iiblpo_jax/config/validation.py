@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 
 from iiblpo_jax.common.errors import InputError
-from iiblpo_jax.config.defaults import KNOBS, METHODS, RunConfig
+from iiblpo_jax.config.defaults import KNOBS, METHODS, UNBOUNDED, UNGROUPED, WHOLE_GROUPS, RunConfig
 from iiblpo_jax.config.derived import group_size, kept_per_prompt, mesh_shape, minibatch_mistake
 from iiblpo_jax.config.files import flatten, unknown_key
 from iiblpo_jax.config.knobs import nearest, shown
@@ -100,12 +100,25 @@ def _credit(config: RunConfig) -> Iterator[str]:
         )
 
 
+def _clip(config: RunConfig) -> Iterator[str]:
+    low = config.objective.clip_low
+    if low is not None and low >= 1 and config.objective.name not in UNBOUNDED:
+        yield (
+            f"objective.clip_low = {low} cuts ratios below {1 - low:g}, where there are none; use a number below 1, or "
+            "None for the method's own"
+        )
+
+
 def _groups(config: RunConfig) -> Iterator[str]:
-    if group_size(config) == 1:
+    if group_size(config) > 1:
+        return
+    if config.objective.name not in UNGROUPED:
         yield (
             "rollout.roots = 1 with branch.k = 0 makes groups of one trajectory, which is compared with nothing: every "
-            "advantage would be 0; use rollout.roots=4, or branch.k=1"
+            f"advantage would be 0; use rollout.roots=4, branch.k=1, or objective.name={UNGROUPED[0]}"
         )
+    elif config.ib.filter == "contrast":
+        yield "ib.filter = contrast keeps nothing of a group of one trajectory (rollout.roots = 1); set ib.filter=none"
 
 
 def _minibatches(config: RunConfig) -> Iterator[str]:
@@ -115,7 +128,8 @@ def _minibatches(config: RunConfig) -> Iterator[str]:
     except InputError as error:
         yield str(error)
         return
-    unit, microbatch = (group, 0) if update.packed else (1, update.microbatch)
+    unit = group if update.packed or config.objective.name in WHOLE_GROUPS else 1
+    microbatch = 0 if update.packed else update.microbatch
     # Of -1 only the devices know what it is; step/specs.py asks once more when it does.
     shards = max(1, config.mesh.data) * max(1, config.mesh.fsdp) if update.packed else 1
     if line := minibatch_mistake(update.minibatches, prompts * group, unit=unit, shards=shards, microbatch=microbatch):
@@ -167,9 +181,10 @@ CHECKS = {
     _method: "objective.name objective.options",
     _score: "ib.estimator ib.filter ib.keep ib.reward_coef",
     _credit: "branch.credit branch.parent",
-    _groups: "rollout.roots branch.k branch.depth branch.parent",
+    _clip: "objective.name objective.clip_low",
+    _groups: "rollout.roots branch.k branch.depth branch.parent objective.name ib.filter",
     _minibatches: "train.prompts_per_step rollout.roots branch.k branch.depth branch.parent ib.filter ib.keep "
-    "update.minibatches update.packed update.microbatch mesh.data mesh.fsdp",
+    "update.minibatches update.packed update.microbatch mesh.data mesh.fsdp objective.name",
     _recorded: "data.recorded latent.z latent.condition ib.estimator log.entropies",
     _evaluation: "eval.k eval.samples eval.temperature",
     _mesh: "mesh.data mesh.fsdp mesh.sequence mesh.tensor",

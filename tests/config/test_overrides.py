@@ -61,7 +61,7 @@ def test_switches_need_no_value():
         (f"train.steps={'9' * 5000}", "9...: train.steps takes a whole number, 1 or more"),
         ("eval.greedy=maybe", "--config.eval.greedy=maybe: eval.greedy takes True or False"),
         ("eval.k=1,x", "--config.eval.k=1,x: eval.k takes a list such as 1,2, each 1 or more"),
-        ("objective.clip_low=half", "--config.objective.clip_low=half: objective.clip_low takes a number from 0 to"),
+        ("objective.clip_low=half", "--config.objective.clip_low=half: objective.clip_low takes a number, 0 or"),
         ("task.options=5", "--config.task.options=5: task.options takes a dict such as {'name': 1}"),
         ("task.options={1: 2}", "--config.task.options={1: 2}: task.options takes a dict"),
         ("task.options.k_max", "--config.task.options.k_max has no value; write --config.task.options.k_max=VALUE"),

@@ -93,8 +93,15 @@ def test_the_section_update_reads_as_an_attribute():
         ({"ib__estimator": "none", "ib__filter": "score"}, r"ib\.estimator = none leaves no score"),
         ({"ib__keep": 4}, r"ib\.estimator = none leaves no score .* contrast with ib\.keep"),
         ({"ib__estimator": "none", "ib__reward_coef": 0.1}, r"ib\.estimator = none leaves no score"),
-        ({"rollout__roots": 1, "branch__k": 0}, r"roots = 1 with branch\.k = 0 makes groups of one .*branch\.k=1$"),
-        ({"objective__clip_low": 1.0}, r"objective\.clip_low = 1\.0; use a number from 0 to below 1"),
+        ({"rollout__roots": 1, "branch__k": 0}, r"roots = 1 with branch\.k = 0 makes groups of one .*=reinforce_pp$"),
+        (
+            {"rollout__roots": 1, "branch__k": 0, "objective__name": "reinforce_pp"},
+            r"contrast keeps nothing of a group of one trajectory .* set ib\.filter=none",
+        ),
+        (
+            {"objective__clip_low": 1.5},
+            r"objective\.clip_low = 1\.5 cuts ratios below -0\.5, where .* below 1, or None",
+        ),
         # 32 prompts x 8 kept = 256 trajectories; what is listed passes every check, and packed rows stay whole
         (
             {"update__minibatches": 3},
@@ -112,6 +119,10 @@ def test_the_section_update_reads_as_an_attribute():
         (
             {"update__minibatches": 1, "mesh__data": 5},
             r"minibatches = 1 leaves 32 prompts .* = 5 devices; make train\.prompts_per_step a multiple of 5$",
+        ),
+        (
+            {"update__packed": False, "update__minibatches": 64, "objective__name": "disco"},
+            r"minibatches = 64 does not divide the 32 prompts of an update; use one of 1, 2, 4, 8, 16, 32$",
         ),
         (
             {"update__packed": False, "update__minibatches": 3, "update__microbatch": 32},
@@ -164,6 +175,17 @@ def test_impossible_configs_are_refused_with_the_key_and_the_mend(change, messag
     with pytest.raises(InputError, match=message) as caught:
         validation.validate(changed(**change))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"objective__name": "cispo", "objective__clip_low": 1.0},  # as published: no lower bound
+        {"rollout__roots": 1, "branch__k": 0, "objective__name": "reinforce_pp", "ib__filter": "none"},
+    ],
+)
+def test_what_only_some_methods_can_do_is_theirs(change):
+    validation.validate(changed(**change))
 
 
 @pytest.mark.parametrize(
