@@ -1,7 +1,7 @@
 """Learning curves side by side: arms x seeds at an equal budget, with a table and a picture.
 
     python benchmarks/learning.py --out=runs/learning.jsonl --tokens=300000 --seeds=0,1,2 \
-        --arms=iib_lpo,grpo --arm=hot:configs/arithmetic.py:rollout.temperature=1.2 --plot=runs/learning.svg
+        --arms=branches_weight,grpo --arm=hot:configs/arithmetic.py:rollout.temperature=1.2 --plot=runs/learning.svg
 
 An arm is a config file plus overrides: `--arms` picks those that every testbed has, `--arm` adds one of your own. A run
 ends with the step that reaches the budget: `--tokens` generated (a prefix that branches share is generated once and

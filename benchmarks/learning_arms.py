@@ -24,9 +24,12 @@ CODES = (
     "latent.samples=4",
     "psa.half_life=4.0",
 )
+# An arm is named by what is on. `iib_lpo` and `branches_weight` both are a testbed's config as it ships, and each may
+# only be asked for where it is true (`check_name`).
 PIECES = {
     "iib_lpo": (),
-    "no_surprise": ("ib.surprise=0.0",),
+    "branches_weight": (),
+    "branches": ("ib.surprise=0.0",),
     "no_branches": ("branch.k=0", "rollout.roots=8", "train.prompts_per_step=20"),
     "no_latent": ("latent.z=0",),  # which only arithmetic has
     "quiet_codes": (*CODES, "latent.prior_weight=0.8", "latent.prior_power=0.0"),  # codes_mixed_flat of latents.py
@@ -47,8 +50,13 @@ PIECES = {
         "ib.surprise=0.0",
     ),
 }
-# GRPO, and GRPO as DAPO has it: clip-higher, and groups of equal rewards dropped (their tokens count).
-BASELINES = {"grpo": (), "dapo": ("objective.name=dapo", "ib.filter=contrast")}
+# GRPO; GRPO as DAPO has it: clip-higher, and groups of equal rewards dropped (their tokens count); GRPO with the weight
+# of prompts and the filter that the branching configs have, so that branches are all that is left between them.
+BASELINES = {
+    "grpo": (),
+    "dapo": ("objective.name=dapo", "ib.filter=contrast"),
+    "grpo_weight": ("ib.surprise=0.5", "ib.filter=contrast"),
+}
 NAMED = (*PIECES, *BASELINES)
 
 
@@ -81,6 +89,7 @@ class Arm:
         config = load_file(str(ROOT / self.file))
         config = override(config, [f"--config.{change}" for change in (*self.overrides, *last)])
         validate(config)
+        check_name(self.name, config)
         return config
 
 
@@ -105,6 +114,20 @@ class Budget:
 
 
 WORDS = {"tokens": "generated tokens", "trajectories": "trajectories", "seconds": "seconds of training"}
+
+
+def check_name(name: str, config: RunConfig) -> None:
+    """Raises InputError where a run would be called by what it has not: IIB-LPO is branches, latents and the score."""
+    latents = config.branch.k > 0 and config.latent.z > 0 and config.psa.strength > 0
+    scored = config.ib.estimator != "none"
+    if name == "iib_lpo" and not (latents and scored):
+        raise InputError(
+            "the arm iib_lpo needs branches, a latent and the score, and here not all are on; see branches_weight"
+        )
+    if name == "branches_weight" and (latents or scored or not config.branch.k or not config.ib.surprise):
+        raise InputError(
+            "the arm branches_weight has branches and the weight alone, and here a latent or a score is on"
+        )
 
 
 def named_arm(name: str, testbed: str) -> Arm:

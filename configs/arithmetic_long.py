@@ -1,4 +1,4 @@
-"""IIB-LPO on sums of 8 to 14 one-digit numbers: responses of 46 to 113 tokens, in which errors come late.
+"""Branches + weight on sums of 8 to 14 one-digit numbers: responses of 46 to 113 tokens, in which errors come late.
 
     python -m iiblpo_jax.train --config=configs/arithmetic_long.py --workdir=runs/arithmetic_long
 

@@ -1,4 +1,4 @@
-"""IIB-LPO on countdown, `3,9,4>8:` -> `9-4=5;5+3=8;#8`: order and signs are free, so solutions differ in kind.
+"""Branches + weight on countdown, `3,9,4>8:` -> `9-4=5;5+3=8;#8`: order and signs are free.
 
     python -m iiblpo_jax.train --config=configs/countdown.py --workdir=runs/countdown
 

