@@ -246,7 +246,6 @@ def shared_rows(config: ModelConfig, size: Sizes, cut: int) -> Rows:
         mask_RT=ones_RT,
         prompt_len_R=np.full(n, size.prompt, np.int32),
         own_mask_RT=(np.arange(size.response) >= at_R[:, None]).astype(np.float32),
-        rollout_logp_RT=-ones_RT,
         raw_logp_RT=-ones_RT,
         advantage_R=rng.normal(size=n).astype(np.float32),
         reward_R=zeros_R,

@@ -290,9 +290,13 @@ KNOBS = {
         unit="trajectories",
     ),
     "update.remat": knob(True, "recompute activations in the backward pass; False is faster and holds them all"),
-    "update.importance_cap": knob(
-        2.0, "truncation of pi_old / mu of sampled tokens; 0 = no importance weights", at_least=0
+    "update.importance": knob(
+        "token_truncate",
+        "weights pi_old / mu of tokens, or of whole responses; truncate: cut to the bounds; mask: 0 outside",
+        choices=("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
     ),
+    "update.importance_floor": knob(0.0, "lower bound of pi_old / mu; 0 = none", at_least=0, at_most=1),
+    "update.importance_cap": knob(2.0, "upper bound of pi_old / mu; 0 = no importance weights", at_least=0),
     "update.kl_coef": knob(0.0, "of the k3 KL to the reference model", at_least=0),
     "attention.impl": knob(
         "blocks",

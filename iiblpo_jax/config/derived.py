@@ -21,12 +21,14 @@ def branch_levels(config: RunConfig) -> int:
 
 
 def rollout_is_exact(config) -> bool:
-    """Whether tokens are drawn from the policy that the update computes, but for rounding: dtypes and weights agree.
+    """Whether tokens are drawn from the policy that the update computes: both in float32, from the weights as they are.
 
-    Where they do not, the behaviour policy differs on every token, with or without z; that of recorded rollouts always.
+    In anything coarser the two round differently, however alike their dtypes: decoding and packed rows sum in other
+    orders. Then the behaviour differs on every token, with or without z; that of recorded rollouts always does.
     """
-    r, dtype = config.rollout, config.model.dtype
-    return not config.data.recorded and r.dtype == dtype and (r.kv_dtype or r.dtype) == dtype and not r.weights
+    r = config.rollout
+    dtypes = {config.model.dtype, r.dtype, r.kv_dtype or r.dtype}
+    return dtypes == {"float32"} and not r.weights and not config.data.recorded
 
 
 def kept_per_prompt(config: RunConfig) -> int:

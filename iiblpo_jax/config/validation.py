@@ -136,6 +136,15 @@ def _minibatches(config: RunConfig) -> Iterator[str]:
         yield line
 
 
+def _importance(config: RunConfig) -> Iterator[str]:
+    floor, cap = config.update.importance_floor, config.update.importance_cap
+    if 0 < cap < floor:
+        yield (
+            f"update.importance_floor = {floor} exceeds update.importance_cap = {cap}; lower it, or raise the cap, or "
+            "set update.importance_cap=0 for no weights"
+        )
+
+
 def _recorded(config: RunConfig) -> Iterator[str]:
     if not config.data.recorded:
         return
@@ -185,6 +194,7 @@ CHECKS = {
     _groups: "rollout.roots branch.k branch.depth branch.parent objective.name ib.filter",
     _minibatches: "train.prompts_per_step rollout.roots branch.k branch.depth branch.parent ib.filter ib.keep "
     "update.minibatches update.packed update.microbatch mesh.data mesh.fsdp objective.name",
+    _importance: "update.importance_floor update.importance_cap",
     _recorded: "data.recorded latent.z latent.condition ib.estimator log.entropies",
     _evaluation: "eval.k eval.samples eval.temperature",
     _mesh: "mesh.data mesh.fsdp mesh.sequence mesh.tensor",

@@ -31,7 +31,7 @@ class Batch(struct.PyTreeNode):
       logp_RT, entropy_RT: of the current policy at the sampling temperature; differentiable. None while weights are
         computed, unless the method asked for `whole_minibatch`.
       old_logp_RT: of the policy at the start of the update (constant); None where logp_RT is.
-      importance_RT: min(pi_old / mu, cap) on tokens sampled with z and scored without it, else 1 (constant).
+      importance_RT: pi_old / mu within bounds where another distribution than pi_old drew the token, else 1 (constant).
       step: int32 scalar, rollouts done so far.
       key: random key of the minibatch; None unless the method asked for `whole_minibatch`.
     """

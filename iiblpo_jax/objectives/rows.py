@@ -17,8 +17,7 @@ class Rows(struct.PyTreeNode):
       length_R: int32 response tokens, inherited prefix included; 0 = a branch that was not grown.
       mask_RT: float32, 1 on the response tokens that count in a loss.
       own_mask_RT: the same without the prefix inherited from the parent.
-      rollout_logp_RT: log-prob of the behaviour that sampled, truncation and z included.
-      raw_logp_RT: the rollout's temperature-only log-prob.
+      raw_logp_RT: log-prob in the rollout, at its temperature, z included, before truncation.
       reward_R, correct_R: float32; correct is 0 or 1.
       group_R: int32 prompt index.
       trajectory_R, parent_R: int32 ids in the Forest, parent -1 = root. A parent need not be among the rows.
@@ -36,7 +35,6 @@ class Rows(struct.PyTreeNode):
     length_R: jax.Array
     mask_RT: jax.Array
     own_mask_RT: jax.Array
-    rollout_logp_RT: jax.Array
     raw_logp_RT: jax.Array
     reward_R: jax.Array
     correct_R: jax.Array

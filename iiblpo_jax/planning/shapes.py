@@ -130,7 +130,6 @@ def _forest(config, mesh: Mesh) -> Forest:
         prompt_PS=_rows(mesh, p, s),
         prompt_len_P=_rows(mesh, p),
         tokens_RT=_rows(mesh, r, t),
-        logp_RT=logp_RT,
         raw_logp_RT=logp_RT,
         entropy_RT=logp_RT,
         length_R=numbers,

@@ -43,6 +43,7 @@ CHARTS = {
         "Ratio": ("update/ratio_mean",),
         "KL to the reference": ("update/kl_ref",),
         "Rollout against update, log-prob difference": ("mismatch/logp_mean", "mismatch/logp_max"),
+        "Importance ratios out of bounds": ("mismatch/outside",),
     },
     "Speed": {
         "Tokens a second": ("rollout/tokens_per_s", "update/tokens_per_s"),

@@ -27,8 +27,7 @@ class Forest:
     Attributes:
       prompt_PS, prompt_len_P: right-padded prompt tokens and their lengths.
       tokens_RT: response tokens at their response index; 0 from `length_R` on.
-      logp_RT: log-probability under the behaviour policy (temperature, truncation, z), nats.
-      raw_logp_RT: the same without truncation (temperature and z only), nats.
+      raw_logp_RT: log-probability at the sampling temperature, z included, before truncation, nats.
       entropy_RT: entropy of the emitting distribution at the sampling temperature over the full vocabulary, nats.
       length_R: response tokens, inherited prefix and stop token included.
       finish_R: LENGTH or STOP.
@@ -41,7 +40,6 @@ class Forest:
     prompt_PS: jax.Array
     prompt_len_P: jax.Array
     tokens_RT: jax.Array
-    logp_RT: jax.Array
     raw_logp_RT: jax.Array
     entropy_RT: jax.Array
     length_R: jax.Array

@@ -7,19 +7,19 @@ from flax import struct
 from iiblpo_jax.rollout.forest import LENGTH, STOP
 from iiblpo_jax.rollout.sampling import Draw
 
-TOKEN, LOGP, RAW_LOGP, ENTROPY = range(4)  # columns of packed_RTX
-COLUMNS = "tokens_RT logp_RT raw_logp_RT entropy_RT length_R finish_R branch_at_R fallback_R z_RZ".split()  # of Forest
+TOKEN, RAW_LOGP, ENTROPY = range(3)  # columns of packed_RTX
+COLUMNS = "tokens_RT raw_logp_RT entropy_RT length_R finish_R branch_at_R fallback_R z_RZ".split()  # of Forest
 
 
 class Grown(struct.PyTreeNode):
     """The trajectories of a Forest, each filled in from the left.
 
-    What is known of a token stands side by side, so that a decode step scatters once, not four times, and a branch
+    What is known of a token stands side by side, so that a decode step scatters once, not three times, and a branch
     inherits its prefix with one gather. Who reads goes by the names below; who writes says which slots do, and for
     every slot its row.
 
     Attributes:
-      packed_RTX: token, logp, raw logp and entropy of every position. A token id is exact in float32 below 2^24.
+      packed_RTX: token, log-prob and entropy of every position. A token id is exact in float32 below 2^24.
       length_R, finish_R, branch_at_R, fallback_R, z_RZ: as in Forest.
     """
 
@@ -36,13 +36,8 @@ class Grown(struct.PyTreeNode):
         return self.packed_RTX[..., TOKEN].astype(jnp.int32)
 
     @property
-    def logp_RT(self) -> jax.Array:
-        """Log-probability under the behaviour policy, nats."""
-        return self.packed_RTX[..., LOGP]
-
-    @property
     def raw_logp_RT(self) -> jax.Array:
-        """The same without truncation, nats."""
+        """Log-probability before truncation, nats."""
         return self.packed_RTX[..., RAW_LOGP]
 
     @property
@@ -62,7 +57,7 @@ class Grown(struct.PyTreeNode):
     def write(self, where_B: jax.Array, row_B: jax.Array, index_B: jax.Array, draw: Draw) -> "Grown":
         """One more token, at response index index_B."""
         token_B = draw.token_B.astype(jnp.float32)
-        packed_BX = jnp.stack([token_B, draw.logp_B, draw.raw_logp_B, draw.entropy_B], axis=-1)
+        packed_BX = jnp.stack([token_B, draw.raw_logp_B, draw.entropy_B], axis=-1)
         row_B = _only(where_B, row_B, self.length_R)
         return self.replace(packed_RTX=self.packed_RTX.at[row_B, index_B].set(packed_BX, mode="drop"))
 
@@ -91,7 +86,7 @@ def nothing_grown(rows: int, max_tokens: int, z_width: int) -> Grown:
     """Before the first token: R rows of T tokens and latents of z_width numbers."""
     zero_R = jnp.zeros(rows, jnp.int32)
     return Grown(
-        packed_RTX=jnp.zeros((rows, max_tokens, 4)),
+        packed_RTX=jnp.zeros((rows, max_tokens, 3)),
         length_R=zero_R,
         finish_R=zero_R + LENGTH,
         branch_at_R=zero_R,

@@ -33,10 +33,9 @@ class Sampling:
 
 @struct.dataclass
 class Draw:
-    """One sampled token a slot: id, behaviour and temperature-only log-probs (nats), entropy before truncation."""
+    """One sampled token a slot: id, log-prob and entropy (nats), both at the temperature and before truncation."""
 
     token_B: jax.Array
-    logp_B: jax.Array
     raw_logp_B: jax.Array
     entropy_B: jax.Array
 
@@ -49,8 +48,7 @@ def sample(
     Args:
       logits_BV: float32.
       uniform_B: one random number in [0, 1) a row, so that a draw does not depend on its neighbours.
-      sampling: static. At temperature 0 the entropy and the raw log-prob are those of temperature 1, and the behaviour
-        log-prob is 0 (the token was certain).
+      sampling: static. At temperature 0 the entropy and the log-prob are those of temperature 1.
       forbidden_BV: tokens that may not be drawn (min_tokens); it counts as truncation.
     """
     greedy = sampling.temperature == 0
@@ -62,12 +60,9 @@ def sample(
     q_BV = truncate(q_BV, sampling)
     token_B = q_BV.argmax(-1) if greedy else _inverse_cdf(q_BV, uniform_B)
     at_token_B = jnp.take_along_axis(shifted_BV, token_B[:, None], axis=1)[:, 0]
-    raw_logp_B = at_token_B - jnp.log(total_B)
-    kept_B = total_B if q_BV is p_BV else _row_sum(q_BV)
     return Draw(
         token_B=token_B,
-        logp_B=jnp.zeros_like(total_B) if greedy else at_token_B - jnp.log(kept_B),
-        raw_logp_B=raw_logp_B,
+        raw_logp_B=at_token_B - jnp.log(total_B),
         entropy_B=jnp.log(total_B) - _row_sum(p_BV * shifted_BV) / total_B,
     )
 

@@ -56,7 +56,7 @@ def load_batch(path: Path | str, like: Rows) -> tuple[int, Rows, jax.Array]:
       like: rows of the same run, abstract ones will do: their structure.
 
     Raises:
-      InputError: no such file, another kind of file, or rows of another config.
+      InputError: no such file, another kind of file, or rows of another config or version.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -67,7 +67,7 @@ def load_batch(path: Path | str, like: Rows) -> tuple[int, Rows, jax.Array]:
     expected = {f"rows.{name}": x for name, x in _named(like).items()}
     for name in {**expected, **arrays}:
         if name not in arrays or name not in expected or arrays[name].shape != expected[name].shape:
-            raise InputError(f"--replay={path} is of another config: {name} differs; use the config of its run")
+            raise InputError(f"--replay={path} is of another config or version: {name} differs; use those of its run")
     rows = jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(arrays[name]) for name in expected])
     return step, rows, key
 

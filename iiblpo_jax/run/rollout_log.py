@@ -98,7 +98,7 @@ def log_columns(
         batch, sampled, texts, rewards, scored: of the step.
         scores: there is an S_IB.
         codes: z stands for a code (latent.kind).
-        logprobs, entropies: with the temperature-only log-probs, and the entropies, of all tokens.
+        logprobs, entropies: with the log-probs before truncation, and the entropies, of all tokens.
     """
     forest = sampled.forest
     problems = [problem for problem in batch.problems for _ in range(forest.group_size)]

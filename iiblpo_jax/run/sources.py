@@ -108,7 +108,7 @@ class Recorded(Source):
 
 
 def forest_of(groups: Sequence[Group], batch: PromptBatch, max_tokens: int) -> Forest:
-    """Recorded groups of one size as host arrays; behaviour and raw log-probs are the recorded ones, z has no width."""
+    """Recorded groups of one size as host arrays; log-probs are the recorded ones, z has no width."""
     lines, size = [line for group in groups for line in group], len(groups[0])
     tokens_RT, length_R = pad_rows([line.tokens for line in lines], max_tokens)
     logp_RT = np.zeros(tokens_RT.shape, np.float32)
@@ -121,7 +121,6 @@ def forest_of(groups: Sequence[Group], batch: PromptBatch, max_tokens: int) -> F
         "prompt_PS": batch.tokens_PS,
         "prompt_len_P": batch.length_P,
         "tokens_RT": tokens_RT,
-        "logp_RT": logp_RT,
         "raw_logp_RT": logp_RT,
         "entropy_RT": np.zeros_like(logp_RT),
         "length_R": length_R,

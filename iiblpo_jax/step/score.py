@@ -142,7 +142,6 @@ def every_row(forest: Forest, reward_R: jax.Array, columns: Columns, latent: Lat
         length_R=forest.length_R,
         mask_RT=forest.mask_RT.astype(jnp.float32),
         own_mask_RT=forest.own_RT.astype(jnp.float32),
-        rollout_logp_RT=forest.logp_RT,
         raw_logp_RT=forest.raw_logp_RT,
         reward_R=reward_R,
         correct_R=(reward_R >= CORRECT).astype(jnp.float32),

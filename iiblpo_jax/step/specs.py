@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import jax
 import optax
 from jax.sharding import Mesh
 
@@ -149,14 +150,25 @@ def update_settings(config, method: Objective, *, mesh: Mesh | None = None) -> U
         remat=config.update.remat,
         mesh=mesh,
         condition=config.latent.condition,
+        importance=config.update.importance,
+        importance_floor=config.update.importance_floor,
         importance_cap=config.update.importance_cap,
-        exact_rollout=derived.rollout_is_exact(config),
+        exact_rollout=derived.rollout_is_exact(config) and multiplies_in_float32(mesh),
         prefix_loss=config.branch.prefix_loss,
         group_size=kept,
         dtype=config.model.dtype,
     )
     settings.check_rows(config.train.prompts_per_step * kept, whole_groups=method.needs_groups)
     return settings
+
+
+def multiplies_in_float32(mesh: Mesh | None = None) -> bool:
+    """Whether float32 products are what they say: on a CPU, or where JAX is told so (jax_default_matmul_precision).
+
+    By default GPUs round the factors to TF32 and TPUs to bfloat16.
+    """
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    return device.platform == "cpu" or jax.config.values["jax_default_matmul_precision"] in ("highest", "float32")
 
 
 def pack_tokens(config, *, shards: int = 1) -> int:

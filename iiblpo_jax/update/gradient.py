@@ -1,7 +1,6 @@
 """Loss and gradient of one minibatch, piece by piece (microbatches.py)."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from iiblpo_jax.model.decoder import bind, cast
 from iiblpo_jax.model.steering.psa import bind_psa
 from iiblpo_jax.objectives.interface import Batch, Objective
 from iiblpo_jax.objectives.rows import Rows
+from iiblpo_jax.update.importance import importance
 from iiblpo_jax.update.measures import add_up, input_positions, totals_of
 from iiblpo_jax.update.microbatches import make_pieces
 from iiblpo_jax.update.settings import UpdateSettings
@@ -111,12 +111,13 @@ class MinibatchGradient:
 
     def _batch(self, rows: Rows, logp, entropy, old_logp, *, step, key=None) -> Batch:
         old_logp = jax.lax.stop_gradient(logp) if old_logp is None else old_logp
+        ones = jnp.ones_like(rows.mask_RT)
         return Batch(
             rows=rows,
             logp_RT=logp,
             entropy_RT=entropy,
             old_logp_RT=old_logp,
-            importance_RT=importance(rows, old_logp, self.settings),
+            importance_RT=ones if old_logp is None else importance(rows, old_logp, self.settings),
             step=step,
             key=key,
         )
@@ -134,25 +135,3 @@ class MinibatchGradient:
         shapes = jax.eval_shape(gradient, params, jnp.int32(0))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return jax.lax.fori_loop(0, pieces.count, lambda i, total: add_up(total, gradient(params, i)), zeros)
-
-
-def importance(rows: Rows, old_logp_RT, settings: UpdateSettings) -> jax.Array:
-    """Weight [R,T] of every token's loss: min(pi_old / mu, cap) where it was not drawn from pi_old, else 1.
-
-    That is so on tokens that were sampled with z and are scored without it, and on every token after a rollout with
-    rounded weights. Truncation (top-k, top-p) is not among what is corrected.
-    """
-    s, ones = settings, jnp.ones_like(rows.rollout_logp_RT)
-    if not s.importance_cap or old_logp_RT is None:
-        return ones
-    weight = ones if s.exact_rollout else truncated_ratio(old_logp_RT, rows.raw_logp_RT, cap=s.importance_cap)
-    if s.condition == "conditioned":
-        return weight
-    with_z = truncated_ratio(old_logp_RT, rows.rollout_logp_RT, cap=s.importance_cap)
-    return jnp.where(rows.z_on_RT > 0, with_z, weight)
-
-
-def truncated_ratio(old_logp_RT, behaviour_logp_RT, *, cap: float):
-    """min(pi_old / mu, cap) of every token. Per token: over whole sequences few rows would have all the mass."""
-    # Bounded before exp, which could overflow.
-    return jnp.exp(jnp.minimum(old_logp_RT - behaviour_logp_RT, math.log(cap)))

@@ -7,6 +7,7 @@ from iiblpo_jax.common import masked
 from iiblpo_jax.objectives.auxiliary import k3
 from iiblpo_jax.objectives.interface import Batch, TokenLoss
 from iiblpo_jax.objectives.rows import Rows
+from iiblpo_jax.update.importance import outside, weighed
 from iiblpo_jax.update.settings import UpdateSettings
 
 
@@ -14,7 +15,8 @@ def totals_of(batch: Batch, token: TokenLoss, settings: UpdateSettings) -> dict:
     """Sums over tokens, and a maximum (`*_max`): what `metrics` needs, in a form that microbatches can add up."""
     rows, mask = batch.rows, batch.rows.mask_RT
     on = mask * rows.z_on_RT
-    weighed = on if settings.exact_rollout else mask
+    weighed_RT = weighed(rows, settings)
+    outside_RT = outside(rows, batch.old_logp_RT, settings)
     # Without z in the update, tokens sampled with z differ by design, not by mistake.
     comparable = mask if settings.condition == "conditioned" else mask - on
     gap = jnp.abs(rows.raw_logp_RT - batch.old_logp_RT)
@@ -26,9 +28,10 @@ def totals_of(batch: Batch, token: TokenLoss, settings: UpdateSettings) -> dict:
         "clip_high": masked.sum(token.clip_high_RT, mask),
         "kl_ref": masked.sum(kl, mask),
         "entropy": masked.sum(batch.entropy_RT, mask),
-        "weight": masked.sum(batch.importance_RT, weighed),
-        "weight_square": masked.sum(jnp.square(batch.importance_RT), weighed),
-        "weight_tokens": weighed.sum(),
+        "weight": masked.sum(batch.importance_RT, weighed_RT),
+        "weight_square": masked.sum(jnp.square(batch.importance_RT), weighed_RT),
+        "weight_tokens": weighed_RT.sum(),
+        "outside": masked.sum(outside_RT, weighed_RT),
         "gap": masked.sum(gap, comparable),
         "gap_tokens": comparable.sum(),
         "gap_max": masked.max(gap, comparable),
@@ -61,6 +64,7 @@ def metrics(totals: dict) -> dict:
         "update/packing_ratio": mean("inputs", "positions"),
         "mismatch/logp_mean": mean("gap", "gap_tokens"),
         "mismatch/logp_max": t["gap_max"],
+        "mismatch/outside": mean("outside", "weight_tokens"),
         "latent/weight_ess": jnp.where(weights > 0, t["weight"] ** 2 / jnp.where(weights > 0, weights, 1.0), 1.0),
     }
 

@@ -23,8 +23,9 @@ class UpdateSettings:
       remat: recompute activations in the backward pass instead of keeping them.
       mesh: devices among which rows are split (each packs its own bins), and the nodes of a bin; None = one.
       condition: `marginal` scores branch tokens without z and weighs them; `conditioned` injects z again.
-      importance_cap: bound of the importance weights; 0 = none.
-      exact_rollout: tokens were drawn from this policy but for rounding; otherwise every token is weighed.
+      importance: form of the importance weights (importance.py).
+      importance_floor, importance_cap: their bounds; a cap of 0 = no weights.
+      exact_rollout: tokens were drawn from this policy, by float32 products; otherwise every token is weighed.
       prefix_loss: the prefix a branch inherits counts in its loss.
       group_size: rows of one prompt; packing, and objectives that need it, keep them together.
       dtype: of the forward's weights and activations; master weights and gradients stay float32.
@@ -39,6 +40,8 @@ class UpdateSettings:
     remat: bool = True
     mesh: Mesh | None = None
     condition: str = "marginal"
+    importance: str = "token_truncate"
+    importance_floor: float = 0.0
     importance_cap: float = 2.0
     exact_rollout: bool = True
     prefix_loss: bool = True

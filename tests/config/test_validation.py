@@ -132,6 +132,11 @@ def test_the_section_update_reads_as_an_attribute():
             {"update__packed": False, "update__microbatch": 5},
             r"microbatch = 5 does not divide the 64 .* of 1, 2, 4, 8, 16, 32, 64, or 0",
         ),
+        (
+            {"update__importance": "token"},
+            r"update\.importance = 'token'.*; use one of token_truncate, token_mask, seq",
+        ),
+        ({"update__importance_floor": 0.5, "update__importance_cap": 0.4}, r"floor = 0\.5 exceeds .*cap = 0\.4; lower"),
         ({"eval__k": (1, 8)}, r"eval\.k contains 8; .* 1 to eval\.samples = 4"),
         ({"eval__temperature": 0.0}, r"eval\.temperature = 0 makes all eval\.samples = 4 samples equal"),
         ({"latent__prior_power": 0.0}, r"prior_power = 0 gives a Gaussian no width; .* or latent\.kind=codes"),
@@ -390,13 +395,14 @@ def test_unknown_keys_are_told_the_nearest_one(key, hint):
     ("model", "rollout", "kv", "weights", "exact"),
     [
         ("float32", "float32", "", "", True),
-        ("bfloat16", "bfloat16", "bfloat16", "", True),
+        ("bfloat16", "bfloat16", "", "", False),
+        ("bfloat16", "float32", "", "", False),
         ("float32", "bfloat16", "", "", False),
         ("float32", "float32", "bfloat16", "", False),
         ("float32", "float32", "", "int8", False),
     ],
 )
-def test_a_rollout_is_exact_where_nothing_is_rounded_that_the_update_keeps(model, rollout, kv, weights, exact):
+def test_a_rollout_is_exact_in_float32_throughout(model, rollout, kv, weights, exact):
     config = changed(model__dtype=model, rollout__dtype=rollout, rollout__kv_dtype=kv, rollout__weights=weights)
     assert derived.rollout_is_exact(config) is exact
     config.data.recorded = "runs/first/rollouts"  # of a policy that nobody knows

@@ -19,7 +19,6 @@ def rows_of(reward_R, group_R, *, t=1, **fields) -> Rows:
         "length_R": np.full(r, t),
         "mask_RT": np.ones((r, t)),
         "own_mask_RT": np.ones((r, t)),
-        "rollout_logp_RT": np.zeros((r, t)),
         "raw_logp_RT": np.zeros((r, t)),
         "reward_R": reward_R,
         "correct_R": np.asarray(reward_R) > 0.999,
@@ -47,7 +46,7 @@ def random_batch(seed=0, lengths=(4, 2, 5, 1), **fields) -> Batch:
         "importance_RT": np.ones((r, t)),
     }
     rows = {
-        "rollout_logp_RT": logp + rng.normal(0, 0.4, (r, t)),
+        "raw_logp_RT": logp + rng.normal(0, 0.4, (r, t)),
         "ref_logp_RT": logp + rng.normal(0, 0.4, (r, t)),
         "mask_RT": mask,
         "own_mask_RT": mask,

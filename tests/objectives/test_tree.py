@@ -29,7 +29,6 @@ def outcomes(reward_R, branch_at_R, length_R, group, **fields):
         length_R=jnp.asarray(length_R),
         mask_RT=mask_RT,
         own_mask_RT=mask_RT,
-        rollout_logp_RT=zero_RT,
         raw_logp_RT=zero_RT,
         reward_R=jnp.asarray(reward_R, jnp.float32),
         correct_R=zero_R,

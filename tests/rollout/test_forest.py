@@ -15,7 +15,6 @@ def hand_made():
         prompt_PS=jnp.array([[7, 8, 0]]),
         prompt_len_P=jnp.array([2]),
         tokens_RT=jnp.array([[1, 2, 3, 4, 0], [1, 2, 5, 6, 9], [1, 2, 5, 9, 0]]),
-        logp_RT=zeros,
         raw_logp_RT=zeros,
         entropy_RT=zeros,
         length_R=jnp.array([4, 5, 4]),

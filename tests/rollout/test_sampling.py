@@ -39,7 +39,6 @@ def test_frequencies_and_logprobs(sampling, kept):
     q = expected(kept, sampling.temperature)
     frequency = np.bincount(draw.token_B, minlength=5) / draw.token_B.shape[0]
     np.testing.assert_allclose(frequency, q, atol=0.015)
-    np.testing.assert_allclose(draw.logp_B, np.log(q[draw.token_B]), atol=1e-5)
     raw = expected([1] * 5, sampling.temperature)
     np.testing.assert_allclose(draw.raw_logp_B, np.log(raw[draw.token_B]), atol=1e-5)
     np.testing.assert_allclose(draw.entropy_B, -(raw * np.log(raw)).sum(), rtol=1e-5)
@@ -60,16 +59,18 @@ def test_truncation_of_a_large_vocabulary_keeps_what_a_sort_keeps(sampling):
         assert kept_V.sum() < 1_500
 
 
-def test_forbidden_tokens_are_never_drawn_and_count_as_truncation():
+def test_forbidden_tokens_are_never_drawn():
+    """And the log-prob of another one is what it was: they count as truncation."""
     draw = draws(Sampling(), forbidden=jnp.array([True, False, False, False, True]))
-    q = expected([0, 1, 1, 1, 0])
-    assert set(np.unique(draw.token_B)) == {1, 2, 3}
-    np.testing.assert_allclose(draw.logp_B, np.log(q[draw.token_B]), atol=1e-5)
+    frequency = np.bincount(draw.token_B, minlength=5) / draw.token_B.shape[0]
+    np.testing.assert_allclose(frequency, expected([0, 1, 1, 1, 0]), atol=0.015)
+    np.testing.assert_allclose(draw.raw_logp_B, np.log(P[draw.token_B]), atol=1e-5)
 
 
-def test_greedy_takes_the_likeliest_with_certainty():
+def test_greedy_takes_the_likeliest():
     draw = draws(Sampling(temperature=0.0), n=4)
-    assert draw.token_B.tolist() == [0] * 4 and draw.logp_B.tolist() == [0.0] * 4
+    assert draw.token_B.tolist() == [0] * 4
+    np.testing.assert_allclose(draw.raw_logp_B, np.log(P[0]), rtol=1e-5)  # at temperature 1
 
 
 def test_large_vocabulary_draws_match_their_probabilities():

@@ -25,6 +25,7 @@ def get_config():
     return make(
         train={{"steps": {STEPS}, "prompts_per_step": 4}},
         rollout={{"unroll": False}},
+        update={{"minibatches": 1, "importance": "sequence_truncate"}},
         checkpoint={{"every": 2}},
         latent={{"z": 4, "hidden": 8, "prompts": 8, "samples": 2, "steps": 20, "psa_steps": 10, "batch": 16}},
         eval={{"problems": 4, "samples": 2, "k": (1, 2)}},

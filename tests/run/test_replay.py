@@ -36,7 +36,6 @@ def rows(tiny_config, tiny_params):
         prompt_len_R=prompt_len_R,
         mask_RT=mask_RT,
         own_mask_RT=mask_RT,
-        rollout_logp_RT=logp_RT,
         raw_logp_RT=logp_RT.at[2, 1].add(0.7),
         advantage_R=number_R - 1.5,
         reward_R=number_R,
@@ -90,7 +89,7 @@ def test_what_is_no_batch_of_this_run_is_refused(rows, tmp_path):
         rows.replace(extras={}),
         rows.replace(reward_R=jnp.ones(9)),
     ):
-        with pytest.raises(InputError, match="of another config: rows"):
+        with pytest.raises(InputError, match="of another config or version: rows"):
             load_batch(path, changed)
 
 
@@ -102,7 +101,7 @@ def test_a_gap_is_found_in_its_row(gradient, tiny_params, rows):
 
 def test_rows_that_are_not_finite_come_first(gradient, tiny_params, rows):
     bad = rows.replace(
-        advantage_R=rows.advantage_R.at[1].set(jnp.inf), rollout_logp_RT=rows.rollout_logp_RT.at[3, 0].set(jnp.nan)
+        advantage_R=rows.advantage_R.at[1].set(jnp.inf), raw_logp_RT=rows.raw_logp_RT.at[3, 0].set(jnp.nan)
     )
     finding = examine(gradient, {"policy": tiny_params}, bad, jax.random.key(0), step=3)
     np.testing.assert_array_equal(finding.finite_R, [True, False, True, False])

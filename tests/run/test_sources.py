@@ -1,5 +1,6 @@
 """What steps learn from: recorded rollouts come back as they were, and their first update is the on-line one."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from iiblpo_jax.run import sources
 from iiblpo_jax.run.metrics import MetricWriter
 from iiblpo_jax.run.setup import set_up
 from iiblpo_jax.run.trainer import Trainer
-from iiblpo_jax.update.gradient import importance
+from iiblpo_jax.update.importance import importance
 
 QUIET = Console(quiet=True)
 P, M, K, T = 4, 2, 1, 20
@@ -93,7 +94,6 @@ def test_the_forest_comes_back(recorded, in_file_order, tmp_path):
         assert getattr(found, name).dtype == getattr(forest, name).dtype, name
     mask_RT = np.arange(T) < forest.length_R[:, None]
     np.testing.assert_array_equal(found.raw_logp_RT, np.where(mask_RT, forest.raw_logp_RT, 0))
-    np.testing.assert_array_equal(found.logp_RT, found.raw_logp_RT)
     assert not found.entropy_RT.any()
 
 
@@ -164,15 +164,16 @@ def learned(recorded, tmp_path_factory):
     trainer.close()
 
 
-def weights_of(trainer):
-    """Importance weights [R,T] and rows of the next step of a trainer, which stays where it is."""
+def weights_of(trainer, **changes):
+    """Importance weights [R,T], under changed settings, and rows of the next step of a trainer, which stays there."""
     pending = trainer._start(1)
     rewards, *_ = trainer._verify(pending.sampled.forest, pending.batch)
     rows = pending.rest.send(jnp.asarray(rewards)).rows
     trainer.source.set_state(trainer._position)
     gradient = trainer._programs.gradient.sized_for(rows.count)
     old_logp_RT, _ = gradient.log_probs(trainer.state.params, rows)
-    return jax.device_get((importance(rows, old_logp_RT, gradient.settings), rows))
+    settings = dataclasses.replace(gradient.settings, **changes)
+    return jax.device_get((importance(rows, old_logp_RT, settings), rows))
 
 
 def test_the_first_update_is_the_online_one(recorded, learned):
@@ -239,11 +240,13 @@ def _problems(trainer):
 
 
 def test_another_policys_tokens_are_weighed(recorded, in_file_order, tmp_path):
-    """exp(logp_old - logp_mu), capped, of every token of a policy two updates away, z or no z."""
+    """exp(logp_old - logp_mu), capped, of every token of a policy two updates away, or of its whole response."""
     path = recorded[0] / "step_000003.jsonl"
     trainer = Trainer(offline(path), tmp_path, console=QUIET)
     weights_RT, rows = weights_of(trainer)
-    expected = [np.minimum(np.exp(pi - mu), CAP) for mu, pi in behaviour_and_policy(trainer, lines_of(path))]
+    whole_RT, _ = weights_of(trainer, importance="sequence_mask")
+    log_ratios = [pi - mu for mu, pi in behaviour_and_policy(trainer, lines_of(path))]
+    expected = [np.minimum(np.exp(log_ratio), CAP) for log_ratio in log_ratios]
     trainer.source.set_state(trainer._position)
     # What --replay compares a saved batch with.
     assert jax.tree.map(jnp.shape, trainer._abstract().rows()) == jax.tree.map(jnp.shape, rows)
@@ -251,6 +254,10 @@ def test_another_policys_tokens_are_weighed(recorded, in_file_order, tmp_path):
     trainer.close()
     for weight_T, length, wanted in zip(weights_RT, rows.length_R, expected, strict=True):
         np.testing.assert_allclose(weight_T[:length], wanted, rtol=1e-4)
+    product_R = np.exp([log_ratio.sum() for log_ratio in log_ratios])
+    assert 0 < (product_R > CAP).sum() < len(product_R)
+    for weight_T, length, product in zip(whole_RT, rows.length_R, product_R, strict=True):
+        np.testing.assert_allclose(weight_T[:length], product if product <= CAP else 0.0, rtol=1e-4)
     w = np.concatenate(expected)
     assert (w == CAP).any() and w.min() < 0.97
     assert metrics["latent/weight_ess"] == pytest.approx(w.sum() ** 2 / (len(w) * (w**2).sum()), rel=1e-4)

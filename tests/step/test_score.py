@@ -43,8 +43,7 @@ def hand_made() -> Forest:
         "prompt_PS": PROMPT,
         "prompt_len_P": PROMPT_LEN,
         "tokens_RT": tokens * MASK,
-        "logp_RT": logp * MASK,
-        "raw_logp_RT": (logp - 0.1) * MASK,
+        "raw_logp_RT": logp * MASK,
         "entropy_RT": ENTROPY,
         "length_R": LENGTH_R,
         "finish_R": FINISH_R,
@@ -121,7 +120,6 @@ def test_rows_are_the_trajectories():
     np.testing.assert_array_equal(rows.correct_R, [1, 0, 0, 1, 0, 0, 0, 0])
     for name in ("length", "parent", "branch_at"):
         np.testing.assert_array_equal(getattr(rows, f"{name}_R"), getattr(FOREST, f"{name}_R"), err_msg=name)
-    np.testing.assert_array_equal(rows.rollout_logp_RT, FOREST.logp_RT)
     np.testing.assert_array_equal(rows.raw_logp_RT, FOREST.raw_logp_RT)
     for r in range(8):
         prompt = PROMPT[r // 4][: PROMPT_LEN[r // 4]]

@@ -1,5 +1,11 @@
 """From a config to static descriptions."""
 
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
 from iiblpo_jax.defaults import default_config
 from iiblpo_jax.step import specs
 from iiblpo_jax.update.settings import UpdateSettings
@@ -15,6 +21,20 @@ def test_recorded_rollouts_are_weighed_everywhere_and_have_no_latents():
     assert not specs.update_settings(c, method).exact_rollout
 
 
+@pytest.mark.parametrize(
+    ("platform", "precision", "exact"),
+    [("cpu", None, True), ("gpu", None, False), ("tpu", "high", False), ("gpu", "highest", True)],
+)
+def test_float32_is_exact_where_its_products_are(platform, precision, exact):
+    mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
+    before = jax.config.values["jax_default_matmul_precision"]
+    jax.config.update("jax_default_matmul_precision", precision)
+    try:
+        assert specs.multiplies_in_float32(mesh) is exact
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)
+
+
 def test_update_settings():
     c = default_config()
     c.model.dtype, c.attention.impl, c.latent.condition, c.branch.prefix_loss = (
@@ -25,7 +45,7 @@ def test_update_settings():
     )
     c.rollout.update({"roots": 5, "temperature": 0.9, "max_prompt": 20, "max_tokens": 30, "weights": "int8"})
     c.rollout.dtype, c.branch.k, c.ib.filter = "bfloat16", 0, "none"
-    c["update"].update({"epochs": 2, "microbatch": 8, "remat": False, "importance_cap": 0.0})
+    c["update"].update({"epochs": 2, "microbatch": 8, "remat": False, "importance_floor": 0.5, "importance_cap": 0.0})
     method = specs.objective(c)
     assert specs.update_settings(c, method) == UpdateSettings(
         temperature=0.9,
@@ -36,6 +56,8 @@ def test_update_settings():
         microbatch=8,
         remat=False,
         condition="conditioned",
+        importance="token_truncate",
+        importance_floor=0.5,
         importance_cap=0.0,
         exact_rollout=False,
         prefix_loss=False,

@@ -39,7 +39,6 @@ def rows(tiny_config):
         prompt_len_R=np.array([3, 3, 3, 2, 2, 2]),
         mask_RT=mask,
         own_mask_RT=own,
-        rollout_logp_RT=normal(),
         raw_logp_RT=normal(),
         advantage_R=rng.normal(size=N).astype(np.float32),
         reward_R=np.ones(N, np.float32),

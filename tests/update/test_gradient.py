@@ -16,7 +16,7 @@ from iiblpo_jax.model.steering.psa import bind_psa, latent_inputs, steer_rows
 from iiblpo_jax.objectives import make_objective, with_auxiliary
 from iiblpo_jax.objectives.forking_tokens import highest_entropy
 from iiblpo_jax.objectives.rows import Rows
-from iiblpo_jax.update.gradient import MinibatchGradient, truncated_ratio
+from iiblpo_jax.update.gradient import MinibatchGradient
 from iiblpo_jax.update.measures import metrics
 from iiblpo_jax.update.settings import UpdateSettings
 
@@ -57,7 +57,6 @@ def rows(tiny_config, truth) -> Rows:
         prompt_len_R=prompt_len,
         mask_RT=mask,
         own_mask_RT=mask * (np.arange(T) >= BRANCH_AT[:, None]),
-        rollout_logp_RT=np.zeros((N, T)),
         raw_logp_RT=np.zeros((N, T)),
         advantage_R=rng.normal(size=N),
         reward_R=rng.normal(size=N),
@@ -76,7 +75,7 @@ def rows(tiny_config, truth) -> Rows:
     def near(scale):
         return jnp.asarray(logp + rng.normal(0, scale, (N, T)), jnp.float32)
 
-    rows = rows.replace(rollout_logp_RT=near(0.5), raw_logp_RT=near(0.1), ref_logp_RT=near(0.3))
+    rows = rows.replace(raw_logp_RT=near(0.5), ref_logp_RT=near(0.3))
     z_RJZ = jnp.asarray(rng.normal(size=(N, 1, 4)), jnp.float32)
     latent = latent_inputs(z_RJZ, rows.branch_at_R[:, None], rows.prompt_len_R, S + T, half_life=4.0, strength=1.0)
     return rows.replace(latent=latent)
@@ -94,7 +93,7 @@ def compute(config, params, rows, objective, *, old=None, **settings):
 
 def old_logp(rows):
     """Some ratios to it clip and others do not."""
-    return rows.rollout_logp_RT + 0.1
+    return rows.raw_logp_RT + 0.1
 
 
 def assert_same(a, b):
@@ -183,7 +182,6 @@ def deep_rows(tiny_config) -> Rows:
         prompt_len_R=prompt_len,
         mask_RT=mask,
         own_mask_RT=mask * (np.arange(T) >= at_R[:, None]),
-        rollout_logp_RT=rng.uniform(-4, -2, (n, T)),
         raw_logp_RT=rng.uniform(-4, -2, (n, T)),
         ref_logp_RT=rng.uniform(-4, -2, (n, T)),
         advantage_R=rng.normal(size=(n, T)),
@@ -266,7 +264,7 @@ def test_loss_is_the_formula(tiny_config, params, rows, truth):
     """GRPO + A*H + k3, marginal, token by token in numpy."""
     loss, _, _ = compute(tiny_config, params, rows, FULL, old=old_logp(rows), microbatch=4)
     logp, entropy = truth(rows)
-    old, mu, ref, mask = (np.asarray(x) for x in (old_logp(rows), rows.rollout_logp_RT, rows.ref_logp_RT, rows.mask_RT))
+    old, mu, ref, mask = (np.asarray(x) for x in (old_logp(rows), rows.raw_logp_RT, rows.ref_logp_RT, rows.mask_RT))
     total = 0.0
     for n, t in zip(*np.nonzero(mask), strict=True):
         a, r = float(rows.advantage_R[n]), np.exp(logp[n, t] - old[n, t])
@@ -303,7 +301,8 @@ def test_metrics_from_their_definitions(tiny_config, params, rows, truth):
     got = one_step(totals, steps=2, loss=3.0, grad_norm=5.0, skipped=1)
     (logp, entropy), mask = truth(rows), np.asarray(rows.mask_RT) > 0
     on = mask & (BRANCH_AT[:, None] > 0) & (np.arange(T) >= BRANCH_AT[:, None])
-    weight = np.minimum(np.exp(logp - np.asarray(rows.rollout_logp_RT)), 2.0)[on]
+    ratio = np.exp(logp - np.asarray(rows.raw_logp_RT))[on]
+    weight = np.minimum(ratio, 2.0)
     gap = np.abs(logp - np.asarray(rows.raw_logp_RT))[mask & ~on]
     d = (np.asarray(rows.ref_logp_RT) - logp)[mask]
     expected = {
@@ -318,6 +317,7 @@ def test_metrics_from_their_definitions(tiny_config, params, rows, truth):
         "update/skipped": 1,
         "mismatch/logp_mean": gap.mean(),
         "mismatch/logp_max": gap.max(),
+        "mismatch/outside": (ratio > 2.0).mean(),
         "latent/weight_ess": weight.sum() ** 2 / (on.sum() * (weight**2).sum()),
     }
     assert got.keys() == expected.keys()
@@ -335,23 +335,25 @@ def test_without_weights_the_first_loss_is_minus_the_mean_advantage(tiny_config,
     assert one_step(totals)["latent/weight_ess"] == 1
 
 
-def test_truncated_ratio_by_hand():
-    """Ratios e^-1, 1.5 and e^200."""
-    old, mu = jnp.array([-2.0, np.log(1.5), 100.0]), jnp.array([-1.0, 0.0, -100.0])
-    np.testing.assert_allclose(truncated_ratio(old, mu, cap=2.0), [np.exp(-1), 1.5, 2.0], rtol=1e-6)
-
-
-def test_after_a_rounded_rollout_every_token_is_weighed(tiny_config, params, rows, truth):
-    """Without z by pi_old / (mu before truncation), with z by pi_old / mu as always."""
-    (logp, _), mask = truth(rows), np.asarray(rows.mask_RT)
-    with_z = (BRANCH_AT[:, None] > 0) & (np.arange(T) >= BRANCH_AT[:, None])
-    behaviour = np.where(with_z, rows.rollout_logp_RT, rows.raw_logp_RT)
-    weight = np.minimum(np.exp(logp - behaviour), 2.0)
-    loss, _, totals = compute(tiny_config, params, rows, PLAIN, microbatch=4, exact_rollout=False)
+@pytest.mark.parametrize(
+    ("pieces", "form"), [({"microbatch": 4}, "token_truncate"), ({"pack_tokens": 48}, "sequence_mask")]
+)
+def test_after_a_rounded_rollout_every_token_is_weighed(tiny_config, params, rows, truth, pieces, form):
+    """By pi_old / mu, z or no z, of the token or of its whole response, however rows are split."""
+    logp, mask = truth(rows)[0], np.asarray(rows.mask_RT)
+    ratio = np.exp(logp - np.asarray(rows.raw_logp_RT))
+    if form == "sequence_mask":
+        ratio = np.where(mask > 0, ratio, 1).prod(1, keepdims=True) * np.ones((1, T))
+    weight = np.minimum(ratio, 2.0) if form == "token_truncate" else np.where(ratio <= 2.0, ratio, 0)
+    loss, _, totals = compute(
+        tiny_config, params, rows, PLAIN, exact_rollout=False, importance=form, group_size=4, **pieces
+    )
     np.testing.assert_allclose(
         loss, -(mask * weight * np.asarray(rows.advantage_R)[:, None]).sum() / mask.sum(), rtol=1e-5
     )
-    counted = weight[mask > 0]
+    counted, got = weight[mask > 0], one_step(totals)
     np.testing.assert_allclose(
-        one_step(totals)["latent/weight_ess"], counted.sum() ** 2 / (counted.size * (counted**2).sum()), rtol=1e-5
+        got["latent/weight_ess"], counted.sum() ** 2 / (counted.size * (counted**2).sum()), rtol=1e-5
     )
+    np.testing.assert_allclose(got["mismatch/outside"], (ratio[mask > 0] > 2.0).mean(), rtol=1e-6)
+    assert 0 < got["mismatch/outside"] < 1
