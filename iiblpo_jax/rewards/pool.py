@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from iiblpo_jax.rewards.verifier import Job
 
 GRACE_SECONDS = 0.5
-START_SECONDS = 120.0  # imports on a cold and busy machine
+START_SECONDS = 120.0  # imports and preparations on a cold and busy machine
 MAX_FAILED_STARTS = 3
 MAX_REPLY = 4096  # bytes of a worker's message; a longer one was not written by our worker
 OUTCOMES = ("ok", "timeout", "crash", "ready", "failed")
@@ -75,6 +75,7 @@ class Pool:
 
     Args:
       graders: every `module:function` that jobs may name; imported when a worker starts.
+      preparations: jobs that a worker does when it starts.
       workers: number of processes.
       timeout_s: wall-clock seconds an item may take.
 
@@ -82,9 +83,10 @@ class Pool:
       started: processes started so far.
     """
 
-    def __init__(self, graders: Sequence[str], *, workers: int, timeout_s: float):
+    def __init__(self, graders: Sequence[str], *, workers: int, timeout_s: float, preparations: Sequence[Job] = ()):
         self.started = 0
-        self._setup = {"graders": list(graders), "timeout_s": timeout_s}
+        prepared = [tuple(job) for job in preparations]  # a worker need not know the class before it has a path
+        self._setup = {"graders": list(graders), "preparations": prepared, "timeout_s": timeout_s}
         self._size = workers
         self._workers: list[_Worker] = []
         self._failed_starts = 0

@@ -50,7 +50,8 @@ class Scorer:
             raise InputError(f"verifier pool with {workers} workers and {timeout_s} s an answer; both must be positive")
         self._verifiers = {task.name: task.verifier for task in tasks}
         graders = sorted({name for verifier in self._verifiers.values() for name in verifier.graders})
-        self._pool = Pool(graders, workers=workers, timeout_s=timeout_s)
+        preparations = dict.fromkeys(job for verifier in self._verifiers.values() for job in verifier.preparations)
+        self._pool = Pool(graders, workers=workers, timeout_s=timeout_s, preparations=list(preparations))
 
     def score(self, problems: Sequence[Problem], responses: Sequence[str]) -> Grades:
         """Rewards, columns and counts.
@@ -59,7 +60,13 @@ class Scorer:
           problems: the problem of each response, R of them.
           responses: decoded responses without special tokens.
         """
-        found = [self._verifiers[p.task].grade(p, response) for p, response in zip(problems, responses, strict=True)]
+        return self.settle(
+            [self._verifiers[p.task].grade(p, response) for p, response in zip(problems, responses, strict=True)]
+        )
+
+    def settle(self, decisions: Sequence[float | Job]) -> Grades:
+        """What R decisions of verifiers come to, as `score` gives it: the jobs among them are done."""
+        found = list(decisions)
         hard = {index: decision for index, decision in enumerate(found) if isinstance(decision, Job)}
         replies = self._pool.grade(list(hard.values()))
         verdict, seconds = np.full((2, len(found)), np.nan, np.float32)

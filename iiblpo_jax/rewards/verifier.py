@@ -45,10 +45,17 @@ class Verifier(abc.ABC):
     Attributes:
       graders: every `Job.grader` that `grade` may name; a worker imports them when it starts.
       readers: the same of `reads`.
+      preparations: what a worker does once, when it starts and before any clock runs, so that no answer is charged for
+        it; their results are not used.
     """
 
     graders: tuple[str, ...] = ()
     readers: tuple[str, ...] = ()
+
+    @property
+    def preparations(self) -> tuple[Job, ...]:
+        """See the class."""
+        return ()
 
     @abc.abstractmethod
     def grade(self, problem: Problem, response: str) -> float | Job:
@@ -56,7 +63,11 @@ class Verifier(abc.ABC):
 
     @abc.abstractmethod
     def answer(self, response: str) -> str | None:
-        """The final answer of a response, which majority voting compares; None where it has none."""
+        """The final answer of a response, which majority voting compares (`same`); None where it has none."""
+
+    def same(self, one: str, other: str) -> float | Job:
+        """1.0 where two answers (of `answer`) are one and the same to a majority vote, else 0.0; a job says either."""
+        return float(one == other)
 
     def reads(self, gold: str) -> bool | Job:
         """Whether `gold` can be a gold answer: with one that cannot, every response would score 0. A job says 1.0."""

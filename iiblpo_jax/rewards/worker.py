@@ -33,7 +33,7 @@ class Expired(BaseException):
 
 
 def main(connection: Connection) -> None:
-    """Serves one pool until the pipe closes. The first message is the set-up: `graders`, `timeout_s`."""
+    """Serves one pool until the pipe closes. The first message: `graders`, `preparations`, `timeout_s`."""
     for ignored in (signal.SIGINT, signal.SIGTERM):  # the pool ends its workers; a Ctrl-C is the trainer's to handle
         signal.signal(ignored, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, _expire)
@@ -42,6 +42,8 @@ def main(connection: Connection) -> None:
     setup = connection.recv()
     try:
         graders = {name: _load(name) for name in setup["graders"]}
+        for name, args in setup["preparations"]:
+            _load(name)(*args)
     except BaseException as error:
         _send(connection, "failed", f"{type(error).__name__}: {error}"[:500])
         return

@@ -3,7 +3,9 @@ import sys
 import pytest
 
 from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.data import gym
 from iiblpo_jax.data.gym import make_gym
+from iiblpo_jax.rewards.scorer import Scorer
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -38,8 +40,49 @@ class TestWithThePackage:
         assert task.train[0].answer == ""
         assert task.answer_text(task.train[0]) == "</answer>"
 
+    def test_a_composite_is_made_of_its_members(self):
+        members = [{"name": "leg_counting", "weight": 3}, {"name": "chain_sum", "config": {"max_terms": 2}}]
+        task = make_gym("composite", seed=3, train_size=40, heldout_size=4, datasets=members)
+        sources = [problem.metadata["entry"]["metadata"]["source_dataset"] for problem in task.train]
+        assert set(sources) == {"leg_counting", "chain_sum"}
+        assert sources.count("leg_counting") > sources.count("chain_sum")
+        with Scorer([task], workers=1) as scorer:
+            rewards = scorer.score(task.heldout, [f"<answer>{problem.answer}</answer>" for problem in task.heldout])[0]
+        assert rewards.tolist() == [1.0] * 4
+
     @pytest.mark.parametrize(
-        ("name", "options"), [("no_such", {}), ("chain_sum", {"x": 1}), ("chain_sum", {"min_terms": -1})]
+        ("members", "words"),
+        [
+            ([], "at least one dataset"),
+            (["chain_sum"], "'chain_sum' is no member of a composite; give name, weight and config"),
+            ([{"name": "chain_sum", "config": {"seed": 1}}], "member chain_sum sets seed"),
+        ],
+    )
+    def test_members_that_are_none(self, members, words):
+        with pytest.raises(InputError, match=words):
+            make_gym("composite", seed=0, datasets=members)
+
+    def test_integrals_without_a_solution_are_left_out(self, monkeypatch):
+        """The third of these has none: SymPy gives it back."""
+        answers = ["x + C", "x**2 + C", "-Integral(asin(x)**x, x) + C", "x**3 + C"]
+        entries = [{"question": a, "answer": a, "metadata": {}} for a in answers]
+        monkeypatch.setattr(gym, "create", lambda *_, size, **__: entries[:size])
+        task = make_gym("intermediate_integration", seed=0, train_size=4, heldout_size=1)
+        assert [problem.answer for problem in task.train] == ["x**2 + C", "x**3 + C"]
+
+    def test_a_generator_that_takes_its_time_says_so(self, monkeypatch, capsys):
+        """Two seconds a problem: a line about the third one and about the sixth."""
+        clock = iter(range(0, 1000, 2))
+        monkeypatch.setattr(gym.time, "monotonic", lambda: next(clock))
+        assert list(gym._entries(list("abcdefg"), "rearc")) == list("abcdefg")
+        assert capsys.readouterr().err.splitlines() == [
+            "gym:rearc: 3 of 7 problems made in 6 s",
+            "gym:rearc: 6 of 7 problems made in 12 s",
+        ]
+
+    @pytest.mark.parametrize(
+        ("name", "options"),
+        [("no_such", {}), ("chain_sum", {"x": 1}), ("chain_sum", {"min_terms": -1}), ("chain_sum", {"x": {1, 2}})],
     )
     def test_bad_names_and_options(self, name, options):
         with pytest.raises(InputError, match=f"reasoning-gym task '{name}'"):

@@ -64,11 +64,15 @@ def forge():  # a pickle where the pool expects JSON
         try: Connection(fd).send(("ok", 1.0, False))
         except OSError: pass
     time.sleep(60)
+def prepare(word):
+    time.sleep(0.8)
+    sys.prepared = word
+def prepared(): return float(getattr(sys, "prepared", "") == "done")
 def jax(): return "jax" in sys.modules or "iiblpo_jax.data" in sys.modules
 """
 NAMES = """
     echo sleep spin swallow deaf regex die segfault leave fail recurse nan memory pid parent nap jax
-    write program fork sock grow forge
+    write program fork sock grow forge prepare prepared
 """.split()
 
 
@@ -108,6 +112,18 @@ def test_workers_start_with_the_first_job(hostile):
     pool.run([job("echo", 1.0)])
     assert len(pool._workers) == 1  # no more workers than jobs
     pool.close()
+
+
+def test_a_worker_is_prepared_before_its_first_clock_runs(hostile):
+    """The preparation takes longer than an answer may."""
+    with Pool(hostile, workers=1, timeout_s=0.5, preparations=[job("prepare", "done")]) as pool:
+        assert pool.run([job("prepared")] * 2) == ([1.0, 1.0], {"timeouts": 0, "crashes": 0})
+
+
+def test_a_worker_that_cannot_be_prepared_is_an_error(hostile):
+    pool = Pool(hostile, workers=1, timeout_s=0.5, preparations=[job("fail")])
+    with pool, pytest.raises(PoolError, match="ValueError: no"):
+        pool.run([job("echo", 1.0)])
 
 
 @pytest.mark.parametrize("name", ["sleep", "spin", "swallow", "deaf", "regex"])
