@@ -17,10 +17,12 @@ from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
 from iiblpo_jax.results import passk
 from iiblpo_jax.results.diversity import diversity
+from iiblpo_jax.results.voting import parties
 from iiblpo_jax.rewards.scorer import CORRECT, Scorer
-from iiblpo_jax.rewards.together import score_together
+from iiblpo_jax.rewards.together import score_together, settle_together
+from iiblpo_jax.rewards.verifier import Job
 from iiblpo_jax.rollout.engine import rollout
-from iiblpo_jax.rollout.forest import response_tokens
+from iiblpo_jax.rollout.forest import LENGTH, response_tokens
 from iiblpo_jax.rollout.publication import Published
 from iiblpo_jax.rollout.sampling import Sampling
 from iiblpo_jax.rollout.spec import RolloutSpec
@@ -30,9 +32,15 @@ TRAJECTORIES_PER_CALL = 1024  # bounds the Forest and the prompt caches of one r
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Everything sampled for the N problems of a task: right [N,n], extracted answers, plans, token lists [N][n]."""
+    """Everything sampled for the N problems of a task.
+
+    Attributes:
+      correct_Nn, truncated_Nn: bool; right, and cut at the longest response allowed.
+      answers, plans, tokens: [N][n] extracted answers, plans and token lists.
+    """
 
     correct_Nn: np.ndarray
+    truncated_Nn: np.ndarray
     answers: list[list[str | None]]
     plans: list[list[str | None]]
     tokens: list[list[list[int]]]
@@ -104,12 +112,19 @@ class Evaluator:
         sampled = Sampling(temperature=knobs.temperature, top_p=knobs.top_p)
         for name, (task, batches) in self._batches.items():
             answers = self._sample(policy, task, batches, sampled, knobs.samples)
+            if max(knobs.k) > 1:
+                answers = dataclasses.replace(answers, answers=parties(task.verifier, answers.answers, self._settle))
             found = summary(answers, knobs.k)
             if knobs.greedy:
                 greedy = self._sample(policy, task, batches, Sampling(temperature=0.0), 1)
                 found["greedy"] = float(greedy.correct_Nn.mean())
             metrics |= {f"eval/{name}/{key}": value for key, value in found.items()}
         return metrics
+
+    def _settle(self, decisions: Sequence[float | Job]) -> np.ndarray:
+        found = settle_together(self._scorer, decisions)
+        badly = np.isfinite(found.columns["seconds"]) & np.isnan(found.columns["verdict"])
+        return np.where(badly, np.nan, found.rewards)
 
     def _sample(
         self, policy: Published, task: Task, batches: Sequence[PromptBatch], sampling: Sampling, samples: int
@@ -126,26 +141,31 @@ class Evaluator:
             kv_dtype=rollout_config.kv_dtype,
             mesh=self._mesh,
         )
-        correct, answers, plans, tokens = [], [], [], []
+        correct, truncated, answers, plans, tokens = [], [], [], [], []
         for index, batch in enumerate(batches):
             key = jax.random.fold_in(jax.random.key(self._config.eval.seed), index)
             prompts = meshes.to_devices((batch.tokens_PS, batch.length_P), self._mesh, "batch")
             forest, _ = rollout(policy, *prompts, key, spec=spec)
-            responses = response_tokens(forest)
+            responses, cut_R = response_tokens(forest), meshes.to_host(forest.finish_R) == LENGTH
             texts = self._tokenizer.decode_batch(responses)
             problems = [problem for problem in batch.problems for _ in range(samples)]
             rewards = score_together(self._scorer, problems, texts).rewards
             for p in np.flatnonzero(batch.valid_P):
                 mine = slice(p * samples, (p + 1) * samples)
                 correct.append(rewards[mine] >= CORRECT)
+                truncated.append(cut_R[mine])
                 answers.append([task.verifier.answer(text) for text in texts[mine]])
                 plans.append([task.plan(text) for text in texts[mine]])
                 tokens.append(responses[mine])
-        return Answers(correct_Nn=np.array(correct), answers=answers, plans=plans, tokens=tokens)
+        return Answers(
+            correct_Nn=np.array(correct), truncated_Nn=np.array(truncated), answers=answers, plans=plans, tokens=tokens
+        )
 
 
 def summary(answers: Answers, ks: Sequence[int]) -> dict[str, float]:
-    """pass@1, pass@k and maj@k for every k, mean response tokens (stop token not counted), diversity.
+    """pass@1, pass@k and maj@k for every k, mean response tokens (stop token not counted), `truncated`, diversity.
+
+    `truncated` is the share of samples that were cut at the longest response allowed.
 
     Diversity is the four measures of `diversity` and `unique_correct`: different plans among the right samples of a
     problem, mean over problems. It grows with the number of samples.
@@ -153,6 +173,7 @@ def summary(answers: Answers, ks: Sequence[int]) -> dict[str, float]:
     found = {f"pass@{k}": passk.pass_at_k(answers.correct_Nn, k) for k in sorted({1, *ks})}
     found |= {f"maj@{k}": passk.maj_at_k(answers.answers, answers.correct_Nn, k) for k in ks if k > 1}
     found["tokens"] = float(np.mean([len(sample) for group in answers.tokens for sample in group]))
+    found["truncated"] = float(answers.truncated_Nn.mean())
     if answers.correct_Nn.shape[1] > 1:
         found |= diversity(answers.tokens) | {"unique_correct": _unique_correct(answers)}
     return found

@@ -37,6 +37,10 @@ class Math(Verifier):
         """See `last_boxed`."""
         return last_boxed(response)
 
+    def same(self, one: str, other: str) -> float | Job:
+        """As `grade` judges the one, were the other the gold answer."""
+        return self.grade(Problem(id="", question="", answer=one, task=""), f"\\boxed{{{other}}}")
+
     def reads(self, gold: str) -> bool | Job:
         """Whether math-verify parses it. Plain numbers are decided without."""
         if not gold.strip() or len(gold) > MAX_CHARS:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from iiblpo_jax.rewards.scorer import Grades, Scorer
-from iiblpo_jax.rewards.verifier import Problem, Verified
+from iiblpo_jax.rewards.verifier import Job, Problem, Verified
 
 
 def make_scorer(config, tasks: Sequence[Verified]) -> Scorer:
@@ -19,13 +19,23 @@ def make_scorer(config, tasks: Sequence[Verified]) -> Scorer:
 
 def score_together(scorer: Scorer, problems: Sequence[Problem], responses: Sequence[str]) -> Grades:
     """`Scorer.score` of responses that every process has: each verifies its share, and all get all of the grades."""
+    return _together(scorer.score, problems, responses)
+
+
+def settle_together(scorer: Scorer, decisions: Sequence[float | Job]) -> Grades:
+    """`Scorer.settle` in the same way."""
+    return _together(scorer.settle, decisions)
+
+
+def _together(grade: Callable[..., Grades], *arguments: Sequence) -> Grades:
+    """`grade` of arguments that all have an entry a response."""
     count, index = jax.process_count(), jax.process_index()
     if count == 1:
-        return scorer.score(problems, responses)
-    mine = scorer.score(problems[index::count], responses[index::count])
+        return grade(*arguments)
+    mine = grade(*(argument[index::count] for argument in arguments))
 
     def placed(share: np.ndarray) -> np.ndarray:
-        whole = np.zeros(len(responses), np.float32)
+        whole = np.zeros(len(arguments[0]), np.float32)
         whole[index::count] = share
         return whole
 

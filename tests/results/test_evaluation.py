@@ -81,7 +81,7 @@ def test_sampled_numbers_equal_a_recount(embedded, metrics):
         stop_ids=tokenizer.stop_ids,
     )
     batches = heldout_batches(task, tokenizer, batch_size=PER_CALL, max_prompt=S, max_answer=1, limit=PROBLEMS)
-    right, lengths = [], []
+    right, lengths, cut = [], [], []
     for index, batch in enumerate(batches):
         key = jax.random.fold_in(jax.random.key(config.eval.seed), index)
         forest, _ = rollout(published(model), batch.tokens_PS, batch.length_P, key, spec=spec)
@@ -90,11 +90,13 @@ def test_sampled_numbers_equal_a_recount(embedded, metrics):
                 text = tokenizer.decode(tokens[: int(forest.length_R[r])])
                 right.append(is_right(batch.problems[r // SAMPLES].question, text))
                 lengths.append(int(forest.length_R[r]) - int(forest.finish_R[r] == STOP))
+                cut.append(forest.finish_R[r] != STOP)
     right = np.array(right).reshape(PROBLEMS, SAMPLES)
     assert 0 < right.mean() < 1  # else the comparison would be blind
     assert metrics["eval/arithmetic/pass@1"] == pytest.approx(right.mean())
     assert metrics["eval/arithmetic/pass@4"] == pytest.approx(right.any(1).mean())
     assert metrics["eval/arithmetic/tokens"] == pytest.approx(np.mean(lengths))
+    assert metrics["eval/arithmetic/truncated"] == pytest.approx(np.mean(cut))
 
 
 def test_greedy_equals_generate(embedded, metrics):
@@ -109,13 +111,15 @@ def test_numbers_do_not_depend_on_the_slots(evaluate, metrics):
 
 
 def test_the_names_are_those_of_the_metrics_file(metrics):
-    names = "pass@1 pass@2 pass@4 maj@2 maj@4 tokens distinct_1 distinct_4 self_bleu self_rouge unique_correct greedy"
-    assert set(metrics) == {f"eval/arithmetic/{name}" for name in names.split()}
+    names = "pass@1 pass@2 pass@4 maj@2 maj@4 tokens truncated greedy"
+    diversity = "distinct_1 distinct_4 self_bleu self_rouge unique_correct"
+    assert set(metrics) == {f"eval/arithmetic/{name}" for name in f"{names} {diversity}".split()}
 
 
 def test_summary_by_hand():
     answers = Answers(
         correct_Nn=np.array([[True, False, False, True], [False] * 4]),
+        truncated_Nn=np.array([[False] * 4, [False, True, True, True]]),
         answers=[["7", "8", "8", "7"], ["1", None, "2", "1"]],
         plans=[["a", "b", "b", "a"], ["c", None, "d", "c"]],
         tokens=[[[1, 2], [1, 3], [1, 3], [1, 2]], [[4], [], [5], [4]]],
@@ -127,6 +131,7 @@ def test_summary_by_hand():
     assert found["maj@2"] == pytest.approx((1 / 2 + 1 / 2 + 0 + 0) / 4)  # blocks 7-8 and 8-7: a fair tie each
     assert found["maj@4"] == pytest.approx(1 / 4)  # 7 and 8 tie; 1 wins and is wrong
     assert found["tokens"] == pytest.approx(11 / 8)
+    assert found["truncated"] == pytest.approx(3 / 8)
     assert found["distinct_1"] == pytest.approx((3 / 8 + 2 / 3) / 2)
     assert found["unique_correct"] == pytest.approx(1 / 2)  # both right samples of the first problem are plan a
 
@@ -134,6 +139,7 @@ def test_summary_by_hand():
 def test_unique_correct_counts_plans_of_right_samples_only():
     answers = Answers(
         correct_Nn=np.array([[True, True, True, False], [True, False, True, True], [False] * 4]),
+        truncated_Nn=np.zeros((3, 4), bool),
         answers=[["1"] * 4] * 3,
         plans=[["a", "b", "a", "c"], [None, "a", "b", None], ["a", "b", "c", "d"]],
         tokens=[[[1]] * 4] * 3,
@@ -143,9 +149,13 @@ def test_unique_correct_counts_plans_of_right_samples_only():
 
 def test_one_sample_has_neither_votes_nor_diversity():
     answers = Answers(
-        correct_Nn=np.array([[True], [False]]), answers=[["7"], [None]], plans=[["a"], [None]], tokens=[[[1, 2]], [[3]]]
+        correct_Nn=np.array([[True], [False]]),
+        truncated_Nn=np.array([[False], [True]]),
+        answers=[["7"], [None]],
+        plans=[["a"], [None]],
+        tokens=[[[1, 2]], [[3]]],
     )
-    assert summary(answers, (1,)) == {"pass@1": 0.5, "tokens": 1.5}
+    assert summary(answers, (1,)) == {"pass@1": 0.5, "tokens": 1.5, "truncated": 0.5}
 
 
 @pytest.mark.parametrize(
