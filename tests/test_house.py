@@ -24,14 +24,22 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path, known) -> set[str]:
-    """The package's modules that a file imports, wherever in the file it does so."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    """The package's modules that a file imports, wherever in the file it does so.
+
+    But for what only runs where the file is the program: a program is a verb, wherever it stands.
+    """
+    tree, found = ast.parse(path.read_text()), set()
+    tree.body = [node for node in tree.body if not is_main_block(node)]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
     return found & set(known)
+
+
+def is_main_block(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
 
 
 def wing(module: str) -> str:
