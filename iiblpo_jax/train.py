@@ -70,7 +70,7 @@ def main(config: RunConfig, workdir: Path) -> int:
             if columns is not None:
                 writer.rollouts(step, columns)
             trainer.save(step, force=stop.received or step == total)
-            progress.update(step, reward=metrics["reward/mean"], tokens_per_s=metrics["rollout/tokens_per_s"])
+            progress.update(step, reward=metrics["reward/root_mean"], tokens_per_s=metrics["rollout/tokens_per_s"])
         saved = trainer.close()
     if saved != step:
         raise InputError(f"step {step} is not saved, see above; make room in {workdir}, then the same command resumes")

@@ -39,6 +39,16 @@ def max(x, mask, axis=None, *, initial=0.0):
     return jnp.max(jnp.where(_bool(mask), x, initial), axis=axis, initial=initial)
 
 
+def spread(x, mask, axis=None):
+    """Largest minus smallest of the entries that count: exactly 0 iff they are all equal, which a rounded `std` is not.
+
+    0 where there are none.
+    """
+    high = jnp.max(jnp.where(_bool(mask), x, -jnp.inf), axis=axis)
+    low = jnp.min(jnp.where(_bool(mask), x, jnp.inf), axis=axis)
+    return jnp.where(high >= low, high - low, 0.0)
+
+
 # Group-wise reductions. A group is the set of rows with the same label in group_N (any integers, in any order); each
 # row receives its group's value, so results line up with x_N and do not depend on how rows are ordered.
 

@@ -85,6 +85,7 @@ SECTIONS = {
     "branch": "where and how trees branch",
     "latent": "where z comes from: the latent stage",
     "psa": "how z enters the model",
+    "reward": "what a response is paid",
     "ib": "the information bottleneck: which trajectories are kept",
     "objective": "what a token is worth",
     "optim": "the optimiser",
@@ -186,7 +187,11 @@ KNOBS = {
         choices=("trajectory", "tree", "siblings"),
     ),
     "branch.local_credit": knob(1.0, "weight of the comparison with siblings in tree credit", at_least=0),
-    "branch.prefix_loss": knob(True, "tokens inherited from the parent count in a branch's loss too"),
+    "branch.prefix_loss": knob(
+        True,
+        "tokens inherited from the parent count in a branch's loss too; with trajectory credit not where only some "
+        "roots have branches (branch.solved, branch.min_entropy)",
+    ),
     "latent.kind": knob(
         "gaussian", "gaussian: a conditional VAE; codes: k-means of what follows", choices=("gaussian", "codes")
     ),
@@ -229,6 +234,17 @@ KNOBS = {
     ),
     "psa.half_life": knob(256.0, "in which the strength of z halves; inf = no decay", above=0, unit="tokens"),
     "psa.strength": knob(1.0, "strength at t*; 0 = z has no effect", at_least=0),
+    "reward.overlong": knob(
+        "none",
+        "of responses cut at rollout.max_tokens; mask: nothing is learnt from them; shape: long ones are paid less",
+        choices=("none", "mask", "shape"),
+    ),
+    "reward.overlong_buffer": knob(
+        1024, "last tokens of a response over which shape takes off more and more", at_least=1, unit="tokens"
+    ),
+    "reward.overlong_penalty": knob(
+        1.0, "what shape takes off at full length (DAPO: 1 where right and wrong are 2 apart)", above=0, below=math.inf
+    ),
     "ib.estimator": knob(
         "none",
         "of S_IB; likelihood: a reference forward a step; entropy: IBRO; none: no score",

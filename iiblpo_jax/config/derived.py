@@ -20,6 +20,22 @@ def branch_levels(config: RunConfig) -> int:
     return trees.levels(config.branch.k, config.branch.depth, config.branch.parent)
 
 
+def selective_branches(config: RunConfig) -> bool:
+    """Whether it depends on what a root said whether it has branches."""
+    branch = config.branch
+    return branch.k > 0 and (branch.min_entropy > 0 or not branch.solved)
+
+
+def inherited_counts(config: RunConfig) -> bool:
+    """Whether the tokens that a branch inherits count in its loss.
+
+    Not where only some roots have branches: a prefix would be pushed by how well it goes on behind the roots that were
+    chosen for their outcome. Sibling credit gives inherited tokens no advantage anyhow.
+    """
+    chosen = selective_branches(config) and config.branch.credit == "trajectory"
+    return config.branch.prefix_loss and not chosen
+
+
 def rollout_is_exact(config) -> bool:
     """Whether tokens are drawn from the policy that the update computes: both in float32, from the weights as they are.
 

@@ -9,7 +9,13 @@ from collections.abc import Iterator
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config.defaults import KNOBS, METHODS, UNBOUNDED, UNGROUPED, WHOLE_GROUPS, RunConfig
-from iiblpo_jax.config.derived import group_size, kept_per_prompt, mesh_shape, minibatch_mistake
+from iiblpo_jax.config.derived import (
+    group_size,
+    kept_per_prompt,
+    mesh_shape,
+    minibatch_mistake,
+    selective_branches,
+)
 from iiblpo_jax.config.files import flatten, unknown_key
 from iiblpo_jax.config.knobs import nearest, shown
 
@@ -97,6 +103,21 @@ def _credit(config: RunConfig) -> Iterator[str]:
         yield (
             "branch.credit = siblings compares branches of one root and branch.parent = previous grows more on them; "
             "set branch.parent=root, or branch.credit=tree"
+        )
+    if config.branch.credit == "tree" and selective_branches(config):
+        yield (
+            "branch.credit = tree takes what became of a root's branches for the value of what they inherit, and with "
+            "branch.solved = False or branch.min_entropy above 0 only roots chosen by what they said have any; set "
+            "branch.credit=siblings or trajectory"
+        )
+
+
+def _overlong(config: RunConfig) -> Iterator[str]:
+    buffer, longest = config.reward.overlong_buffer, config.rollout.max_tokens
+    if config.reward.overlong == "shape" and buffer > longest:
+        yield (
+            f"reward.overlong_buffer = {buffer} exceeds rollout.max_tokens = {longest}, the longest response; use a "
+            f"part of it, such as {max(1, longest // 5)}"
         )
 
 
@@ -189,9 +210,10 @@ CHECKS = {
     _tasks: "task.name task.mix",
     _method: "objective.name objective.options",
     _score: "ib.estimator ib.filter ib.keep ib.reward_coef",
-    _credit: "branch.credit branch.parent",
     _clip: "objective.name objective.clip_low",
     _groups: "rollout.roots branch.k branch.depth branch.parent objective.name ib.filter",
+    _credit: "branch.credit branch.parent branch.k branch.solved branch.min_entropy",
+    _overlong: "reward.overlong reward.overlong_buffer rollout.max_tokens",
     _minibatches: "train.prompts_per_step rollout.roots branch.k branch.depth branch.parent ib.filter ib.keep "
     "update.minibatches update.packed update.microbatch mesh.data mesh.fsdp objective.name",
     _importance: "update.importance_floor update.importance_cap",

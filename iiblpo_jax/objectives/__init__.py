@@ -19,6 +19,7 @@ from iiblpo_jax.objectives.forking_tokens import forking_tokens
 from iiblpo_jax.objectives.grpo import grpo
 from iiblpo_jax.objectives.gspo import gspo
 from iiblpo_jax.objectives.interface import Batch, Objective, TokenLoss, advantages
+from iiblpo_jax.objectives.overlong import with_overlong
 from iiblpo_jax.objectives.reinforce_pp import reinforce_pp, reinforce_pp_baseline
 from iiblpo_jax.objectives.rloo import rloo
 from iiblpo_jax.objectives.rows import Rows
@@ -35,6 +36,7 @@ __all__ = [
     "advantages",
     "make_objective",
     "with_auxiliary",
+    "with_overlong",
     "with_tree_credit",
 ]
 

@@ -23,6 +23,7 @@ class Rows(struct.PyTreeNode):
       trajectory_R, parent_R: int32 ids in the Forest, parent -1 = root. A parent need not be among the rows.
       branch_at_R: int32 response index of the first own token, 0 = root.
       keep_R: bool, the row is trained on. Statistics of a group run over its kept rows unless a method says otherwise.
+      baseline_R: bool, the rows whose mean reward a group's rewards are compared with; None = those of keep_R.
       ib_score_R: float32, information-bottleneck score, standardised; 0 without an estimator.
       advantage_R: float32, [R] or [R,T]; 0 where nothing was assigned.
       ref_logp_RT: log-probs of the reference model, or None.
@@ -45,6 +46,7 @@ class Rows(struct.PyTreeNode):
     keep_R: jax.Array
     ib_score_R: jax.Array
     advantage_R: jax.Array
+    baseline_R: jax.Array | None = None
     ref_logp_RT: jax.Array | None = None
     latent: Latent | None = None
     extras: dict = struct.field(default_factory=dict)

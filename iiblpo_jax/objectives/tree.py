@@ -77,6 +77,7 @@ def tree_advantage(o: Rows, *, parent_J: tuple[int, ...], local: float) -> jax.A
 
 def sibling_advantage(o: Rows, *, tree_size: int, local: float) -> jax.Array:
     """A_r(t) [R,T] of `siblings`, std with ddof 1; 0 where the kept rewards of roots or of a tree are all equal."""
+    o = o.replace(baseline_R=None)  # each is compared with those it is standardised among
     row_R = jnp.arange(o.reward_R.shape[0])
     root_R = row_R % tree_size == 0
     kept_R = o.keep_R != 0

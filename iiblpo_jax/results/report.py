@@ -16,12 +16,17 @@ from iiblpo_jax.results.page import chart_card, comparison_table, config_table, 
 CHARTS = {
     "Reward": {
         "Reward of the rollouts": ("reward/mean", "reward/pass@1", "reward/pass@group"),
+        "Reward of the roots, the policy's own samples": (
+            "reward/root_mean",
+            "reward/root_pass@1",
+            "reward/root_pass@group",
+        ),
         "Groups, and what is trained on": ("reward/frac_mixed", "reward/frac_zero_std", "reward/frac_kept"),
     },
     "Rollout": {
         "Entropy, nats a token": ("rollout/entropy", "update/entropy"),
         "Response length, tokens": ("rollout/length_mean", "rollout/length_p95"),
-        "Truncated": ("rollout/truncated", "rollout/branch_fallback"),
+        "Truncated": ("rollout/truncated", "rollout/root_truncated", "rollout/branch_fallback"),
         "Branches a root": ("rollout/branches",),
         "Slots in use": ("rollout/slot_utilisation",),
     },

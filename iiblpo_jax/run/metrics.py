@@ -142,7 +142,7 @@ class Progress:
             self._bar.stop()
 
     def update(self, step: int, *, reward: float, tokens_per_s: float) -> None:
-        """Shows the state after `step` of `total` steps; `reward` is the step's mean reward."""
+        """Shows the state after `step` of `total` steps; `reward` is the mean reward of the step's roots."""
         status = f"reward {reward:.3f}  {tokens_per_s:,.0f} tokens/s"
         if self._bar:
             self._bar.update(self._task, completed=step, status=status)

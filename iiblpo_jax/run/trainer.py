@@ -41,6 +41,7 @@ from iiblpo_jax.run.replay import examine, finding_table, load_batch, save_batch
 from iiblpo_jax.run.resumable import check_resumable
 from iiblpo_jax.run.rollout_log import log_columns
 from iiblpo_jax.run.setup import set_up
+from iiblpo_jax.run.task_metrics import task_metrics
 from iiblpo_jax.step import specs
 from iiblpo_jax.step.programs import AbstractStep, Frozen, abstract_of, make_programs, step_keys
 from iiblpo_jax.update.state import init_state
@@ -329,4 +330,6 @@ class Trainer:
         grades = score_together(self.scorer, problems, texts)
         counted: dict[str, float] = {f"reward/verifier_{name}": count for name, count in grades.counts.items()}
         counted["time/verifier_s"] = float(np.nansum(grades.columns["seconds"]))
+        if self.config.task.mix:
+            counted |= task_metrics(batch.problems, forest, grades.rewards)
         return grades.rewards, texts, counted

@@ -9,15 +9,27 @@ from iiblpo_jax.rollout.forest import LENGTH, Forest
 
 
 def reward_metrics(
-    reward_PG: jax.Array, correct_PG: jax.Array, grown_PG: jax.Array, selection: Selection
+    forest: Forest, reward_R: jax.Array, correct_R: jax.Array, shaped_R: jax.Array, selection: Selection
 ) -> dict[str, jax.Array]:
-    """Scalars `reward/*` over what was grown; the spread is that of the kept."""
-    spread_P = masked.std(reward_PG, selection.kept_PG, axis=1) > 0
+    """Scalars `reward/*` over what was grown, and `reward/root_*` over the roots alone.
+
+    Roots are samples of the policy. What all trajectories come to depends on which roots have branches, too.
+
+    Args:
+      forest, reward_R, correct_R, selection: of the step.
+      shaped_R: the rewards that advantages are made of: `frac_zero_std` is about those of the kept.
+    """
+    reward_PG, correct_PG = forest.by_prompt(reward_R), forest.by_prompt(correct_R) > 0
+    grown_PG, root_PG = forest.by_prompt(forest.length_R > 0), forest.by_prompt(forest.parent_R < 0)
+    spread_P = masked.spread(forest.by_prompt(shaped_R), selection.kept_PG, axis=1) > 0
     mixed_P = correct_PG.any(1) & (grown_PG & ~correct_PG).any(1)
     return {
         "reward/mean": masked.mean(reward_PG, grown_PG),
         "reward/pass@1": masked.mean(correct_PG, grown_PG),
         "reward/pass@group": correct_PG.any(1).mean(),
+        "reward/root_mean": masked.mean(reward_PG, root_PG),
+        "reward/root_pass@1": masked.mean(correct_PG, root_PG),
+        "reward/root_pass@group": (correct_PG & root_PG).any(1).mean(),
         "reward/frac_zero_std": 1.0 - spread_P.mean(),
         "reward/frac_mixed": mixed_P.mean(),
         "reward/frac_kept": masked.mean(selection.kept_PG, grown_PG),
@@ -25,14 +37,19 @@ def reward_metrics(
 
 
 def rollout_metrics(forest: Forest) -> dict[str, jax.Array]:
-    """Scalars `rollout/*` of a Forest; lengths in tokens, entropy in nats over the tokens that were drawn."""
-    grown_R = forest.length_R > 0
-    branch_R = grown_R & (forest.parent_R >= 0)
+    """Scalars `rollout/*` of a Forest; lengths in tokens, entropy in nats over the tokens that were drawn.
+
+    `root_*`: of the roots alone, samples of the policy.
+    """
+    grown_R, root_R = forest.length_R > 0, forest.parent_R < 0
+    branch_R = grown_R & ~root_R
     return {
         "rollout/length_mean": masked.mean(forest.length_R, grown_R),
         "rollout/length_p95": jnp.nanpercentile(jnp.where(grown_R, forest.length_R, jnp.nan), 95),
         "rollout/truncated": masked.mean(forest.finish_R == LENGTH, grown_R),
+        "rollout/root_length_mean": masked.mean(forest.length_R, root_R),
+        "rollout/root_truncated": masked.mean(forest.finish_R == LENGTH, root_R),
         "rollout/entropy": masked.mean(forest.entropy_RT, forest.own_RT),
-        "rollout/branches": branch_R.sum() / (forest.parent_R < 0).sum(),  # a root
+        "rollout/branches": branch_R.sum() / root_R.sum(),  # a root
         "rollout/branch_fallback": masked.mean(forest.fallback_R, branch_R),
     }

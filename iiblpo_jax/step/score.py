@@ -20,7 +20,7 @@ from iiblpo_jax.common import masked
 from iiblpo_jax.model.steering.psa import Latent, latent_inputs
 from iiblpo_jax.objectives import Objective, Rows, advantages
 from iiblpo_jax.rewards.scorer import CORRECT
-from iiblpo_jax.rollout.forest import Forest
+from iiblpo_jax.rollout.forest import LENGTH, Forest
 from iiblpo_jax.step.inform import Columns
 from iiblpo_jax.step.measures import reward_metrics, rollout_metrics
 
@@ -43,12 +43,14 @@ class FilterSpec:
       keep: N trajectories a prompt.
       keep_contrast: a group with right and wrong answers keeps both.
       distinct: a trajectory that repeats another's tokens is not kept.
+      finished: nor is one that was cut at the longest response allowed; nothing is learnt from it.
     """
 
     rule: str
     keep: int
     keep_contrast: bool = False
     distinct: bool = False
+    finished: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,11 +61,14 @@ class CreditSpec:
       objective: whose advantages are computed.
       surprise: power of how surprising a right answer to the prompt is, by which its advantages are weighed; 0 = off.
       reward_coef: weight of the self-reward.
+      selective: which roots have branches depends on what they said. Then branches are no sample of the policy's
+        answers, and what a prompt's answers are compared with and weighed by is taken from its roots alone.
     """
 
     objective: Objective
     surprise: float = 0.0
     reward_coef: float = 0.0
+    selective: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,24 +123,27 @@ def score(
       step: rollouts done so far, for objectives with a schedule.
       spec: static.
     """
-    rows = every_row(forest, reward_R, columns, spec.latent)
+    rows = every_row(forest, reward_R, columns, spec)
+    sample_R = rows.keep_R & (~spec.credit.selective | (rows.parent_R < 0))
+    rows = rows.replace(baseline_R=sample_R if spec.credit.selective else None)
     rows = rows.replace(ib_score_R=ib_score(spec, forest, rows, columns))
     selection = select(spec.filter, forest, rows, key)
     rows = rows.replace(keep_R=selection.kept_PG.ravel())
-    rows = rows.replace(advantage_R=credit(spec.credit, forest, rows, step))
+    rows = rows.replace(advantage_R=credit(spec.credit, forest, rows, sample_R, step))
     a = rows.advantage_R
     return Scored(
         score_R=rows.ib_score_R,
         kept_R=rows.keep_R,
         advantage_R=a if a.ndim == 1 else masked.mean(a, forest.mask_RT, axis=1),
         rows=take(rows, selection),
-        metrics=_metrics(spec, forest, rows, selection, columns),
+        metrics=_metrics(spec, forest, rows, selection, columns, step),
     )
 
 
-def every_row(forest: Forest, reward_R: jax.Array, columns: Columns, latent: LatentSpec | None) -> Rows:
-    """All trajectories as rows, nothing assigned to them yet; a branch that was not grown is not kept."""
-    prompt_len_R = forest.prompt_len_P[forest.group_R]
+def every_row(forest: Forest, reward_R: jax.Array, columns: Columns, spec: ScoreSpec) -> Rows:
+    """All trajectories as rows, nothing assigned to them yet; what is not grown, or not wanted, is not kept."""
+    prompt_len_R, latent = forest.prompt_len_P[forest.group_R], spec.latent
+    grown_R = forest.length_R > 0
     return Rows(
         tokens_RC=forest.sequences_RC,
         prompt_len_R=prompt_len_R,
@@ -149,7 +157,7 @@ def every_row(forest: Forest, reward_R: jax.Array, columns: Columns, latent: Lat
         trajectory_R=jnp.arange(reward_R.shape[0]),
         parent_R=forest.parent_R,
         branch_at_R=forest.branch_at_R,
-        keep_R=forest.length_R > 0,
+        keep_R=grown_R & (forest.finish_R != LENGTH) if spec.filter.finished else grown_R,
         ib_score_R=jnp.zeros_like(reward_R),
         advantage_R=jnp.zeros_like(reward_R),
         ref_logp_RT=columns.get("ref_logp"),
@@ -196,14 +204,17 @@ def select(spec: FilterSpec, forest: Forest, rows: Rows, key: jax.Array) -> Sele
     )
 
 
-def credit(spec: CreditSpec, forest: Forest, rows: Rows, step: jax.Array) -> jax.Array:
-    """Advantages [R] or [R,T], the weight of the prompt included."""
+def credit(spec: CreditSpec, forest: Forest, rows: Rows, sample_R: jax.Array, step: jax.Array) -> jax.Array:
+    """Advantages [R] or [R,T], the weight of the prompt included.
+
+    `sample_R`: the trajectories from which the share of right answers is taken, kept or not: what the filter left out
+    was an answer too.
+    """
     advantage = advantages(spec.objective, rows, reward_coef=spec.reward_coef, step=step)
     if not spec.surprise:
         return advantage
-    # Over all that was grown: what the filter left out was an answer too.
-    grown_PG = forest.by_prompt(forest.length_R > 0)
-    bits_R = jnp.repeat(bottleneck.surprise(forest.by_prompt(rows.reward_R), grown_PG), forest.group_size)
+    sample_PG = forest.by_prompt(sample_R)
+    bits_R = jnp.repeat(bottleneck.surprise(forest.by_prompt(rows.reward_R), sample_PG), forest.group_size)
     return advantage * (bits_R**spec.surprise).reshape(-1, *[1] * (advantage.ndim - 1))
 
 
@@ -221,10 +232,12 @@ def take(rows: Rows, selection: Selection) -> Rows:
     return jax.tree.map(keep, rows)
 
 
-def _metrics(spec: ScoreSpec, forest: Forest, rows: Rows, selection: Selection, columns: Columns) -> dict:
+def _metrics(
+    spec: ScoreSpec, forest: Forest, rows: Rows, selection: Selection, columns: Columns, step: jax.Array
+) -> dict:
+    shaped_R = spec.credit.objective.reward_shaping(rows, step)
+    metrics = reward_metrics(forest, rows.reward_R, rows.correct_R, shaped_R, selection) | rollout_metrics(forest)
     correct_PG, grown_PG = forest.by_prompt(rows.correct_R) > 0, forest.by_prompt(forest.length_R > 0)
-    metrics = reward_metrics(forest.by_prompt(rows.reward_R), correct_PG, grown_PG, selection)
-    metrics |= rollout_metrics(forest)
     if spec.bottleneck.estimator == "none":
         return metrics
     return metrics | bottleneck.bottleneck_metrics(

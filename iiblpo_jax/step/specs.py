@@ -15,7 +15,7 @@ from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.packed.attention import implementation
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
-from iiblpo_jax.objectives import Objective, make_objective, with_auxiliary, with_tree_credit
+from iiblpo_jax.objectives import Objective, make_objective, with_auxiliary, with_overlong, with_tree_credit
 from iiblpo_jax.rollout.branching import Branching
 from iiblpo_jax.rollout.publication import PublicationSpec
 from iiblpo_jax.rollout.sampling import Sampling
@@ -90,6 +90,8 @@ def objective(config) -> Objective:
             local=config.branch.local_credit,
             siblings=config.branch.credit == "siblings",
         )
+    if config.reward.overlong == "shape":
+        method = with_overlong(method, buffer=config.reward.overlong_buffer, penalty=config.reward.overlong_penalty)
     return with_auxiliary(method, entropy_coef=config.ib.entropy_coef, kl_coef=config.update.kl_coef)
 
 
@@ -121,8 +123,14 @@ def score_spec(config, method: Objective) -> ScoreSpec:
             keep=derived.kept_per_prompt(config),
             keep_contrast=ib.keep_contrast and ib.filter in ("score", "random"),
             distinct=ib.distinct,
+            finished=config.reward.overlong == "mask",
         ),
-        credit=CreditSpec(objective=method, surprise=ib.surprise, reward_coef=ib.reward_coef),
+        credit=CreditSpec(
+            objective=method,
+            surprise=ib.surprise,
+            reward_coef=ib.reward_coef,
+            selective=derived.selective_branches(config),
+        ),
         latent=latent if uses_latents(config) else None,
     )
 
@@ -154,7 +162,7 @@ def update_settings(config, method: Objective, *, mesh: Mesh | None = None) -> U
         importance_floor=config.update.importance_floor,
         importance_cap=config.update.importance_cap,
         exact_rollout=derived.rollout_is_exact(config) and multiplies_in_float32(mesh),
-        prefix_loss=config.branch.prefix_loss,
+        prefix_loss=derived.inherited_counts(config),
         group_size=kept,
         dtype=config.model.dtype,
     )

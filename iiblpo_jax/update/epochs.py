@@ -73,7 +73,8 @@ def _optimizer_step(gradient, optimizer, state, rows, old_logp_nT, key):
     changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     new = (optax.apply_updates(state.params, changes), opt_state)
     params, opt_state = jax.tree.map(partial(jnp.where, fine), new, (state.params, state.opt_state))
-    totals |= {"loss": loss, "grad_norm": norm, "steps": jnp.float32(1)}
+    # A minibatch of which no token counts has neither; as zeros they would water down the means of those that have.
+    totals |= {"loss": loss, "grad_norm": norm, "steps": (totals["tokens"] > 0).astype(jnp.float32)}
     totals = {name: jnp.where(fine, x, 0.0) for name, x in totals.items()} | {"skipped": 1.0 - fine}
     return state.replace(params=params, opt_state=opt_state), totals
 

@@ -45,7 +45,10 @@ def combine_totals(a: dict, b: dict) -> dict:
 
 
 def metrics(totals: dict) -> dict:
-    """The scalars of one update from the totals of all its optimizer steps; 0 where nothing was counted."""
+    """The scalars of one update from the totals of all its optimizer steps; 0 where nothing was counted.
+
+    Loss and gradient norm are means over the minibatches of which some token counts.
+    """
     t = totals
 
     def mean(name, over):

@@ -27,6 +27,15 @@ def test_reductions_over_an_axis_with_an_empty_row():
     assert masked.mean(X, MASK, axis=1, keepdims=True).shape == (3, 1)
 
 
+def test_spread_is_zero_exactly_where_the_entries_that_count_are_equal():
+    np.testing.assert_array_equal(masked.spread(X, MASK, axis=1), [5, 2, 0])
+    assert masked.spread(X, MASK) == 6
+    equal = np.full((1, 8), 0.1, np.float32)
+    seven = np.arange(8) < 7
+    assert masked.std(equal, seven, axis=1) > 0  # the mean of seven equal numbers rounds
+    assert masked.spread(equal, seven, axis=1) == 0
+
+
 def test_variance_survives_a_large_offset():
     x = np.float32(4096) + np.array([0.0, 1.0, 2.0, 3.0], np.float32)
     np.testing.assert_allclose(masked.var(x, np.ones(4)), 1.25, rtol=1e-6)

@@ -88,6 +88,16 @@ def test_the_section_update_reads_as_an_attribute():
         ({"train__steps": 0}, r"train\.steps = 0; use 1 or more"),
         ({"optim__lr": -1e-3}, r"optim\.lr = -0\.001; use 0 or more"),
         ({"rollout__refill_at": 65}, r"rollout\.refill_at = 65 exceeds rollout\.slots = 64.*; use at most 64"),
+        (
+            {"reward__overlong": "shape", "rollout__max_tokens": 100},
+            r"reward\.overlong_buffer = 1024 exceeds rollout\.max_tokens = 100.*, such as 20$",
+        ),
+        ({"reward__overlong": "cut"}, r"reward\.overlong = 'cut'.* use one of none, mask, shape"),
+        (
+            {"branch__credit": "tree", "branch__solved": False},
+            r"branch\.credit = tree .* set branch\.credit=siblings or",
+        ),
+        ({"branch__credit": "tree", "branch__min_entropy": 1.0}, r"branch\.credit = tree .* branch\.min_entropy above"),
         ({"rollout__min_tokens": 5000}, r"rollout\.min_tokens = 5000 exceeds rollout\.max_tokens = 4096"),
         ({"ib__estimator": "likelihood", "ib__keep": 9}, r"ib\.keep.*9.* 8 trajectories"),
         ({"ib__estimator": "none", "ib__filter": "score"}, r"ib\.estimator = none leaves no score"),

@@ -42,6 +42,14 @@ def test_statistics_run_over_kept_rows_only(outcomes, make_rows, advantage):
     np.testing.assert_allclose(advantage(outcomes(keep_R=keep))[chosen], alone, rtol=1e-6)
 
 
+def test_rewards_are_compared_with_the_rows_of_the_baseline(make_rows):
+    """Two roots, 1 and 0, and two branches, 1 and 1: the mean is one half; nobody but a root is in it."""
+    rows = make_rows(jnp.array([1.0, 0.0, 1.0, 1.0]), jnp.zeros(4), baseline_R=jnp.array([1, 1, 0, 0]))
+    np.testing.assert_allclose(centred(rows), [0.5, -0.5, 0.5, 0.5])
+    np.testing.assert_allclose(standardised(rows), [1, -1, 1, 1], rtol=1e-5)  # the spread is that of all four, 1/2
+    np.testing.assert_allclose(leave_one_out(rows), [1, -1, 0.5, 0.5])
+
+
 @pytest.mark.parametrize("advantage", [standardised, centred, leave_one_out])
 def test_a_group_of_one_is_zero(make_rows, advantage):
     assert advantage(make_rows(jnp.array([3.0]), jnp.array([0])))[0] == 0

@@ -172,7 +172,7 @@ def test_rollout_and_update_agree(straight):
 def test_metrics_have_the_documented_names(straight):
     names = set(straight[0][0][0])
     documented = {
-        "reward": "mean pass@1 pass@group frac_zero_std frac_mixed frac_kept",
+        "reward": "mean pass@1 pass@group root_mean root_pass@1 root_pass@group frac_zero_std frac_mixed frac_kept",
         "rollout": "tokens length_mean length_p95 truncated entropy slot_utilisation branches branch_fallback "
         "tokens_per_s",
         "ib": "answer prompt score kept_score kept_correct auc_correct corr_length contrast_rescued",

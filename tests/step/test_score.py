@@ -10,7 +10,7 @@ import pytest
 from iiblpo_jax.bottleneck import Reading
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.model.decoder import bind, hidden_states, project
-from iiblpo_jax.objectives import make_objective
+from iiblpo_jax.objectives import make_objective, with_overlong
 from iiblpo_jax.rollout.forest import LENGTH, STOP, Forest
 from iiblpo_jax.rollout.marker import marker_table
 from iiblpo_jax.rollout.solved import Gold
@@ -133,12 +133,17 @@ def test_metrics_by_hand():
         "reward/mean": 2.5 / 8,
         "reward/pass@1": 2 / 8,
         "reward/pass@group": 1 / 2,
+        "reward/root_mean": 1.5 / 4,
+        "reward/root_pass@1": 1 / 4,
+        "reward/root_pass@group": 1 / 2,
         "reward/frac_zero_std": 0.0,
         "reward/frac_mixed": 1 / 2,
         "reward/frac_kept": 1.0,
         "rollout/length_mean": 31 / 8,
         "rollout/length_p95": 5.0,
         "rollout/truncated": 2 / 8,
+        "rollout/root_length_mean": 13 / 4,
+        "rollout/root_truncated": 0.0,
         "rollout/entropy": ENTROPY[OWN].mean(),
         "rollout/branches": 1.0,
         "rollout/branch_fallback": 1 / 4,
@@ -151,6 +156,48 @@ def test_a_group_without_spread_teaches_nothing_and_is_counted():
     assert not result.advantage_R[:4].any() and result.advantage_R[4:].all()
     assert float(result.metrics["reward/frac_zero_std"]) == 0.5
     assert float(result.metrics["reward/frac_mixed"]) == 0.5
+
+
+def test_equal_partial_credits_are_no_spread_though_their_mean_rounds():
+    """Of one prompt with eight trajectories: the mean of eight times .1 is not .1 in float32."""
+    one = FOREST.replace(prompt_PS=FOREST.prompt_PS[:1], prompt_len_P=FOREST.prompt_len_P[:1])
+    result = scored(forest=one, reward_R=np.full(8, 0.1, np.float32), filter={"keep": 8})
+    assert float(result.metrics["reward/frac_zero_std"]) == 1.0
+
+
+def test_roots_are_reported_apart_from_branches_that_grew_behind_wrong_ones():
+    """Root 0 is right and has no branch: four sevenths of all are right, half of the roots."""
+    length_R = jnp.where(jnp.arange(8) == 1, 0, FOREST.length_R)
+    result = scored(forest=FOREST.replace(length_R=length_R), reward_R=np.float32([1, 0, 0, 1, 0, 0, 1, 1]))
+    assert float(result.metrics["reward/mean"]) == pytest.approx(4 / 7)
+    assert float(result.metrics["reward/root_mean"]) == float(result.metrics["reward/root_pass@1"]) == 0.5
+    assert float(result.metrics["reward/root_pass@group"]) == 1.0
+
+
+def test_truncated_responses_are_left_out_of_loss_and_statistics():
+    """Trajectories 1 and 5 are cut: a prompt's group is what is left, and so is its share of right answers."""
+    result = scored(filter={"finished": True}, credit={"surprise": 1.0})
+    np.testing.assert_array_equal(result.kept_R, FINISH_R == STOP)
+    # 1 0 1: mean 2/3, std 1/sqrt 3, log2(3/2) bits; 0 .5 0: mean 1/6, std 1/sqrt 12, log2 6 bits.
+    first, second = np.log2(1.5) * 3**-0.5, np.log2(6) * 3**-0.5
+    np.testing.assert_allclose(
+        result.advantage_R, [first, 0, -2 * first, first, -second, 0, 2 * second, -second], rtol=1e-4
+    )
+    assert not result.rows.mask_RT[np.array([1, 5])].any() and result.rows.mask_RT[0].any()
+    assert float(result.metrics["reward/mean"]) == 2.5 / 8  # what was generated stays in the metrics
+
+
+def test_shaped_rewards_make_advantages_and_nothing_else():
+    """Two of five tokens of buffer: lengths 4 and 5 cost a half and 1, shorter ones nothing."""
+    method = with_overlong(make_objective("dr_grpo", max_tokens=T), buffer=2, penalty=1.0)
+    shaped_R = REWARD_R - [0.5, 1, 0, 1, 0, 1, 0.5, 0]
+    result = scored(credit={"objective": method, "surprise": 1.0})
+    bits_R = np.repeat([1, 3], 4)  # of the share of right answers
+    centred_R = (shaped_R.reshape(2, 4) - shaped_R.reshape(2, 4).mean(1, keepdims=True)).ravel()
+    np.testing.assert_allclose(result.advantage_R, centred_R * bits_R, rtol=1e-5)
+    assert float(result.metrics["reward/mean"]) == 2.5 / 8
+    all_right = scored(reward_R=np.ones(8, np.float32), credit={"objective": method})
+    assert float(all_right.metrics["reward/frac_zero_std"]) == 0.0  # they differ in length
 
 
 def test_entropy_scores_rank_filter_and_reward():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from iiblpo_jax.defaults import default_config
+from iiblpo_jax.objectives.overlong import Overlong
 from iiblpo_jax.step import specs
 from iiblpo_jax.update.settings import UpdateSettings
 
@@ -68,3 +69,34 @@ def test_update_settings():
     assert specs.update_settings(c, method).pack_tokens == 0
     c.update.packed, c.update.microbatch = True, 0
     assert specs.update_settings(c, method).pack_tokens == 8192
+
+
+def test_where_only_some_roots_have_branches_roots_are_the_measure():
+    c = default_config()
+    method = specs.objective(c)
+
+    def found():
+        return specs.score_spec(c, method).credit.selective, specs.update_settings(c, method).prefix_loss
+
+    assert found() == (False, True)
+    c.branch.solved = False
+    assert found() == (True, False)
+    c.branch.credit = "siblings"  # which has its own means, and no advantage on inherited tokens
+    assert found() == (True, True)
+    c.branch.update({"solved": True, "credit": "trajectory", "min_entropy": 0.5})
+    assert found() == (True, False)
+    c.branch.k = 0
+    assert found() == (False, True)
+
+
+def test_overlong_responses():
+    c = default_config()
+    c.rollout.max_tokens = 100
+    assert not specs.score_spec(c, specs.objective(c)).filter.finished
+    c.reward.overlong = "mask"
+    assert specs.score_spec(c, specs.objective(c)).filter.finished
+    c.reward.update({"overlong": "shape", "overlong_buffer": 20, "overlong_penalty": 0.5})
+    shaping = specs.objective(c).reward_shaping
+    assert isinstance(shaping, Overlong)
+    assert (shaping.max_tokens, shaping.buffer, shaping.penalty) == (100, 20, 0.5)
+    assert not specs.score_spec(c, specs.objective(c)).filter.finished

@@ -147,6 +147,21 @@ def test_zero_advantages_leave_the_policy_alone(tiny_config, tiny_params, rows):
     np.testing.assert_allclose(metrics["update/ratio_mean"], 1.0, atol=1e-6)
 
 
+def test_minibatches_without_tokens_do_not_water_down_the_means(tiny_config, tiny_params, rows):
+    """One row counts: two of the six minibatches have it, and loss and gradient norm are means over these two."""
+    alone = rows.replace(mask_RT=rows.mask_RT.at[jnp.arange(N) != 4].set(0.0))
+    _, metrics = run(tiny_config, tiny_params, alone, THREE_BY_TWO, key=7)
+    _, losses = by_hand(tiny_config, tiny_params, alone, order_of(7))
+    counted = [loss for order, loss in zip(order_of(7), losses, strict=True) if 4 in order]
+    assert len(counted) == 2
+    np.testing.assert_allclose(metrics["update/loss"], np.mean(counted), atol=1e-5)
+    first = compiled_gradient(tiny_config)(
+        {"policy": tiny_params}, alone, None, step=jnp.int32(0), key=jax.random.key(0)
+    )
+    # At least that of the first of them is in the mean of two; over six it would be a sixth.
+    assert metrics["update/grad_norm"] > 0.4 * optax.tree.norm(first[1])
+
+
 def test_a_bad_minibatch_is_skipped_and_counted(tiny_config, tiny_params, rows):
     """A NaN advantage spoils one of three minibatches in both epochs: the others alone make parameters and momentum."""
     bad = rows.replace(advantage_R=rows.advantage_R.at[2].set(jnp.nan))
