@@ -1,6 +1,6 @@
 """math-verify as other stacks call it, on the whole response with its own defaults: what `audit` compares with.
 
-Tasks are graded by math.py, which looks at the box alone.
+Tasks are graded by math/, which looks at the box alone.
 """
 
 from __future__ import annotations
