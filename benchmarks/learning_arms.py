@@ -29,7 +29,7 @@ CODES = (
 PIECES = {
     "iib_lpo": (),
     "branches_weight": (),
-    "branches": ("ib.surprise=0.0",),
+    "branches": ("advantage.weight=none",),
     "no_branches": ("branch.k=0", "rollout.roots=8", "train.prompts_per_step=20"),
     "no_latent": ("latent.z=0",),  # which only arithmetic has
     "quiet_codes": (*CODES, "latent.prior_weight=0.8", "latent.prior_power=0.0"),  # codes_mixed_flat of latents.py
@@ -47,7 +47,7 @@ PIECES = {
         "ib.estimator=none",
         "ib.reward_coef=0.0",
         "ib.entropy_coef=0.0",
-        "ib.surprise=0.0",
+        "advantage.weight=none",
     ),
 }
 # GRPO; GRPO as DAPO has it: clip-higher, and groups of equal rewards dropped (their tokens count); GRPO with the weight
@@ -55,7 +55,7 @@ PIECES = {
 BASELINES = {
     "grpo": (),
     "dapo": ("objective.name=dapo", "ib.filter=contrast"),
-    "grpo_weight": ("ib.surprise=0.5", "ib.filter=contrast"),
+    "grpo_weight": ("advantage.weight=surprise", "ib.filter=contrast"),
 }
 NAMED = (*PIECES, *BASELINES)
 
@@ -124,7 +124,7 @@ def check_name(name: str, config: RunConfig) -> None:
         raise InputError(
             "the arm iib_lpo needs branches, a latent and the score, and here not all are on; see branches_weight"
         )
-    if name == "branches_weight" and (latents or scored or not config.branch.k or not config.ib.surprise):
+    if name == "branches_weight" and (latents or scored or not config.branch.k or config.advantage.weight == "none"):
         raise InputError(
             "the arm branches_weight has branches and the weight alone, and here a latent or a score is on"
         )

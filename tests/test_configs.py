@@ -38,7 +38,7 @@ def test_the_baseline_is_plain_grpo_and_otherwise_the_default():
     ours = files.flatten(files.load_file(NAMES["arithmetic"]))
     plain = files.flatten(files.load_file(NAMES["arithmetic_grpo"]))
     off = {"branch.k": 0, "latent.z": 0, "ib.estimator": "none", "ib.filter": "none"}
-    off |= {"ib.reward_coef": 0.0, "ib.entropy_coef": 0.0, "ib.surprise": 0.0}
+    off |= {"ib.reward_coef": 0.0, "ib.entropy_coef": 0.0, "advantage.weight": "none"}
     differing = {key for key in ours if ours[key] != plain[key]}
     assert differing == {*off, "rollout.roots"} - {"ib.reward_coef", "ib.entropy_coef"}  # off by default
     assert {key: plain[key] for key in off} == off
@@ -49,7 +49,7 @@ def test_the_published_runs_have_the_released_settings(name):
     config = files.load_file(NAMES[name])
     assert (config.train.prompts_per_step, config.rollout.roots, config.branch.k) == (32, 2, 3)
     assert (config.latent.kind, config.latent.z, config.ib.filter) == ("gaussian", 128, "score")
-    assert (config.ib.compression, config.ib.length_cost, config.ib.surprise) == ("information", 0.0, 0.0)
+    assert (config.ib.compression, config.ib.length_cost, config.advantage.weight) == ("information", 0.0, "none")
     assert derived.kept_per_prompt(config) * 32 / config.update.minibatches == 32
     assert (config.optim.lr, config.optim.b1, config.optim.b2, config.optim.weight_decay) == (1e-6, 0.9, 0.999, 0.01)
     assert (config.rollout.temperature, config.rollout.top_p) == (0.9, 0.9)

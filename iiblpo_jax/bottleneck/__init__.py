@@ -13,7 +13,6 @@ from iiblpo_jax.bottleneck.selection import (
     likelihood_score,
     select,
     standardise,
-    surprise,
 )
 
 __all__ = [
@@ -28,5 +27,4 @@ __all__ = [
     "reference_logprobs",
     "select",
     "standardise",
-    "surprise",
 ]

@@ -86,16 +86,6 @@ def _with_contrast(
     return keep_PN.at[:, -1].set(jnp.where(rescued_P, best_P, keep_PN[:, -1])), rescued_P
 
 
-def surprise(reward_PG: jax.Array, valid_PG: jax.Array) -> jax.Array:
-    """-log2 of the mean reward of each prompt's valid trajectories [P], bits.
-
-    It is I(r; a) of a right response as the group itself estimates it: log2 p(a | q, r) / p(a | q) with p(a | q, r) = 1
-    and p(a | q) the share of right answers. A mean below that of half a right answer counts as one half.
-    """
-    floor_P = 0.5 / jnp.maximum(valid_PG.sum(1), 1)
-    return -jnp.log2(jnp.clip(masked.mean(reward_PG, valid_PG, axis=1), floor_P, 1.0))
-
-
 def first_of_its_kind(tokens_PGT: jax.Array, length_PG: jax.Array, valid_PG: jax.Array) -> jax.Array:
     """False for a trajectory whose tokens an earlier valid one of the same prompt has too, bool [P,G]."""
     group = length_PG.shape[1]

@@ -87,6 +87,7 @@ SECTIONS = {
     "psa": "how z enters the model",
     "reward": "what a response is paid",
     "ib": "the information bottleneck: which trajectories are kept",
+    "advantage": "what a prompt weighs",
     "objective": "what a token is worth",
     "optim": "the optimiser",
     "update": "how the policy moves",
@@ -269,11 +270,15 @@ KNOBS = {
     "ib.reward_coef": knob(
         0.0, "times clip(score, -1, 1), added to the advantage in groups with reward spread", at_least=0
     ),
-    "ib.surprise": knob(
-        0.5, "advantages are weighed by (-log2 of the prompt's share of right answers) ** this; 0 = off", at_least=0
-    ),
     "ib.entropy_coef": knob(0.0, "of the loss term mean(A_t H_t)", at_least=0),
     "ib.length_cost": knob(0.5, "the explicit price of verbosity; 0 = none", at_least=0, unit="nats a token"),
+    "advantage.weight": knob(
+        "surprise",
+        "of a prompt by its share p of right answers: surprise (-log2 p)^power, maxrl 1/p, f_grpo (1-p)^power, "
+        "pass_at_k k(1-p)^(k-1) with k = power",
+        choices=("none", "surprise", "maxrl", "f_grpo", "pass_at_k"),
+    ),
+    "advantage.power": knob(0.5, "of advantage.weight; maxrl and none have none", above=0),
     "objective.name": knob("grpo", "a method of iiblpo_jax/objectives", choices=tuple(METHODS)),
     "objective.clip_low": knob(
         None, "ratio is clipped below at 1 - this; None = the method's own", at_least=0, kind=float
@@ -359,6 +364,7 @@ KNOBS = {
 
 # Knobs of earlier versions: the default they had, and what they did.
 REMOVED = {
+    "ib.surprise": (0.5, "it is advantage.weight=surprise with advantage.power, or advantage.weight=none for 0"),
     "latent.kl_weight": (1.0, "weight of the KL in the ELBO, which is 1 now"),
     "latent.free_bits": (0.1, "nats a dimension that the KL may cost nothing, which are 0.1 now"),
 }
@@ -401,7 +407,7 @@ def plain_grpo(c: RunConfig, *, samples: int) -> RunConfig:
     c.ib.filter = "none"
     c.ib.reward_coef = 0.0
     c.ib.entropy_coef = 0.0
-    c.ib.surprise = 0.0
+    c.advantage.weight = "none"
     return c
 
 
@@ -414,5 +420,6 @@ def paper(c: RunConfig) -> RunConfig:
     c.branch.update({"k": 3, "points": "shared", "parent": "root", "solved": True, "credit": "trajectory"})
     c.latent.update({"kind": "gaussian", "z": 128, "siblings": "independent", "prior_power": 1.0})
     c.ib.update({"estimator": "likelihood", "compression": "information", "length_cost": 0.0})
-    c.ib.update({"filter": "score", "keep": 0, "surprise": 0.0, "reward_coef": 0.1, "entropy_coef": 0.005})
+    c.ib.update({"filter": "score", "keep": 0, "reward_coef": 0.1, "entropy_coef": 0.005})
+    c.advantage.weight = "none"
     return c

@@ -41,6 +41,8 @@ def flatten(tree, prefix: str = "") -> dict:
 def unknown_key(key: str, known: Iterable[str]) -> InputError:
     """The error for a key that no config has, with the nearest one that exists."""
     known = list(known)
+    if key in REMOVED:
+        return InputError(f"config key {key} is no more: {REMOVED[key][1]}")
     names = {name.rsplit(".", 1)[-1] for name in known}
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     if not near:
@@ -91,7 +93,7 @@ def load(workdir: Path | str) -> RunConfig:
     if not isinstance(stored, dict):
         raise InputError(f"{path} holds no config; pass --config=FILE instead")
     config, found = default_config(), []
-    for key, value in _chain_as_tree(flatten(stored), path).items():
+    for key, value in surprise_as_weight(_chain_as_tree(flatten(stored), path)).items():
         try:
             _restore(config, path, key, value)
         except InputError as error:
@@ -111,6 +113,18 @@ def _chain_as_tree(stored: dict, path: Path) -> dict:
         f"branch.depth={k}, the same tree; each branches off among its parent's own tokens now"
     )
     return stored | {"branch.k": 1, "branch.depth": k}
+
+
+def surprise_as_weight(stored: dict) -> dict:
+    """ib.surprise was the power of what now is advantage.weight = surprise; 0 was none. Another value stays, and is
+    refused."""
+    power = stored.get("ib.surprise")
+    if "advantage.weight" in stored or not isinstance(power, int | float) or not 0 <= power < math.inf:
+        return stored
+    rest = {key: value for key, value in stored.items() if key != "ib.surprise"}
+    return rest | (
+        {"advantage.weight": "surprise", "advantage.power": power} if power else {"advantage.weight": "none"}
+    )
 
 
 def _restore(config: RunConfig, path: Path, key: str, value) -> None:

@@ -46,4 +46,4 @@ def _stored(workdir: Path) -> dict:
     except (FileNotFoundError, InputError):
         return {}
     defaults = files.flatten(files.resolve(default_config()))
-    return defaults | files.flatten(stored) if isinstance(stored, dict) else {}
+    return defaults | files.surprise_as_weight(files.flatten(stored)) if isinstance(stored, dict) else {}

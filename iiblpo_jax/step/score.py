@@ -19,6 +19,7 @@ from iiblpo_jax.bottleneck import Selection
 from iiblpo_jax.common import masked
 from iiblpo_jax.model.steering.psa import Latent, latent_inputs
 from iiblpo_jax.objectives import Objective, Rows, advantages
+from iiblpo_jax.objectives.weights import prompt_weights
 from iiblpo_jax.rewards.scorer import CORRECT
 from iiblpo_jax.rollout.forest import LENGTH, Forest
 from iiblpo_jax.step.inform import Columns
@@ -59,14 +60,15 @@ class CreditSpec:
 
     Attributes:
       objective: whose advantages are computed.
-      surprise: power of how surprising a right answer to the prompt is, by which its advantages are weighed; 0 = off.
+      weight, power: of the prompt (objectives/weights.py).
       reward_coef: weight of the self-reward.
       selective: which roots have branches depends on what they said. Then branches are no sample of the policy's
         answers, and what a prompt's answers are compared with and weighed by is taken from its roots alone.
     """
 
     objective: Objective
-    surprise: float = 0.0
+    weight: str = "none"
+    power: float = 1.0
     reward_coef: float = 0.0
     selective: bool = False
 
@@ -211,11 +213,11 @@ def credit(spec: CreditSpec, forest: Forest, rows: Rows, sample_R: jax.Array, st
     was an answer too.
     """
     advantage = advantages(spec.objective, rows, reward_coef=spec.reward_coef, step=step)
-    if not spec.surprise:
+    if spec.weight == "none":
         return advantage
-    sample_PG = forest.by_prompt(sample_R)
-    bits_R = jnp.repeat(bottleneck.surprise(forest.by_prompt(rows.reward_R), sample_PG), forest.group_size)
-    return advantage * (bits_R**spec.surprise).reshape(-1, *[1] * (advantage.ndim - 1))
+    reward_PG, sample_PG = forest.by_prompt(rows.reward_R), forest.by_prompt(sample_R)
+    weight_P = prompt_weights(reward_PG, sample_PG, weight=spec.weight, power=spec.power)
+    return advantage * jnp.repeat(weight_P, forest.group_size).reshape(-1, *[1] * (advantage.ndim - 1))
 
 
 def take(rows: Rows, selection: Selection) -> Rows:

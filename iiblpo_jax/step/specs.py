@@ -127,7 +127,8 @@ def score_spec(config, method: Objective) -> ScoreSpec:
         ),
         credit=CreditSpec(
             objective=method,
-            surprise=ib.surprise,
+            weight=config.advantage.weight,
+            power=config.advantage.power,
             reward_coef=ib.reward_coef,
             selective=derived.selective_branches(config),
         ),

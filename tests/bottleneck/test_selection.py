@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iiblpo_jax.bottleneck import first_of_its_kind, likelihood_score, select, standardise, surprise
+from iiblpo_jax.bottleneck import first_of_its_kind, likelihood_score, select, standardise
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config.derived import keep_count
 
@@ -186,9 +186,3 @@ def test_only_the_first_of_equal_trajectories_is_news():
     valid = np.array([[1, 1, 1, 1, 1], [0, 1, 1, 0, 1]], bool)
     found = first_of_its_kind(*map(jnp.asarray, (tokens, length, valid)))
     assert found.tolist() == [[True, False, True, True, True], [True, True, False, False, False]]
-
-
-def test_surprise_in_bits():
-    reward = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0]], np.float32)
-    valid = np.array([[1, 1, 1, 1]] * 4 + [[1, 1, 0, 0]], bool)
-    np.testing.assert_allclose(surprise(reward, valid), [2, 1, 0, 3, 0], atol=1e-6)

@@ -343,6 +343,20 @@ def test_a_stored_config_that_cannot_be_used_is_refused(tmp_path, text, message)
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("power, weight", [(0.0, "none"), (0, "none"), (0.5, "surprise"), (2.0, "surprise")])
+def test_a_stored_surprise_is_read_as_a_weight(tmp_path, capsys, power, weight):
+    files.save(default_config(), tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    del stored["advantage"]
+    stored["ib"]["surprise"] = power
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    loaded = files.load(tmp_path)
+    assert loaded.advantage.weight == weight and not capsys.readouterr().err
+    assert weight == "none" or loaded.advantage.power == power
+    with pytest.raises(InputError, match=r"ib\.surprise is no more.*advantage\.weight=surprise"):
+        raise files.unknown_key("ib.surprise", KNOBS)
+
+
 def test_a_stored_chain_is_read_as_a_tree_of_one_branch_a_level(tmp_path, capsys):
     config = changed(branch__k=3, branch__parent="previous")
     stored = files.resolve(config)
@@ -393,7 +407,7 @@ def test_a_stored_config_of_an_earlier_version(tmp_path, capsys):
         ("rollot.roots", "did you mean rollout.roots?"),
         ("lr", "did you mean latent.lr or optim.lr?"),
         ("train.colour", "known keys: train.max_bad_steps"),
-        ("colour.hue", "known sections: attention, branch"),
+        ("colour.hue", "known sections: advantage, attention, branch"),
         ("rolout", "did you mean log.rollouts or rollout?"),
     ],
 )

@@ -36,7 +36,8 @@ def make_config(**sections):
     sizes = {
         "rollout": {"roots": M, "slots": 8, "refill_at": 3, "max_prompt": 8, "max_tokens": T, "top_p": 1.0},
         "branch": {"k": K},
-        "ib": {"filter": "none", "surprise": 0.0},
+        "ib": {"filter": "none"},
+        "advantage": {"weight": "none"},
         "train": {"steps": 4, "prompts_per_step": P},
         "optim": {"lr": 1e-3},
         "update": {"minibatches": 1, "importance_cap": CAP},

@@ -39,8 +39,8 @@ OFF = {
         "reward_coef": 0.0,
         "entropy_coef": 0.0,
         "keep_contrast": False,
-        "surprise": 0.0,
     },
+    "advantage": {"weight": "none"},
 }
 
 

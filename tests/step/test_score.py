@@ -176,7 +176,7 @@ def test_roots_are_reported_apart_from_branches_that_grew_behind_wrong_ones():
 
 def test_truncated_responses_are_left_out_of_loss_and_statistics():
     """Trajectories 1 and 5 are cut: a prompt's group is what is left, and so is its share of right answers."""
-    result = scored(filter={"finished": True}, credit={"surprise": 1.0})
+    result = scored(filter={"finished": True}, credit={"weight": "surprise", "power": 1.0})
     np.testing.assert_array_equal(result.kept_R, FINISH_R == STOP)
     # 1 0 1: mean 2/3, std 1/sqrt 3, log2(3/2) bits; 0 .5 0: mean 1/6, std 1/sqrt 12, log2 6 bits.
     first, second = np.log2(1.5) * 3**-0.5, np.log2(6) * 3**-0.5
@@ -191,7 +191,7 @@ def test_shaped_rewards_make_advantages_and_nothing_else():
     """Two of five tokens of buffer: lengths 4 and 5 cost a half and 1, shorter ones nothing."""
     method = with_overlong(make_objective("dr_grpo", max_tokens=T), buffer=2, penalty=1.0)
     shaped_R = REWARD_R - [0.5, 1, 0, 1, 0, 1, 0.5, 0]
-    result = scored(credit={"objective": method, "surprise": 1.0})
+    result = scored(credit={"objective": method, "weight": "surprise", "power": 1.0})
     bits_R = np.repeat([1, 3], 4)  # of the share of right answers
     centred_R = (shaped_R.reshape(2, 4) - shaped_R.reshape(2, 4).mean(1, keepdims=True)).ravel()
     np.testing.assert_allclose(result.advantage_R, centred_R * bits_R, rtol=1e-5)
@@ -224,10 +224,10 @@ def test_entropy_scores_rank_filter_and_reward():
 
 def test_surprise_weighs_the_advantages_of_a_prompt():
     """Mean rewards 1/2 and 1/8 are 1 and 3 bits; the advantages are otherwise GRPO's."""
-    result = scored(credit={"surprise": 1.0})
+    result = scored(credit={"weight": "surprise", "power": 1.0})
     np.testing.assert_allclose(result.advantage_R, GRPO_R * np.repeat([1, 3], 4), rtol=1e-5)
     kept = scored(
-        credit={"surprise": 1.0}, filter={"rule": "contrast", "keep": 2}
+        credit={"weight": "surprise", "power": 1.0}, filter={"rule": "contrast", "keep": 2}
     )  # the share of right answers is that of the group
     np.testing.assert_allclose(np.unique(np.abs(kept.advantage_R)), [0, 2**-0.5, 3 * 2**-0.5], rtol=1e-5)
 

@@ -64,11 +64,11 @@ def all_groups() -> Forest:
 FOREST = all_groups()
 
 
-def scored(method, *, selective, surprise=0.0):
+def scored(method, *, selective, weight="none"):
     spec = ScoreSpec(
         bottleneck=BottleneckSpec(),
         filter=FilterSpec(rule="none", keep=2 * ROOTS),
-        credit=CreditSpec(objective=make_objective(method, max_tokens=2), selective=selective, surprise=surprise),
+        credit=CreditSpec(objective=make_objective(method, max_tokens=2), selective=selective, weight=weight),
     )
     right_R = ((FOREST.tokens_RT[:, 1] == 0) & (FOREST.length_R > 0)).astype(jnp.float32)
     return score(FOREST, right_R, {}, jax.random.key(0), jnp.int32(0), spec=spec)
@@ -111,7 +111,7 @@ def test_a_mean_over_branches_too_would_be_biased():
 
 def test_a_prompt_is_weighed_by_its_roots():
     """Bits of the share of right roots, none or half of two; where both are right there is nothing to weigh."""
-    plain, weighed = (scored("dr_grpo", selective=True, surprise=s).advantage_R for s in (0.0, 1.0))
+    plain, weighed = (scored("dr_grpo", selective=True, weight=w).advantage_R for w in ("none", "surprise"))
     for group, before, after in zip(GROUPS, plain.reshape(-1, 4), weighed.reshape(-1, 4), strict=True):
         right = sum(c == 0 for _, (_, c), _ in group)
         np.testing.assert_allclose(after, before * {0: 2.0, 1: 1.0, 2: 0.0}[right], atol=1e-6)
