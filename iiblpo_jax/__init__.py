@@ -5,6 +5,8 @@ The command line is `python -m iiblpo_jax.{train,latent,evaluate,export,report}`
     model, tokenizer = iiblpo_jax.load_model("path/to/hf_directory")
     logits_BTV = iiblpo_jax.logits(model, tokens_BT)
     texts = iiblpo_jax.generate(model, tokenizer, ["2+3="])
+
+`Task`, `Problem` and `one_by_one` are for tasks of your own (docs/your_own.md); none of them needs jax.
 """
 
 _PUBLIC = {
@@ -12,6 +14,9 @@ _PUBLIC = {
     "logits": "iiblpo_jax.model.decoder",
     "generate": "iiblpo_jax.rollout.generate",
     "InputError": "iiblpo_jax.common.errors",
+    "Task": "iiblpo_jax.data.task",
+    "Problem": "iiblpo_jax.rewards.verifier",
+    "one_by_one": "iiblpo_jax.rewards.own",
 }
 __all__ = list(_PUBLIC)
 

@@ -80,7 +80,9 @@ def parse(argv: list[str], *, needs_workdir: bool = True) -> tuple[RunConfig, Pa
         config = files.load(workdir)
     else:
         raise InputError("no config; pass --config=FILE, such as --config=configs/arithmetic.py")
-    found = overrides.apply(config, changes) + validation.mistakes(config) + registry.mistakes(config)
+    found = overrides.apply(config, changes)
+    files.make_absolute(config, Path.cwd())
+    found += validation.mistakes(config) + registry.mistakes(config)
     if found:
         raise InputError.of(found)
     return config, workdir

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from iiblpo_jax import cli
 from iiblpo_jax.config.defaults import RunConfig
+from iiblpo_jax.config.files import changed_code
 
 CHECKPOINT = cli.checkpoint_flag()
 
@@ -23,6 +24,7 @@ def main(config: RunConfig, workdir: Path) -> None:
     """Loads, samples, grades, writes."""
     import jax  # after the command line is checked
 
+    from iiblpo_jax.common.errors import warn
     from iiblpo_jax.devices.mesh import make_mesh
     from iiblpo_jax.model.files.fingerprint import fingerprint
     from iiblpo_jax.results import stored
@@ -39,6 +41,8 @@ def main(config: RunConfig, workdir: Path) -> None:
     mesh = make_mesh(config.mesh) if jax.device_count() > 1 else None
     policy = load_policy(config, workdir, CHECKPOINT.value, mesh=mesh)
     specs.check_positions(config, policy.model_config, (), policy.tokenizer)
+    for line in changed_code(config, workdir) if leads else ():
+        warn(line)
     tasks = evaluation_tasks(config)
     console.print(f"{policy.source}, step {policy.step}: {', '.join(task.name for task in tasks)}")
 

@@ -26,6 +26,7 @@ def main(config: RunConfig, workdir: Path) -> int:
     import jax  # after the command line is checked
 
     from iiblpo_jax.results import report
+    from iiblpo_jax.run import tracking
     from iiblpo_jax.run.metrics import MetricWriter, Progress
     from iiblpo_jax.run.stopping import StopRequest
     from iiblpo_jax.run.trainer import Trainer
@@ -34,6 +35,7 @@ def main(config: RunConfig, workdir: Path) -> int:
     console = Console(quiet=not leads)
 
     # --- model, data, latent, optimizer, checkpoint: everything a user can get wrong fails here
+    track = tracking.prepare(config, workdir)
     trainer = Trainer(config, workdir, console=console)
     start = trainer.restore()
     if start is not None and start > total:
@@ -50,7 +52,7 @@ def main(config: RunConfig, workdir: Path) -> int:
 
     # --- start or resume
     step = done = start or 0
-    writer = MetricWriter(workdir, resume_step=start)
+    writer = MetricWriter(workdir, resume_step=start, track=track)
     if start is None:
         console.print("evaluating the model as it is")
         writer.write(0, {"data/dropped": trainer.source.dropped} | trainer.latent_metrics() | trainer.evaluate())

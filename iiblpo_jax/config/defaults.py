@@ -14,6 +14,9 @@ from iiblpo_jax.config.knobs import knob
 
 MESH_REST = (-1,)  # all devices that the other axes leave
 
+OWN_CODE = "file.py:name or package.module:name"  # how knobs name code of the user's own
+OWN_TASK = "own"  # the name of the task of task.path in a mix
+
 # The policy-optimisation methods, and what objective.options may set of each.
 METHODS = {
     "bapo": {
@@ -85,7 +88,7 @@ SECTIONS = {
     "branch": "where and how trees branch",
     "latent": "where z comes from: the latent stage",
     "psa": "how z enters the model",
-    "reward": "what a response is paid",
+    "reward": "what a response is paid, and verifiers of your own",
     "ib": "the information bottleneck: which trajectories are kept",
     "advantage": "what a prompt weighs",
     "objective": "what a token is worth",
@@ -96,6 +99,7 @@ SECTIONS = {
     "checkpoint": "what stays on disk",
     "eval": "held-out evaluation",
     "log": "what a run writes down",
+    "tracker": "where metrics go besides the workdir",
 }
 
 KNOBS = {
@@ -118,6 +122,9 @@ KNOBS = {
         1.0, "how long an answer may take; then it scores 0 and is counted", above=0, below=math.inf, unit="seconds"
     ),
     "task.name": knob("arithmetic", "a name of the task registry; 'gym:NAME' is a reasoning-gym task"),
+    "task.path": knob(
+        "", f"a function of your own that makes the task, in place of task.name; {OWN_CODE}; in a mix it is 'own'"
+    ),
     "task.data_dir": knob("", "folder with the task's local files; not used by procedural tasks"),
     "task.options": knob({}, "arguments of the task; with a mix: one dict a task name"),
     "task.mix": knob({}, "task name -> weight, in place of task.name; empty = task.name alone"),
@@ -235,6 +242,22 @@ KNOBS = {
     ),
     "psa.half_life": knob(256.0, "in which the strength of z halves; inf = no decay", above=0, unit="tokens"),
     "psa.strength": knob(1.0, "strength at t*; 0 = z has no effect", at_least=0),
+    "reward.timeout": knob(
+        10.0, "how long a call of a verifier of your own may take", above=0, below=math.inf, unit="seconds"
+    ),
+    "reward.processes": knob(2, "in which verifiers of your own run", at_least=1, unit="processes"),
+    "reward.batch": knob(
+        16,
+        "of a call of a verifier of your own, at most; a call that fails is repeated one by one",
+        at_least=1,
+        unit="responses",
+    ),
+    "reward.max_failures": knob(
+        0.25,
+        "share of a step's rewards that may fail (raise, hang, be no number) and score 0; more stop the run",
+        at_least=0,
+        at_most=1,
+    ),
     "reward.overlong": knob(
         "none",
         "of responses cut at rollout.max_tokens; mask: nothing is learnt from them; shape: long ones are paid less",
@@ -280,6 +303,7 @@ KNOBS = {
     ),
     "advantage.power": knob(0.5, "of advantage.weight; maxrl and none have none", above=0),
     "objective.name": knob("grpo", "a method of iiblpo_jax/objectives", choices=tuple(METHODS)),
+    "objective.path": knob("", f"a function of your own that makes the method, in place of objective.name; {OWN_CODE}"),
     "objective.clip_low": knob(
         None, "ratio is clipped below at 1 - this; None = the method's own", at_least=0, kind=float
     ),
@@ -360,6 +384,8 @@ KNOBS = {
         False, "rollouts/ also hold log-probs of the behaviour, key `logp`, which off-line training weighs by"
     ),
     "log.entropies": knob(False, "rollouts/ also hold the entropy of every token in nats, key `entropies`"),
+    "tracker.path": knob("", f"a class or function of your own that gets every row of metrics; {OWN_CODE}"),
+    "tracker.options": knob({}, "arguments of the tracker, such as the name of a project"),
 }
 
 # Knobs of earlier versions: the default they had, and what they did.

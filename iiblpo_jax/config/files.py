@@ -10,19 +10,21 @@ import importlib.util
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from iiblpo_jax.common import json_input
+from iiblpo_jax.common import json_input, own_code
 from iiblpo_jax.common.errors import InputError, warn
 from iiblpo_jax.common.jsonl import write_atomic
 from iiblpo_jax.config.defaults import KNOBS, REMOVED, RunConfig, default_config
 from iiblpo_jax.config.knobs import SHOWN, shown
 
 MAX_CONFIG = 1 << 20  # bytes of a config.json
+OWN_CODE_KEYS = ("task.path", "objective.path", "tracker.path")
+DIGESTS = "digests"  # the key of config.json that is no section
 FREE_FORM = tuple(key for key in KNOBS if KNOBS[key].kind is dict)  # their keys are named by the task or the method
 
 
@@ -69,11 +71,63 @@ def resolve(config: RunConfig) -> dict:
     return plain(config)
 
 
+def own_code_of(config: RunConfig) -> dict[str, str]:
+    """Key -> reference of all code of the user's own that a config names (common/own_code.py)."""
+    return {key: holder[name] for key, holder, name in _own_code(config)}
+
+
+def make_absolute(config: RunConfig, folder: Path | str) -> None:
+    """Counts relative files of `own_code_of` from a folder, in place: that of the config file which names them, or the
+    working directory for what the command line says. So they are found again wherever a run goes on."""
+    for _, holder, name in _own_code(config):
+        holder[name] = own_code.absolute(holder[name], folder)
+
+
+def _own_code(config: RunConfig) -> Iterator[tuple[str, Any, str]]:
+    """(key, section or dict, name in it) of every reference to the user's own code."""
+    for key in OWN_CODE_KEYS:
+        section, name = key.split(".")
+        held = config.get(section, {})
+        if isinstance(held.get(name), str) and held[name]:
+            yield key, held, name
+    options = config.get("task", {}).get("options", {})
+    for key, held in [("task.options", options), *((f"task.options.{name}", options[name]) for name in options)]:
+        verifier = held.get("verifier") if isinstance(held, ConfigDict | dict) else None
+        if isinstance(verifier, str) and ":" in verifier:
+            yield f"{key}.verifier", held, "verifier"
+
+
 def save(config: RunConfig, workdir: Path | str) -> None:
-    """Writes `workdir`/config.json."""
+    """Writes `workdir`/config.json: the config, and digests of the user's own code that it names."""
     path = Path(workdir) / "config.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(resolve(config), indent=2) + "\n")
+    digests = {key: own_code.digest(reference) for key, reference in own_code_of(config).items()}
+    content = resolve(config) | ({DIGESTS: digests} if digests else {})
+    write_atomic(path, json.dumps(content, indent=2) + "\n")
+
+
+def changed_code(config: RunConfig, workdir: Path | str) -> list[str]:
+    """A line for all of the user's own code that is another text than when config.json of a workdir was written; none
+    where there is no config.json that can be read."""
+    try:
+        stored = _stored(Path(workdir) / "config.json")
+    except InputError:
+        return []
+    if not isinstance(stored, dict) or not isinstance(digests := stored.get(DIGESTS), dict):
+        return []
+    return [
+        f"{key} = {reference} has changed since {workdir}/config.json was written; what it says now counts"
+        for key, reference in own_code_of(config).items()
+        if key in digests and digests[key] != own_code.digest(reference)
+    ]
+
+
+def _stored(path: Path) -> Any:
+    """What a config.json holds, None where there is none."""
+    try:
+        return json_input.load(path, mend="pass --config=FILE instead", limit=MAX_CONFIG)
+    except FileNotFoundError:
+        return None
 
 
 def load(workdir: Path | str) -> RunConfig:
@@ -86,12 +140,12 @@ def load(workdir: Path | str) -> RunConfig:
         them are named.
     """
     path = Path(workdir) / "config.json"
-    try:
-        stored = json_input.load(path, mend="pass --config=FILE instead", limit=MAX_CONFIG)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; give the workdir of a run, or --config=FILE") from None
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give the workdir of a run, or --config=FILE")
+    stored = _stored(path)
     if not isinstance(stored, dict):
         raise InputError(f"{path} holds no config; pass --config=FILE instead")
+    stored.pop(DIGESTS, None)
     config, found = default_config(), []
     for key, value in surprise_as_weight(_chain_as_tree(flatten(stored), path)).items():
         try:
@@ -175,6 +229,7 @@ def load_file(path: Path | str) -> RunConfig:
         raise _file_error(error, path) from error
     if not isinstance(config, RunConfig):
         raise InputError(f"get_config() of {path} returned a {type(config).__name__}; return default_config(), changed")
+    make_absolute(config, Path(path).absolute().parent)
     return config.lock()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from iiblpo_jax.common import json_input
-from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.common.errors import InputError, warn
 from iiblpo_jax.config import files
 from iiblpo_jax.config.defaults import KNOBS, RunConfig, default_config
 from iiblpo_jax.config.knobs import shown
@@ -16,7 +16,8 @@ HISTORY = "config_history.jsonl"
 
 
 def keep(config: RunConfig, workdir: Path, *, verb: str, step: int = 0, console: Console) -> None:
-    """Writes config.json and a line of config_history.jsonl, and prints what differs from the config.json before.
+    """Writes config.json and a line of config_history.jsonl, and says what differs from the config.json before: keys,
+    and code of the user's own.
 
     A line has `time` (UTC), `verb`, `step`, `changed` (key -> [before, now]) and the whole `config`.
 
@@ -29,6 +30,8 @@ def keep(config: RunConfig, workdir: Path, *, verb: str, step: int = 0, console:
     """
     before, now = _stored(workdir), files.flatten(files.resolve(config))
     changed = {key: (before[key], now[key]) for key in KNOBS if before and before[key] != now[key]}
+    for line in files.changed_code(config, workdir):
+        warn(line)
     files.save(config, workdir)
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     row = {"time": time, "verb": verb, "step": step, "changed": changed, "config": files.resolve(config)}

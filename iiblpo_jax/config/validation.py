@@ -7,7 +7,9 @@ here imports jax, so a wrong config is refused at once, and all that is wrong wi
 import math
 from collections.abc import Iterator
 
+from iiblpo_jax.common import own_code
 from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.config import files
 from iiblpo_jax.config.defaults import KNOBS, METHODS, UNBOUNDED, UNGROUPED, WHOLE_GROUPS, RunConfig
 from iiblpo_jax.config.derived import (
     group_size,
@@ -69,7 +71,7 @@ def _latent(config: RunConfig) -> Iterator[str]:
 
 
 def _tasks(config: RunConfig) -> Iterator[str]:
-    if not (config.task.name or config.task.mix):
+    if not (config.task.name or config.task.mix or config.task.path):
         yield "task.name is empty; name a task, such as arithmetic"
     for name, weight in config.task.mix.items():
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
@@ -77,7 +79,15 @@ def _tasks(config: RunConfig) -> Iterator[str]:
             yield f"task.mix gives {name} the weight {shown(weight)}; use a number above 0"
 
 
+def _own_code(config: RunConfig) -> Iterator[str]:
+    for key, reference in files.own_code_of(config).items():
+        if wrong := own_code.mistake(reference):
+            yield f"{key} = {shown(reference)}: {wrong}"
+
+
 def _method(config: RunConfig) -> Iterator[str]:
+    if config.objective.path:
+        return  # what it takes is known once it is loaded
     name = config.objective.name
     known = METHODS[name]
     for option, value in config.objective.options.items():
@@ -123,7 +133,8 @@ def _overlong(config: RunConfig) -> Iterator[str]:
 
 def _clip(config: RunConfig) -> Iterator[str]:
     low = config.objective.clip_low
-    if low is not None and low >= 1 and config.objective.name not in UNBOUNDED:
+    bounded = config.objective.name not in UNBOUNDED and not config.objective.path
+    if low is not None and low >= 1 and bounded:
         yield (
             f"objective.clip_low = {low} cuts ratios below {1 - low:g}, where there are none; use a number below 1, or "
             "None for the method's own"
@@ -133,7 +144,7 @@ def _clip(config: RunConfig) -> Iterator[str]:
 def _groups(config: RunConfig) -> Iterator[str]:
     if group_size(config) > 1:
         return
-    if config.objective.name not in UNGROUPED:
+    if config.objective.name not in UNGROUPED and not config.objective.path:
         yield (
             "rollout.roots = 1 with branch.k = 0 makes groups of one trajectory, which is compared with nothing: every "
             f"advantage would be 0; use rollout.roots=4, branch.k=1, or objective.name={UNGROUPED[0]}"
@@ -207,11 +218,12 @@ CHECKS = {
     _slots: "rollout.refill_at rollout.slots",
     _lengths: "rollout.min_tokens rollout.max_tokens",
     _latent: "latent.kind latent.z latent.window latent.prior_power",
-    _tasks: "task.name task.mix",
-    _method: "objective.name objective.options",
+    _tasks: "task.name task.mix task.path",
+    _own_code: "task.path task.options objective.path tracker.path",
+    _method: "objective.name objective.options objective.path",
     _score: "ib.estimator ib.filter ib.keep ib.reward_coef",
-    _clip: "objective.name objective.clip_low",
-    _groups: "rollout.roots branch.k branch.depth branch.parent objective.name ib.filter",
+    _clip: "objective.name objective.path objective.clip_low",
+    _groups: "rollout.roots branch.k branch.depth branch.parent objective.name objective.path ib.filter",
     _credit: "branch.credit branch.parent branch.k branch.solved branch.min_entropy",
     _overlong: "reward.overlong reward.overlong_buffer rollout.max_tokens",
     _minibatches: "train.prompts_per_step rollout.roots branch.k branch.depth branch.parent ib.filter ib.keep "

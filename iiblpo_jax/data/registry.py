@@ -10,10 +10,11 @@ from typing import Any, get_args, get_type_hints
 from ml_collections import ConfigDict
 
 from iiblpo_jax.common.errors import InputError
-from iiblpo_jax.config.defaults import KNOBS
+from iiblpo_jax.config.defaults import KNOBS, OWN_CODE, OWN_TASK
 from iiblpo_jax.config.files import flatten
 from iiblpo_jax.config.knobs import KINDS, is_of, nearest, shown
-from iiblpo_jax.data import arithmetic, competition, countdown, gold, gsm8k, gym, rows, sums
+from iiblpo_jax.data import arithmetic, competition, countdown, gold, gsm8k, gym, jsonl, rows, sums
+from iiblpo_jax.data.own import make_own
 from iiblpo_jax.data.task import Task
 
 _GENERATED: dict[str, Callable[..., Task]] = {
@@ -32,7 +33,8 @@ NO_OPTIONS = {  # what a task takes from elsewhere
     "data_dir": "task.data_dir",
     "size": "train_size and heldout_size",
 }
-NAMES = (*_GENERATED, f"{GYM}<name>", *_FROM_FILES)
+JSONL = f"{jsonl.NAME}:"  # what follows is any name
+NAMES = (*_GENERATED, f"{GYM}<name>", *_FROM_FILES, jsonl.NAME, f"{JSONL}<name>", OWN_TASK)
 
 
 def mistakes(config) -> list[str]:
@@ -50,9 +52,22 @@ def mistakes(config) -> list[str]:
             for name in options
             if name not in mix
         ]
-    else:
+    elif not flat.get("task.path"):
         found = [line for name in filter(None, [flat.get("task.name")]) for line in _mistakes(name, options)]
-    return found + [line for name in flat.get("eval.tasks", ()) for line in _mistakes(name, {})]
+    else:
+        found = []  # what a function of the user's own takes is known once it is loaded
+    return found + [line for name in flat.get("eval.tasks", ()) for line in _mistakes(name, {})] + _own(flat)
+
+
+def _own(flat: Mapping[str, Any]) -> list[str]:
+    """Whether task.path is there where a task is called so, and the other way round."""
+    mix, path = flat.get("task.mix", {}), flat.get("task.path")
+    if path and mix and OWN_TASK not in mix:
+        return [f"task.path is set and task.mix does not name it; give it a weight under the name {OWN_TASK}"]
+    named = {*(mix or [flat.get("task.name")]), *flat.get("eval.tasks", ())}
+    if OWN_TASK in named and not path:
+        return [f"the task {OWN_TASK!r} is the one of task.path, which is empty; set it to {OWN_CODE}"]
+    return []
 
 
 def make_task(
@@ -62,7 +77,8 @@ def make_task(
 
     Args:
       name: `arithmetic`, `countdown`, `sums`, `gym:<any reasoning-gym name>`, or a dataset read from local files:
-        `gsm8k`, `math`, `dapo_math`, `math500`, `aime24`, `aime25`, `olympiad`.
+        `gsm8k`, `math`, `dapo_math`, `math500`, `aime24`, `aime25`, `olympiad`; or `jsonl`, rows of your own
+        (`jsonl:NAME` where a mix has several).
       data_dir: where the files are, for the tasks that read files. Nothing is ever downloaded.
       seed: of generated training sets. Held-out sets do not depend on it.
       options: keyword options of the task, e.g. `{"k_max": 5}` for arithmetic; see each `make_*`.
@@ -76,8 +92,13 @@ def make_task(
     options = dict(options or {})
     if name.startswith(GYM):
         return gym.make_gym(name.removeprefix(GYM), seed=seed, **options)
-    fixed = {"seed": seed} if name in _GENERATED else {"data_dir": data_dir}
-    task = (_GENERATED | _FROM_FILES)[name](**fixed, **options)
+    if name == OWN_TASK:
+        raise InputError(f"the task {OWN_TASK!r} is the one of task.path, which is empty; set it to {OWN_CODE}")
+    if is_jsonl(name):
+        task = jsonl.make_jsonl(name, data_dir=data_dir, **options)
+    else:
+        fixed = {"seed": seed} if name in _GENERATED else {"data_dir": data_dir}
+        task = (_GENERATED | _FROM_FILES)[name](**fixed, **options)
     gold.check_gold(task)
     return task
 
@@ -86,13 +107,21 @@ def _mistakes(name: str, options: Any) -> list[str]:
     """One message for everything that is wrong with a task's name or its options."""
     if name.startswith(GYM) and gym.names() and name not in (known := {f"{GYM}{n}" for n in gym.names()}):
         return [f"unknown task {name!r}{nearest(name, known, cutoff=0.75)}; choose a name of reasoning_gym"]
-    if not (name.startswith(GYM) or name in _GENERATED or name in _FROM_FILES):
+    if name == OWN_TASK:
+        return []
+    if not (name.startswith(GYM) or name in _GENERATED or name in _FROM_FILES or is_jsonl(name)):
         return [f"unknown task {name!r}{nearest(name, NAMES)}; choose one of {', '.join(NAMES)}"]
     if not isinstance(options, Mapping | ConfigDict):
         return [f"task {name!r} has the options {shown(options)}; use {KINDS[dict]}"]
-    make = gym.make_gym if name.startswith(GYM) else _GENERATED.get(name, competition.make_competition)
+    from_files = jsonl.make_jsonl if is_jsonl(name) else competition.make_competition
+    make = gym.make_gym if name.startswith(GYM) else _GENERATED.get(name, from_files)
     known = {key: kind for key, kind in get_type_hints(make).items() if key not in {*NO_OPTIONS, "options", "return"}}
     return [line for option, value in options.items() if (line := _option(name, option, value, known))]
+
+
+def is_jsonl(name: str) -> bool:
+    """Whether a task is rows of the user's own."""
+    return name == jsonl.NAME or name.startswith(JSONL)
 
 
 def _option(name: str, option: str, value: Any, known: Mapping[str, Any]) -> str:
@@ -113,15 +142,34 @@ def _option(name: str, option: str, value: Any, known: Mapping[str, Any]) -> str
 
 
 def make_tasks(section, *, seed: int) -> list[tuple[Task, float]]:
-    """The (task, weight) pairs of a config's task section: its mix, or the one named task.
+    """The (task, weight) pairs of a config's task section: its mix, or the one task that it names.
 
-    With a mix, `section.options` and the folders below `section.data_dir` go by task name.
+    With a mix, `section.options` and the folders below `section.data_dir` go by task name; `own` is that of
+    `section.path`, and `jsonl:NAME` has the folder NAME.
     """
     folder = Path(section.data_dir) if section.data_dir else None
     if not section.mix:
-        return [(make_task(section.name, data_dir=folder, seed=seed, options=section.options), 1.0)]
-    folders = {name: folder / name if folder else None for name in section.mix}
-    return [
-        (make_task(name, data_dir=folders[name], seed=seed, options=section.options.get(name)), float(weight))
+        [name] = names_of(section)
+        return [(named(section, name, data_dir=folder, seed=seed, options=section.options), 1.0)]
+    folders = {name: folder / name.removeprefix(JSONL) if folder else None for name in section.mix}
+    found = [
+        (named(section, name, data_dir=folders[name], seed=seed, options=section.options.get(name)), float(weight))
         for name, weight in section.mix.items()
     ]
+    names = [task.name for task, _ in found]
+    if len(set(names)) < len(names):
+        raise InputError(f"task.mix has two tasks of one name ({', '.join(names)}); rename yours")
+    return found
+
+
+def names_of(section) -> list[str]:
+    """The names of a config's tasks as the registry knows them, in the order of `make_tasks`."""
+    return list(section.mix) or [OWN_TASK if section.get("path") else section.name]
+
+
+def named(section, name: str, *, data_dir: Path | None, seed: int, options: Mapping[str, Any] | None = None) -> Task:
+    """`make_task` of a name that a config's task section uses: `own` may be among them."""
+    if name == OWN_TASK and section.get("path"):
+        plain = options.to_dict() if isinstance(options, ConfigDict) else dict(options or {})
+        return make_own(section.path, data_dir=data_dir, seed=seed, options=plain)
+    return make_task(name, data_dir=data_dir, seed=seed, options=options)

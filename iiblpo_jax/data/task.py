@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.rewards.math import Math
+from iiblpo_jax.rewards.own import Own
 from iiblpo_jax.rewards.verifier import Problem, Verifier
 
 SYSTEM = "You are a helpful assistant."
@@ -28,7 +29,8 @@ class Task:
     Attributes:
       name: the registry name.
       train, heldout: disjoint by question. `train` is empty for an evaluation-only task.
-      verifier: grades responses, reads gold answers, names the answer of a response; the kinds are in rewards/.
+      verifier: grades responses, reads gold answers, names the answer of a response; the kinds are in rewards/. Or any
+        callable of (problems, responses) that returns a reward each, see rewards/own.py: it is made one.
       cue: text that, appended to a reasoning, elicits the answer: log p(answer | question, reasoning, cue).
       closing: what follows the answer after the cue (`}` closes the box).
       marker: where the final answer starts in a response; a blank when the response is nothing but the answer.
@@ -55,10 +57,13 @@ class Task:
     plan: Callable[[str], str | None] = same_text
 
     def __post_init__(self):
+        if callable(self.verifier) and not isinstance(self.verifier, type | Verifier):
+            own = Own(function=self.verifier, task=self.name, marker=self.marker, closing=self.closing)
+            object.__setattr__(self, "verifier", own)
         if not isinstance(self.verifier, Verifier):
             raise InputError(
-                f"task {self.name!r} has the verifier {self.verifier!r}; use an object of iiblpo_jax.rewards, such as "
-                "exact.Exact(marker='#') or math.Math()"
+                f"task {self.name!r} has the verifier {self.verifier!r}; use a function of (problems, responses), "
+                "or an object of iiblpo_jax.rewards, such as exact.Exact(marker='#') or math.Math()"
             )
 
     def answer_text(self, problem: Problem) -> str:
@@ -88,10 +93,15 @@ def render(task: Task, problem: Problem, tokenizer) -> list[int]:
     The chat template with its generation prompt where the task asks for one and the tokenizer has one; otherwise
     the plain template, followed for a chat task by a blank line.
     """
-    text = task.template.replace("{question}", problem.question)
-    if not task.chat:
-        return tokenizer.encode(text, add_special=True)
-    if tokenizer.chat_template is None:
-        return tokenizer.encode(text + "\n\n", add_special=True)
-    messages = [{"role": "system", "content": task.system}] if task.system else []
-    return tokenizer.render_chat([*messages, {"role": "user", "content": text}])
+    turns = conversation(task, problem)
+    if not task.chat or tokenizer.chat_template is None:
+        text = "\n\n".join(turn["content"] for turn in turns)
+        return tokenizer.encode(f"{text}\n\n" if task.chat else text, add_special=True)
+    has_system = not task.system or turns[0]["role"] == "system"
+    return tokenizer.render_chat(turns if has_system else [{"role": "system", "content": task.system}, *turns])
+
+
+def conversation(task: Task, problem: Problem) -> list[dict[str, str]]:
+    """The turns that a problem is asked with, the task's system message aside: the last one is in its template."""
+    *before, last = problem.messages or ({"role": "user", "content": problem.question},)
+    return [*map(dict, before), {**last, "content": task.template.replace("{question}", last["content"])}]

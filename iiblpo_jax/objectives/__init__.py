@@ -20,6 +20,7 @@ from iiblpo_jax.objectives.grpo import grpo
 from iiblpo_jax.objectives.gspo import gspo
 from iiblpo_jax.objectives.interface import Batch, Objective, TokenLoss, advantages
 from iiblpo_jax.objectives.overlong import with_overlong
+from iiblpo_jax.objectives.own import load_objective
 from iiblpo_jax.objectives.reinforce_pp import reinforce_pp, reinforce_pp_baseline
 from iiblpo_jax.objectives.rloo import rloo
 from iiblpo_jax.objectives.rows import Rows
@@ -61,19 +62,22 @@ METHODS = {
 }
 
 
-def make_objective(name: str, *, max_tokens: int, overrides: Mapping | None = None) -> Objective:
-    """The method `name` with its published defaults.
+def make_objective(name: str, *, max_tokens: int, overrides: Mapping | None = None, path: str = "") -> Objective:
+    """The method `name` with its published defaults, or the user's own.
 
     Args:
       name: a key of METHODS.
       max_tokens: longest response the rollout can give (rollout.max_tokens).
       overrides: settings of the method that differ from its defaults, e.g. clip_low, aggregate; None = default.
+      path: `file.py:function` of a method in place of `name` (own.py); empty = none.
 
     Raises:
-      InputError: unknown name, setting or aggregate.
+      InputError: unknown name, setting or aggregate; a path that leads to no method.
     """
-    KNOBS["objective.name"].check("objective.name", name)
     chosen = {key: value for key, value in (overrides or {}).items() if value is not None}
+    if path:
+        return load_objective(path, max_tokens=max_tokens, overrides=chosen)
+    KNOBS["objective.name"].check("objective.name", name)
     known = inspect.signature(METHODS[name]).parameters.keys() - {"max_tokens"}
     for key in chosen.keys() - known:
         raise InputError(f"objective.{key} does not apply to {name!r}; it has {', '.join(sorted(known))}")

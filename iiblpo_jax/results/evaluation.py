@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from iiblpo_jax.data.pipeline import heldout_batches
 from iiblpo_jax.data.prompts import PromptBatch
-from iiblpo_jax.data.registry import make_task, make_tasks
+from iiblpo_jax.data.registry import make_tasks, named, names_of
 from iiblpo_jax.data.task import Task
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.config import ModelConfig
@@ -49,9 +49,9 @@ class Answers:
 def evaluation_tasks(config, training: Sequence[Task] = ()) -> list[Task]:
     """The tasks named by eval.tasks, or those trained on; `training` saves making the latter again."""
     training = training or [task for task, _ in make_tasks(config.task, seed=config.data.seed)]
-    known = {task.name: task for task in training}
+    known = dict(zip(names_of(config.task), training, strict=True))
     return [
-        known.get(name) or make_task(name, data_dir=_folder(config.task.data_dir, name), seed=config.data.seed)
+        known.get(name) or named(config.task, name, data_dir=_folder(config.task.data_dir, name), seed=config.data.seed)
         for name in config.eval.tasks or known
     ]
 

@@ -19,28 +19,30 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from iiblpo_jax.rewards.own import Parts, Recipe
 from iiblpo_jax.rewards.verifier import Job
 
 GRACE_SECONDS = 0.5
 START_SECONDS = 120.0  # imports and preparations on a cold and busy machine
 MAX_FAILED_STARTS = 3
 MAX_REPLY = 4096  # bytes of a worker's message; a longer one was not written by our worker
+MAX_OWN_REPLY = 16 << 20  # of one that judges many responses with named numbers
 OUTCOMES = ("ok", "timeout", "crash", "ready", "failed")
 
-# The package's own __init__ offers the public API; a worker needs none of it, so an empty package stands in for it.
+# The package is this one, wherever the path of the trainer leads; its __init__ loads nothing until it is asked.
 _BOOT = """
-import sys, types
+import importlib.util, sys
 from multiprocessing.connection import Connection
 connection = Connection(int(sys.argv[1]))
 sys.path[:] = connection.recv()
-package = types.ModuleType("iiblpo_jax")
-package.__path__ = [sys.argv[2]]
-sys.modules["iiblpo_jax"] = package
+spec = importlib.util.spec_from_file_location("iiblpo_jax", sys.argv[2] + "/__init__.py")
+package = sys.modules["iiblpo_jax"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(package)
 from iiblpo_jax.rewards.worker import main
 main(connection)
 """
@@ -50,14 +52,18 @@ class Reply(NamedTuple):
     """How one job ended.
 
     Attributes:
-      outcome: ok, timeout or crash.
+      outcome: ok, timeout or crash; or skipped, of a job that was not begun (`most_bad` of `Pool.grade`).
       score: what the grader returned; 0.0 unless ok.
       seconds: wall-clock seconds it took in its worker; until the end of the worker where it was ended.
+      parts: of the user's own verifier: what it says of each response of the call; then there is no score.
+      error: of the user's own verifier: what it raised, in words.
     """
 
     outcome: str
     score: float
     seconds: float
+    parts: tuple[Parts, ...] = ()
+    error: str = ""
 
 
 def count(replies: Sequence[Reply]) -> dict[str, int]:
@@ -78,15 +84,30 @@ class Pool:
       preparations: jobs that a worker does when it starts.
       workers: number of processes.
       timeout_s: wall-clock seconds an item may take.
+      own: in place of graders, the user's own verifiers by name, as recipes (own.py). They run without the limits that
+        are set for graders, and what they print goes to stderr.
 
     Attributes:
       started: processes started so far.
     """
 
-    def __init__(self, graders: Sequence[str], *, workers: int, timeout_s: float, preparations: Sequence[Job] = ()):
+    def __init__(
+        self,
+        graders: Sequence[str],
+        *,
+        workers: int,
+        timeout_s: float,
+        preparations: Sequence[Job] = (),
+        own: Mapping[str, Recipe] | None = None,
+    ):
         self.started = 0
         prepared = [tuple(job) for job in preparations]  # a worker need not know the class before it has a path
-        self._setup = {"graders": list(graders), "preparations": prepared, "timeout_s": timeout_s}
+        self._setup = {
+            "graders": list(graders),
+            "preparations": prepared,
+            "timeout_s": timeout_s,
+            "own": dict(own or {}),
+        }
         self._size = workers
         self._workers: list[_Worker] = []
         self._failed_starts = 0
@@ -96,19 +117,32 @@ class Pool:
         replies = self.grade(jobs)
         return [reply.score for reply in replies], count(replies)
 
-    def grade(self, jobs: Sequence[Job]) -> list[Reply]:
-        """How each job ended, in their order.
+    def start(self) -> None:
+        """Starts one worker now and waits until it is ready.
+
+        Raises:
+          PoolError: it does not start.
+        """
+        self._failed_starts = 0
+        self._fill(1)
+        while not any(worker.idle for worker in self._workers):
+            for worker in self._next_events():
+                if worker.collect()[1].outcome == "failed":
+                    raise PoolError(worker.failure)
+
+    def grade(self, jobs: Sequence[Job], *, most_bad: float = math.inf) -> list[Reply]:
+        """How each job ended, in their order; after more than `most_bad` bad ends the jobs not yet begun are skipped.
 
         Raises:
           PoolError: no worker starts.
         """
         try:
-            return self._grade(jobs)
+            return self._grade(jobs, most_bad)
         except BaseException:  # interrupted halfway: what the workers still send belongs to nobody
             self.close()
             raise
 
-    def _grade(self, jobs: Sequence[Job]) -> list[Reply]:
+    def _grade(self, jobs: Sequence[Job], most_bad: float) -> list[Reply]:
         self._failed_starts = 0
         replies: dict[int, Reply] = {}
         pending, retried = deque(range(len(jobs))), set()
@@ -129,6 +163,9 @@ class Pool:
                     pending.append(item)
                 elif item is not None:
                     replies[item] = reply._replace(outcome="crash") if reply.outcome == "died" else reply
+            if pending and sum(reply.outcome != "ok" for reply in replies.values()) > most_bad:
+                replies |= dict.fromkeys(pending, Reply("skipped", 0.0, 0.0))
+                pending.clear()
         return [replies[item] for item in range(len(jobs))]
 
     def pids(self) -> list[int]:
@@ -173,7 +210,8 @@ class _Worker:
 
     def __init__(self, setup: dict[str, Any]):
         self.connection, theirs = Pipe()
-        self.process = _start(theirs)
+        self._own = bool(setup["own"])
+        self.process = _start(theirs, aloud=self._own)
         self.item: int | None = None
         self.ready, self.alive, self.failure = False, True, "the process died"
         self._began = time.monotonic()
@@ -211,7 +249,7 @@ class _Worker:
         if last:
             self.kill()
         if self.ready:
-            return item, Reply(outcome, value, seconds)
+            return item, _reply(outcome, value, seconds)
         self.ready = outcome == "ready"
         if not self.ready:
             self.failure = value or self.failure
@@ -222,12 +260,22 @@ class _Worker:
         """(outcome, value, seconds, whether the process is done for)."""
         died = "died", 0.0, self._elapsed(), True
         try:
-            outcome, value, seconds, last = json.loads(self.connection.recv_bytes(MAX_REPLY))
+            limit = MAX_OWN_REPLY if self._own else MAX_REPLY
+            outcome, value, seconds, last = json.loads(self.connection.recv_bytes(limit))
         except (EOFError, OSError, ValueError, TypeError, RecursionError):
             return died
-        fits = isinstance(value, str) if outcome == "failed" else _finite(value) if self.ready else value is None
-        fits = fits and outcome in OUTCOMES and _finite(seconds)
+        fits = outcome in OUTCOMES and _finite(seconds) and self._fits(outcome, value)
         return (outcome, value, seconds, bool(last)) if fits else died
+
+    def _fits(self, outcome: str, value: Any) -> bool:
+        """Whether a worker could have sent this value."""
+        if outcome == "failed":
+            return isinstance(value, str)
+        if not self.ready:
+            return value is None
+        if not self._own or outcome == "timeout":
+            return _finite(value)
+        return isinstance(value, str) if outcome == "crash" else _are_parts(value)
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._began
@@ -243,8 +291,25 @@ def _finite(value: Any) -> bool:
     return isinstance(value, float) and math.isfinite(value)
 
 
-def _start(connection: Connection) -> subprocess.Popen:
-    """A new interpreter that serves `connection`; the parent's copy is closed, so a death is seen as end of file."""
+def _are_parts(value: Any) -> bool:
+    """Whether a value is what own.judged returns."""
+    return isinstance(value, list) and all(isinstance(x, dict) and all(map(_finite, x.values())) for x in value)
+
+
+def _reply(outcome: str, value: Any, seconds: float) -> Reply:
+    if isinstance(value, list):
+        return Reply(outcome, 0.0, seconds, parts=tuple(value))
+    if isinstance(value, str):
+        return Reply(outcome, 0.0, seconds, error=value)
+    return Reply(outcome, value, seconds)
+
+
+def _start(connection: Connection, *, aloud: bool) -> subprocess.Popen:
+    """A new interpreter that serves `connection`; the parent's copy is closed, so a death is seen as end of file.
+
+    `aloud`: what it prints goes to the stderr of this process, else nowhere.
+    """
+    output = sys.stderr if aloud and _has_file(sys.stderr) else subprocess.DEVNULL
     package = Path(__file__).resolve().parents[1]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     with connection:
@@ -252,7 +317,15 @@ def _start(connection: Connection) -> subprocess.Popen:
             [sys.executable, "-c", _BOOT, str(connection.fileno()), str(package)],
             pass_fds=[connection.fileno()],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
             env=os.environ | threads,
         )
+
+
+def _has_file(stream: Any) -> bool:
+    """Whether a process can write to a stream; a notebook's has no file."""
+    try:
+        return stream.fileno() >= 0
+    except (AttributeError, OSError, ValueError):
+        return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 
@@ -18,6 +19,8 @@ class Problem:
     Attributes:
       id: unique within a task, stable across runs, e.g. `gsm8k/main/train.jsonl:17`.
       question: the question as data, without the task's template.
+      messages: a conversation to be gone on with, in place of the question alone: dicts of `role` and `content`, the
+        last one the user's; empty where there is only the question.
       answer: the gold answer, bare (`72`, `\\frac{1}{2}`); empty where a reasoning-gym task has many right answers.
       rationale: a full gold response in the task's own format, final answer included, or None.
       task: name of the task, the key the `Scorer` looks verifiers up by.
@@ -29,6 +32,7 @@ class Problem:
     answer: str
     rationale: str | None = None
     task: str
+    messages: tuple[Mapping[str, str], ...] = ()
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -19,12 +19,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from iiblpo_jax.common.own_code import described
 from iiblpo_jax.rewards import guard
+from iiblpo_jax.rewards.own import made
 
 LOADING_BYTES = 4 << 30  # address space while the graders are imported
 GRADING_BYTES = 1 << 30  # beyond that, for answers: `9^{9^{9^9}}` must end in a MemoryError, not in a full machine
 GROWTH_BYTES = 256 << 20  # resident memory gained since the start after which a worker is replaced
 ANSWERS = 10_000  # after which it is replaced: the caches of SymPy and of the parser only grow
+CHARACTERS = 500  # of an error that the user's own verifier raised
 ORPHAN_SECONDS = 30  # CPU time beyond the time-out after which the kernel ends a worker that nobody is watching
 
 
@@ -33,23 +36,30 @@ class Expired(BaseException):
 
 
 def main(connection: Connection) -> None:
-    """Serves one pool until the pipe closes. The first message: `graders`, `preparations`, `timeout_s`."""
-    for ignored in (signal.SIGINT, signal.SIGTERM):  # the pool ends its workers; a Ctrl-C is the trainer's to handle
-        signal.signal(ignored, signal.SIG_IGN)
+    """Serves one pool until the pipe closes. The first message: `graders`, `preparations`, `own`, `timeout_s`.
+
+    `own` are verifiers of the user's own, recipes by name (own.py). They are trusted with what the user may do, so a
+    worker that has any sets no limits, and says what went wrong.
+    """
+    # The pool ends its workers; a Ctrl-C is the trainer's to handle. Not SIG_IGN: programs that the user's own verifier
+    # starts would inherit it.
+    for ignored in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ignored, lambda *_: None)
     signal.signal(signal.SIGALRM, _expire)
-    logging.disable(logging.CRITICAL)
-    _limit(resource.RLIMIT_AS, LOADING_BYTES)
     setup = connection.recv()
+    own = bool(setup["own"])
+    if not own:
+        logging.disable(logging.CRITICAL)
+        _limit(resource.RLIMIT_AS, LOADING_BYTES)
     try:
         graders = {name: _load(name) for name in setup["graders"]}
         for name, args in setup["preparations"]:
             _load(name)(*args)
+        graders |= {name: made(recipe) for name, recipe in setup["own"].items()}
     except BaseException as error:
-        _send(connection, "failed", f"{type(error).__name__}: {error}"[:500])
+        _send(connection, "failed", described(error)[:500])
         return
-    size, resident = _memory()
-    _limit(resource.RLIMIT_AS, size + GRADING_BYTES if size else LOADING_BYTES)
-    guard.arm()
+    most = math.inf if own else _limited()
     _send(connection, "ready", None)
     for number in itertools.count(1):
         try:
@@ -57,17 +67,23 @@ def main(connection: Connection) -> None:
         except (EOFError, OSError):
             return
         began = time.monotonic()
-        outcome, score = _graded(graders[grader], args, setup["timeout_s"])
+        outcome, value = _graded(graders[grader], args, setup["timeout_s"], own=own)
         seconds = time.monotonic() - began
-        last = number >= ANSWERS or _memory()[1] > resident + GROWTH_BYTES
-        _send(connection, outcome, score, seconds=seconds, last=last)
+        last = not own and (number >= ANSWERS or _memory()[1] > most)
+        _send(connection, outcome, value, seconds=seconds, last=last)
         if last:
             return
 
 
-def _send(
-    connection: Connection, outcome: str, value: float | str | None, *, seconds: float = 0.0, last: bool = False
-) -> None:
+def _limited() -> int:
+    """Sets the limits under which answers are graded; resident memory beyond which this process is to be replaced."""
+    size, resident = _memory()
+    _limit(resource.RLIMIT_AS, size + GRADING_BYTES if size else LOADING_BYTES)
+    guard.arm()
+    return resident + GROWTH_BYTES
+
+
+def _send(connection: Connection, outcome: str, value: Any, *, seconds: float = 0.0, last: bool = False) -> None:
     connection.send_bytes(json.dumps([outcome, value, seconds, last]).encode())
 
 
@@ -88,20 +104,24 @@ def _load(name: str) -> Any:
     return getattr(module, function)
 
 
-def _graded(grader, args: tuple, timeout_s: float) -> tuple[str, float]:
-    """("ok", score), or ("timeout", 0.0), or ("crash", 0.0) for an exception or a score that is not a number."""
-    _limit_cpu(timeout_s)
+def _graded(grader, args: tuple, timeout_s: float, *, own: bool) -> tuple[str, Any]:
+    """("ok", score), or ("timeout", 0.0), or ("crash", 0.0) for an exception or a score that is not a number.
+
+    Of the user's own verifier the value is its judgments (own.Parts), and after a crash what went wrong.
+    """
+    if not own:
+        _limit_cpu(timeout_s)
     try:
         signal.setitimer(signal.ITIMER_REAL, timeout_s)
         try:
-            score = float(grader(*args))
+            value = grader(*args) if own else float(grader(*args))
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     except Expired:
         return "timeout", 0.0
-    except BaseException:
-        return "crash", 0.0
-    return ("ok", score) if math.isfinite(score) else ("crash", 0.0)
+    except BaseException as error:
+        return "crash", described(error)[:CHARACTERS] if own else 0.0
+    return ("ok", value) if own or math.isfinite(value) else ("crash", 0.0)
 
 
 def _limit_cpu(timeout_s: float) -> None:

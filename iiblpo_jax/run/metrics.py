@@ -18,7 +18,7 @@ In a run of several processes the first one writes; the others make the same cal
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from tensorboardX import SummaryWriter
 from iiblpo_jax.common.errors import warn
 from iiblpo_jax.common.jsonl import plain, read_jsonl, write_atomic
 from iiblpo_jax.run.rollout_log import write_rollouts
+from iiblpo_jax.run.tracking import Tracking
 
 
 class MetricWriter:
@@ -38,9 +39,16 @@ class MetricWriter:
 
     Opened with `resume_step=s` it drops whatever an interrupted run wrote beyond step s, so that no step appears twice;
     without it the history starts anew. A disk that is full stops nothing: rows wait in memory for the next `write`.
+    What `track` starts (tracking.py) gets every row too.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, resume_step: int | None = None):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        resume_step: int | None = None,
+        track: Callable[[int | None], Tracking | None] = lambda start: None,
+    ):
         self._leads, self._workdir = jax.process_index() == 0, Path(workdir)
         if not self._leads:
             return
@@ -51,6 +59,7 @@ class MetricWriter:
         purge_step = None if resume_step is None else resume_step + 1
         self._tensorboard = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=purge_step)
         self._file, self._unwritten = self._path.open("ab", buffering=0), b""
+        self._tracking = track(resume_step)
 
     def _drop_later_steps(self, resume_step: int | None) -> None:
         last = -1 if resume_step is None else resume_step
@@ -79,6 +88,9 @@ class MetricWriter:
         for name, value in row.items():
             if name != "step" and isinstance(value, int | float):
                 self._tensorboard.add_scalar(name, value, step)
+        if self._tracking:
+            del row["step"]
+            self._tracking.log(step, row)
         self._last_step = step
 
     def _flush(self) -> None:
@@ -97,9 +109,11 @@ class MetricWriter:
         return write_rollouts(self._workdir, step, columns) if self._leads else None
 
     def close(self) -> None:
-        """Flushes and closes both files."""
+        """Flushes and closes both files, and the tracker."""
         if not self._leads:
             return
+        if self._tracking:
+            self._tracking.close()
         self._flush()
         self._file.close()
         self._tensorboard.close()

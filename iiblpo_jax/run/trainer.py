@@ -31,6 +31,7 @@ from iiblpo_jax.latents.storage import METRICS
 from iiblpo_jax.model.files.fingerprint import fingerprint
 from iiblpo_jax.planning.memory import check_fits, device_limit, measure_step, memory_table
 from iiblpo_jax.results.evaluation import Evaluator, evaluation_tasks
+from iiblpo_jax.rewards.scorer import PART
 from iiblpo_jax.rewards.together import make_scorer, score_together
 from iiblpo_jax.rollout.forest import Forest, response_tokens
 from iiblpo_jax.rollout.publication import Published
@@ -332,4 +333,6 @@ class Trainer:
         counted["time/verifier_s"] = float(np.nansum(grades.columns["seconds"]))
         if self.config.task.mix:
             counted |= task_metrics(batch.problems, forest, grades.rewards)
+        parts = {name: column for name, column in grades.columns.items() if PART in name}
+        counted |= {f"reward/{name}": float(np.nanmean(column)) for name, column in parts.items()}
         return grades.rewards, texts, counted

@@ -82,7 +82,7 @@ def objective(config) -> Objective:
     """The method with the config's overrides and auxiliary terms."""
     o = config.objective
     overrides = {"clip_low": o.clip_low, "clip_high": o.clip_high, "aggregate": o.aggregate, **o.options}
-    method = make_objective(o.name, max_tokens=config.rollout.max_tokens, overrides=overrides)
+    method = make_objective(o.name, max_tokens=config.rollout.max_tokens, overrides=overrides, path=o.path)
     if config.branch.credit != "trajectory" and config.branch.k > 0:
         method = with_tree_credit(
             method,

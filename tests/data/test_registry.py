@@ -23,6 +23,9 @@ def test_names():
         "aime24",
         "aime25",
         "olympiad",
+        "jsonl",
+        "jsonl:<name>",
+        "own",
     }
 
 

@@ -45,5 +45,5 @@ def test_cue_and_answer_make_a_final_answer_that_the_verifier_accepts():
 
 @pytest.mark.parametrize("verifier", ["exact", "maths", None, Math])
 def test_a_verifier_that_is_none_is_refused_where_the_task_is_made(verifier):
-    with pytest.raises(InputError, match=r"task 'mine' has the verifier .*; use an object of iiblpo_jax\.rewards"):
+    with pytest.raises(InputError, match=r"task 'mine' has the verifier .*; use a function of .*iiblpo_jax\.rewards"):
         Task(name="mine", train=[], heldout=[], verifier=verifier, cue="#", marker="#")

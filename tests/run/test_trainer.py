@@ -350,7 +350,7 @@ def test_the_memory_report(plain, monkeypatch):
 def test_a_group_without_spread_is_counted(plain, monkeypatch):
     *_, trainer = plain
 
-    def rewards(problems, texts):
+    def rewards(problems, texts, **_):
         undecided = np.full(len(texts), np.nan, np.float32)
         return Grades(np.ones(len(texts), np.float32), {"verdict": undecided, "seconds": undecided}, {})
 

@@ -1,0 +1,70 @@
+"""Methods that `objective.path` names, refused before anything is compiled where they do not work."""
+
+import textwrap
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.objectives import make_objective
+from iiblpo_jax.objectives.own import _rows
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "own_objective.py"
+GRPO = """
+    import dataclasses
+    from iiblpo_jax.objectives.grpo import grpo
+    def make(*, max_tokens, weight=1.0):
+        return dataclasses.replace(grpo(max_tokens=max_tokens))
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        (tmp_path / "mine.py").write_text(textwrap.dedent(text))
+        return f"{tmp_path / 'mine.py'}:make"
+
+    return write
+
+
+def test_the_example_is_reinforce_against_the_group_mean():
+    method = make_objective("grpo", max_tokens=8, overrides={"scale": 2.0, "clip_low": None}, path=f"{EXAMPLE}:make")
+    assert (method.name, method.max_tokens) == ("reinforce", 8)
+    rows = _rows().replace(reward_R=jnp.array([1.0, 0.0, 0.0, 0.0]))
+    assert method.advantage(rows).tolist() == [1.5, -0.5, -0.5, -0.5]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("return dataclasses", "return 3 # "), r"returned a int; return an Objective"),
+        (
+            ("max_tokens=max_tokens)", "max_tokens=max_tokens), aggregate='mean'"),
+            r"unknown aggregate 'mean'; use one of",
+        ),
+        (
+            (
+                "max_tokens=max_tokens)",
+                "max_tokens=max_tokens), advantage=lambda rows:\n                rows.rewards_R",
+            ),
+            r"AttributeError: 'Rows' object has no attribute 'rewards_R'.* \(mine\.py line 6\); mend the code",
+        ),
+        (
+            ("max_tokens=max_tokens)", "max_tokens=max_tokens), advantage=lambda rows: rows.reward_R[:1]"),
+            r"its advantage has the shape \(1,\); return \[R\] or \[R, T\]",
+        ),
+        (
+            ("max_tokens=max_tokens)", "max_tokens=max_tokens), policy_loss=lambda batch, a_RT: a_RT"),
+            "AttributeError: .* no attribute .?loss_RT",
+        ),
+    ],
+)
+def test_what_is_no_method_is_refused(write, change, message):
+    with pytest.raises(InputError, match=message):
+        make_objective("grpo", max_tokens=4, path=write(GRPO.replace(*change)))
+
+
+def test_settings_that_it_does_not_have(write):
+    with pytest.raises(InputError, match=r"objective\.path = .* has no parameter clip_low; it has weight"):
+        make_objective("grpo", max_tokens=4, overrides={"clip_low": 0.1}, path=write(GRPO))
