@@ -67,7 +67,7 @@ def test_files_of_ones_own_are_found_again_from_anywhere(verb, tmp_path, monkeyp
     capsys.readouterr()
     verb(train, f"--workdir={run}")  # it is done: nothing is left but to find everything again
     said = capsys.readouterr()
-    assert "resuming after step 1" in said.out
+    assert "all 1 steps are done" in said.out
     assert said.err.count("WARNING") == 1 and f"task.path = {changed}:make has changed since" in said.err
     [task] = evaluation_tasks(load(run))
     assert (task.name, len(task.heldout)) == ("digit", 8)
