@@ -59,6 +59,13 @@ def test_judged_pairs(section):
         (r"\boxed{5}. I put my answer within \boxed{}.", "5"),
         (r"\boxed{5}, as asked in \boxed form", "5"),
         (r"\boxed{ }", None),
+        (r"\boxed{1} \quad \text{and} \quad \boxed{-2}", "1, -2"),
+        (r"$\boxed{1}$, $\boxed{2}$ and $\boxed{3}$.", "1, 2, 3"),
+        (r"\(\boxed{1}\) or \(\boxed{2}\)", "1, 2"),
+        (r"\boxed{5}, \boxed{5}", "5"),
+        (r"First \boxed{4}. No: \boxed{5}", "5"),
+        (r"\boxed{4} so \boxed{5}", "5"),
+        (r"\boxed{4} and therefore \boxed{5}", "5"),
         (r"boxed{5}", None),
         (r"\boxed{9} and then \boxed{8", "9"),  # cut off by the length limit: the last closed one
         ("no box", None),

@@ -77,8 +77,8 @@ def parses(gold: str) -> bool:
 def warm_up() -> None:
     """Imports SymPy and math-verify and fills their caches, so that the first graded answer is not charged for it."""
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns about every time-out that is off
-    grade("\\frac{x}{2}", "0.5x")
-    grade("x^2 - 1 = 0", "x < \\sqrt{2}")
+    grade("\\frac{x}{2} + \\sin^2 x", "\\binom{n}{2} - e^{-x} \\ln(x+1)")
+    grade("y = \\sqrt{2}x^3", "\\left[-\\frac{\\sqrt{3}}{2}\\pi, \\log_2 5\\right)")
 
 
 def _compact(answer: str) -> str:

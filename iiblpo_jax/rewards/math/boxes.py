@@ -13,6 +13,8 @@ TOKEN = re.compile(r"\\.|.", re.S)  # an escaped character, brace or not, is no 
 DEPTHS = {"{": 1, "}": -1}
 ENDS = ("$", "\\)", "\\]")  # of a formula
 TRAILING = ".,;:"
+MAX_BETWEEN = 60  # characters
+BETWEEN = re.compile(r"\\text\s*\{\s*(and|or)\s*\}|(,)|\\q?quad|\\[()\[\]]|\$")
 
 
 def last_boxed(text: str) -> str | None:
@@ -20,30 +22,42 @@ def last_boxed(text: str) -> str | None:
 
     A box is `\\boxed{...}`, `\\fbox{...}` or `\\framebox{...}`, with or without blanks before the brace, or one of
     these before a formula without blanks: `\\boxed 5`, `\\boxed\\frac{1}{2}`. Escaped braces do not count as braces.
-    An empty box is skipped: responses repeat the instruction to "put the answer within \\boxed{}". None if there is
-    no such box of at most `MAX_CHARS` characters among the last `MAX_BOXES`.
+    An empty box is skipped: responses repeat the instruction to "put the answer within \\boxed{}". Boxes that nothing
+    but commas, "and" or "or" stands between are one, `\\boxed{1}, \\boxed{2}` is `1, 2`. None if there is no box of at
+    most `MAX_CHARS` characters among the last `MAX_BOXES`.
     """
-    end = len(text)
+    parts: list[str] = []
+    end, follows = len(text), len(text)
     for _ in range(MAX_BOXES):
         start = max(text.rfind(box, 0, end) for box in BOXES)
-        if start < 0:
-            return None
-        content = _content(text, start)
-        if content and content.strip():
-            return content.strip()
+        found = _content(text, start) if start >= 0 else None
+        joined = found is not None and (not parts or _joined(text[found[1] : follows]))
+        if start < 0 or (parts and not joined):
+            break
+        if found and joined and found[0].strip():
+            parts.insert(0, found[0].strip())
+            follows = start
         end = start
-    return None
+    return ", ".join(parts if len(set(parts)) > 1 else parts[:1])[:MAX_CHARS] or None
 
 
-def _content(text: str, start: int) -> str | None:
-    """Content of the box that starts at `start`, or None if it is not closed within MAX_CHARS."""
+def _joined(between: str) -> bool:
+    """Whether two boxes with this between them are one answer: a comma or a word, and signs of formulas."""
+    words = BETWEEN.sub(lambda sign: f" {sign[1] or sign[2] or ''} ", between[: MAX_BETWEEN + 1]).split()
+    return len(between) <= MAX_BETWEEN and bool(words) and set(words) <= {",", "and", "or"}
+
+
+def _content(text: str, start: int) -> tuple[str, int] | None:
+    """(content, end) of the box that starts at `start`, or None if it is not closed within MAX_CHARS."""
     name_end = start + next(len(box) for box in BOXES if text.startswith(box, start))
     window = text[name_end : name_end + 2 * MAX_CHARS]
     rest = window.lstrip()
-    if not rest.startswith("{"):
-        return _bare(rest, apart=len(rest) < len(window))
-    content = _braced(rest)
-    return content if content is not None and len(content) <= MAX_CHARS else None
+    begin = name_end + len(window) - len(rest)
+    if rest.startswith("{"):
+        content, end = _braced(rest), begin + 2
+    else:
+        content, end = _bare(rest, apart=len(rest) < len(window)), begin
+    return None if content is None or len(content) > MAX_CHARS else (content, end + len(content))
 
 
 def _bare(rest: str, apart: bool) -> str | None:

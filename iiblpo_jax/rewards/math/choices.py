@@ -8,7 +8,9 @@ from typing import NamedTuple
 LETTER = r"(?:\\text\{([A-J])\}|([A-J]))"
 LONE_LETTER = re.compile(rf"(?:\\text\{{(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\}}\s*)?\(?\s*{LETTER}\s*\)?[.:)]?")
 LETTER_AND_TEXT = re.compile(
-    r"(?:\(\s*(?:\\text\{)?([A-J])\}?\s*\)|\\text\{([A-J])\}[.:)]?(?!\s*\\text)|([A-J])\s*[:.)])\s*(\S.*)", re.S
+    r"(?:\(\s*(?:\\text\{)?([A-J])\}?\s*\)|\\text\{([A-J])\}[.:)]?(?!\s*\\text)|([A-J])\s*[:.)])"
+    r"\s*(?!\\text\{(?:and|or)\})([^\s,;].*)",
+    re.S,
 )
 
 

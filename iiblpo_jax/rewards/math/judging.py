@@ -14,7 +14,7 @@ from iiblpo_jax.rewards.math.leaves import reads_leaf, same_leaf
 from iiblpo_jax.rewards.math.names import compact, definition, is_name, similar
 from iiblpo_jax.rewards.math.quantities import quantity
 from iiblpo_jax.rewards.math.reading import Chain, Grid, Items, Leaf, Node, Ratio, Sets, readings
-from iiblpo_jax.rewards.math.regions import is_region, same_region
+from iiblpo_jax.rewards.math.regions import as_interval, is_region, same_region
 from iiblpo_jax.rewards.math.spelling import spell
 from iiblpo_jax.rewards.math.values import Unreadable, done, equal, value
 
@@ -94,9 +94,30 @@ def _plainly(node: Node) -> Node:
     """`x \\in A` as A, `P(1,2)` as (1,2), `x = 1, 2` as 1, 2; everything else as it is."""
     if isinstance(node, Chain) and node.signs[0] == "\\in" and is_name(node.sides[0]) and len(node.sides) == 2:
         return node.sides[1]
+    if isinstance(node, Chain) and "\\approx" in node.signs:
+        return _exactly(node)
     if isinstance(node, Leaf) and "," in node.text and (point := PLACED.fullmatch(node.text)):
         return readings(point[1])[-1]
-    if isinstance(node, Items) and node.kind == "list" and isinstance(node.parts[0], Chain):
+    if isinstance(node, Items) and node.kind == "list":
+        return _sharing(node)
+    return node
+
+
+def _exactly(chain: Chain) -> Node:
+    """`x = a \\approx b` as `x = a`, for b is rounded; `x \\approx b` as it is."""
+    at = chain.signs.index("\\approx")
+    if at == 0:
+        return chain if is_name(chain.sides[0]) else chain.sides[0]
+    return Chain(chain.sides[: at + 1], chain.signs[:at])
+
+
+def _sharing(node: Items) -> Node:
+    """A list without what only says which numbers its letters stand for, and without a name that all of it shares."""
+    told = [part for part in node.parts if not _is_range(part)]
+    if len(told) == 1:
+        return _plainly(told[0])
+    node = dataclasses.replace(node, parts=tuple(told or node.parts))
+    if isinstance(node.parts[0], Chain):
         first, *rest = node.parts
         said = definition(first)
         if said and not any(isinstance(part, Chain) for part in rest):
@@ -104,11 +125,19 @@ def _plainly(node: Node) -> Node:
     return node
 
 
+def _is_range(node: Node) -> bool:
+    """`k \\in \\mathbb{Z}`."""
+    if not isinstance(node, Chain) or node.signs != ("\\in",):
+        return False
+    return isinstance(node.sides[1], Leaf) and node.sides[1].text.startswith("\\mathbb")
+
+
 def _regions(gold: Node, answer: Node) -> bool:
     """Sets of real numbers; those with letters as ends, part by part."""
     found = same_region(gold, answer)
     if found is not None:
         return found
+    gold, answer = (as_interval(node) for node in (gold, answer))
     if isinstance(gold, Chain) and isinstance(answer, Chain):
         return _chains(gold, answer)
     if isinstance(gold, Sets) and isinstance(answer, Sets) and gold.sign == answer.sign:
@@ -188,11 +217,17 @@ def _matched(left: Sequence[Node], right: Sequence[Node]) -> bool:
     """Whether two lists hold the same, in any order."""
     rest = list(right)
     for a in left:
-        found = next((index for index, b in enumerate(rest) if match(a, b)), None)
+        found = next((index for index, b in enumerate(rest) if match(a, b) and _same_noun(a, b)), None)
         if found is None:
             return False
         del rest[found]
     return not rest
+
+
+def _same_noun(left: Node, right: Node) -> bool:
+    """Whether two parts of lists count the same things, where both say what: 5 apples and 3 pears."""
+    nouns = [quantity(node.text).noun if isinstance(node, Leaf) else "" for node in (left, right)]
+    return not all(nouns) or nouns[0] == nouns[1]
 
 
 def _grids(gold: Node, answer: Node) -> bool:

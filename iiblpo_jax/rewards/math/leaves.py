@@ -87,7 +87,7 @@ def _residues(gold: str, answer: str) -> bool:
 
 def _quantities(gold: Quantity, answer: Quantity) -> bool:
     if gold.is_words or answer.is_words:
-        return gold.is_words and answer.is_words and gold.text == answer.text
+        return compact(gold.text).lower() == compact(answer.text).lower()
     pairs = _factors(gold.unit, answer.unit)
     return any(_equal(gold, answer, gold.scale * left, answer.scale * right) for left, right in pairs)
 

@@ -22,6 +22,7 @@ TELLING = frozenset(
     """or and not than at least most if when unless between either neither only up any all no none except cannot
     impossible false true yes for where mod modulo remainder out greater smaller below above other""".split()
 )
+VERBS = frozenset("is are was were equals has have".split())
 MONTHS = "january february march april may june july august september october november december".split()
 DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
 SHORT = {name[:3]: name for name in (*MONTHS, *DAYS)} | {"sept": "september", "tues": "tuesday", "thurs": "thursday"}
@@ -32,6 +33,8 @@ TAIL = re.compile(
     r"(?:\\text\{[^{}]*\}|\^\{-?\d\}|\\cdot |[\s/.()])*$"
 )
 LETTER = re.compile(r"(?<=[\d)}])( ?)([A-Za-z])$")
+PART = re.compile(r"(\d+\.?\d*)\s*\\text\{(\w+)\}")
+COMPOUND = re.compile(rf"(?:{PART.pattern}(?:\s|,|\\text\{{and\}})*)+")
 FEET = re.compile(r"(?<=\d)('{1,2}|\")$")
 TIME = re.compile(r"(\d{1,2})(?::(\d\d))?(?::00)? ?(?:\\text\{(am|pm|AM|PM)\})?")
 
@@ -44,6 +47,7 @@ class Quantity(NamedTuple):
       unit: the unit behind it; None for none, or for a noun.
       scale: what "million" and "dozen" multiply it by.
       is_words: `text` is words in lower case.
+      noun: what is counted, where that is no unit.
       perhaps: a unit of one letter that may be a variable: `5 m` as a formula, and as five metres.
     """
 
@@ -51,6 +55,7 @@ class Quantity(NamedTuple):
     unit: Unit | None = None
     scale: Fraction = Fraction(1)
     is_words: bool = False
+    noun: str = ""
     perhaps: Quantity | None = None
 
 
@@ -69,8 +74,8 @@ def quantity(leaf: str) -> Quantity:
     behind = tail.group() if tail else ""
     if (
         WORD.search(body.replace("\\text{degree}", ""))
-        or not all(map(is_filler, before))
-        or any(word.lower() in TELLING for word in WORD.findall(behind)[:1] + WORD.findall(behind)[1:])
+        or not introduces(before)
+        or any(word.lower() in TELLING for word in WORD.findall(behind))
         or not trim(body)
     ):
         return Quantity(_phrase(leaf), is_words=True)
@@ -84,8 +89,9 @@ def _counted(body: str, behind: str, unit: Unit | None) -> Quantity:
     scale = SCALES.get(words[0].lower().removesuffix("s"), 1) if words else 1
     if scale != 1:
         behind = behind.replace(f"\\text{{{words[0]}}}", "", 1)
-    found = unit_of(behind)
-    return Quantity(body, unit or found, Fraction(scale))
+    unit = unit or unit_of(behind)
+    noun = "" if unit else " ".join(WORD.findall(behind)).lower().removesuffix("s")
+    return Quantity(body, unit, Fraction(scale), noun=noun)
 
 
 def _bare(leaf: str) -> Quantity:
@@ -104,6 +110,19 @@ def _currency(words: list[str]) -> tuple[Unit | None, list[str]]:
     return unit, [word for word in words if word not in money]
 
 
+def compound(text: str) -> str | None:
+    """`2 hours 30 minutes` as `\\frac{5}{2}` hours, spelled; None for a text that is no sum of units of one kind."""
+    if not COMPOUND.fullmatch(text):
+        return None
+    parts = [(Fraction(number), named(word)) for number, word in PART.findall(text)]
+    kinds = {unit.powers if unit else None for _, unit in parts}
+    sizes = [unit.factor for _, unit in parts if unit]
+    if len(parts) < 2 or len(kinds) > 1 or None in kinds or sizes != sorted(set(sizes), reverse=True):
+        return None
+    total = sum(number * size for (number, _), size in zip(parts, sizes, strict=True)) / sizes[0]
+    return f"{_fraction(Fraction(total))} \\text{{{PART.findall(text)[0][1]}}}"
+
+
 def _words(words: list[str]) -> Quantity:
     kept = [word for word in words if not is_filler(word)] or words
     value = in_words(kept)
@@ -119,6 +138,8 @@ def _fraction(value: Fraction) -> str:
 
 def _spoken(words: list[str]) -> Quantity:
     text = " ".join(words).lower()
+    if text == "dne":
+        return Quantity("does not exist", is_words=True)
     if len(words) == 1 and len(text) == 1:
         return Quantity(words[0])  # a letter: \\text{B} is B
     return Quantity(" ".join(SHORT.get(word.lower().rstrip("."), word.lower()) for word in words), is_words=True)
@@ -133,6 +154,12 @@ def _phrase(leaf: str) -> str:
 def is_filler(word: str) -> bool:
     """Whether a word in front of an answer says nothing; A with a capital is a name."""
     return word.lower() in FILLERS and word != "A"
+
+
+def introduces(words: list[str]) -> bool:
+    """Whether words in front of an answer only lead to it: "the number of ways is", but not "at least"."""
+    says = bool(words) and words[-1].lower() in VERBS and not any(word.lower() in TELLING for word in words)
+    return says or all(map(is_filler, words))
 
 
 def date(text: str) -> tuple[str, tuple[int, ...]] | None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from iiblpo_jax.rewards.math.groups import balanced, enclosed, split
-from iiblpo_jax.rewards.math.quantities import HEAD, is_filler
+from iiblpo_jax.rewards.math.quantities import HEAD, compound, is_filler
 from iiblpo_jax.rewards.math.spelling import spell, trim
 from iiblpo_jax.rewards.math.words import WORD
 
@@ -98,6 +98,7 @@ SPOKEN = {
         ("all real numbers", "all reals", "any real number", "all real", "the real numbers", "every real number"),
         "\\mathbb{R}",
     ),
+    **dict.fromkeys(("all integers", "integers", "the integers", "any integer"), "\\mathbb{Z}"),
     **dict.fromkeys(("infinity", "positive infinity"), "\\infty"),
 }
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d]|,\d)")
@@ -127,7 +128,10 @@ def read(text: str, depth: int = 0) -> Node:
         return Leaf(text)
     if matrix := MATRIX.fullmatch(text):
         return _grid(matrix, depth)
-    text = _european(text)
+    if (said := HEAD.match(text)) and SIGN.search(text) and all(map(_says_nothing, WORD.findall(said.group()))):
+        rest = text[said.end() :]
+        text = rest if rest and not SIGN.match(rest) else text
+    text = _european(compound(text) or text)
     for separator in (SEMICOLON, COMMA):
         parts, between = split(text, separator)
         if between:
@@ -141,6 +145,10 @@ def read(text: str, depth: int = 0) -> Node:
             left = text[: -len(parts[-1] + between[-1])]
             return Sets(name, read(left, depth + 1), read(parts[-1], depth + 1))
     return _whole(text, depth)
+
+
+def _says_nothing(word: str) -> bool:
+    return is_filler(word) or word.lower() in ("all", "for", "every", "when")
 
 
 def _whole(text: str, depth: int) -> Node:

@@ -89,6 +89,29 @@ def same_region(left: Node, right: Node) -> bool | None:
     return all(first(at) == second(at) for at in range(2 * len(order) + 1))
 
 
+def as_interval(node: Node) -> Node:
+    """`x > a` and `a < x < b` as intervals, whose ends may be letters; any other node as it is."""
+    if not isinstance(node, Chain) or not set(node.signs) <= {"<", ">", "\\le", "\\ge"} or len(node.sides) > 3:
+        return node
+    sides, signs = list(node.sides), list(node.signs)
+    if len(sides) == 2:
+        sides, signs = _two_sided(sides, signs[0])
+    if signs[0] in (">", "\\ge"):
+        sides, signs = sides[::-1], [MIRRORED[sign] for sign in signs[::-1]]
+    if not is_name(sides[1]) or not set(signs) <= {"<", "\\le"}:
+        return node
+    brackets = ("[" if signs[0] == "\\le" else "(") + ("]" if signs[1] == "\\le" else ")")
+    return Items((sides[0], sides[2]), "tuple" if brackets == "()" else "half", brackets=brackets)
+
+
+def _two_sided(sides: list[Node], sign: str) -> tuple[list[Node], list[str]]:
+    """`x < a` as `-\\infty < x < a`: what stands first is the variable, if it is a name."""
+    if not is_name(sides[0]):
+        sides, sign = sides[::-1], MIRRORED[sign]
+    below = sign in ("<", "\\le")
+    return [Leaf("-\\infty" if below else "\\infty"), *sides], ["<" if below else ">", sign]
+
+
 def _place(node: Node) -> Place:
     text = node.text.replace(" ", "") if isinstance(node, Leaf) else ""
     if text in INFINITE:

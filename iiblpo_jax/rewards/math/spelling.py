@@ -102,6 +102,8 @@ SYNONYMS = [
 DEGREES = re.compile(
     r"\^\s*(?:\{\s*(?:\\circ|\\text\{o\}|\\text\{\\circ\}|\\degree)\s*\}|\\circ|\\text\{o\})|\\(?:text)?degree(?![A-Za-z])"
 )
+MODULO = re.compile(r"\(?\s*\\text\{mod(?:ulo)?\}\s*(\w+)\s*\)?")
+BASE = re.compile(r"(?<=\d)()\s*\(?\s*(?:\\text\{in\}\s*)?\\text\{base\}\s*(\d+|\\text\{\w+\})\s*\)?")
 TEMPERATURE = re.compile(r"\\text\{degrees?\}\s*(?:\\text\{)?([CF])(?:elsius|ahrenheit)?\}?(?![A-Za-z])")
 BLANKS = re.compile(
     r"(?<!\\)\\(?:[,;:> ]|(?:qquad|quad|enspace|thinspace|enskip|space|nobreakspace)(?![A-Za-z])|(?=\s))|~"
@@ -134,6 +136,7 @@ def spell(text: str, *, plain: bool = False) -> str:
     for pattern, replacement in SYNONYMS:
         text = pattern.sub(replacement, text)
     text = wordy(_percent(DEGREES.sub(r"\\text{degree}", text)))
+    text = BASE.sub(r"\1_{\2}", MODULO.sub(r"\\pmod{\1}", text))
     text = TEMPERATURE.sub(lambda found: r"\text{celsius}" if found[1] == "C" else r"\text{fahrenheit}", text)
     text = _arguments(_plain_text(text, plain))
     return trim(text)

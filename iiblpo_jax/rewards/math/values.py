@@ -203,9 +203,9 @@ def _verified(a: Any, b: Any) -> bool:
 
 
 def rounded(decimal: str, other: Value) -> bool:
-    """Whether a decimal of at least six significant digits and six places is `other`, rounded."""
+    """Whether a decimal of at least eight significant digits, six of them behind the point, is `other`, rounded."""
     places = len(decimal.partition(".")[2])
-    if places < 6 or len(decimal.replace(".", "").lstrip("-0")) < 6 or (isinstance(other, Fraction) and finite(other)):
+    if places < 6 or len(decimal.replace(".", "").lstrip("-0")) < 8 or (isinstance(other, Fraction) and finite(other)):
         return False
     x = number(done(other))
     if x is None or not x.is_real:
