@@ -62,7 +62,7 @@ def _problems(name: str, seed: int, size: int, options: dict[str, Any]) -> list[
     _check_package()
     try:
         generator = create(name, options, seed=seed, size=size)
-        entries = [entry for entry in _entries(generator, name) if UNSOLVED not in str(entry["answer"])]
+        entries = list(_entries(generator, name))
     except Exception as error:  # the generators check their options with asserts, ValueErrors and TypeErrors alike
         raise InputError(
             f"reasoning-gym task {name!r} with options {options}: {type(error).__name__}: {error}; "
@@ -77,6 +77,7 @@ def _problems(name: str, seed: int, size: int, options: dict[str, Any]) -> list[
             metadata={"dataset": name, "options": options, "entry": entry},
         )
         for index, entry in enumerate(entries)
+        if UNSOLVED not in str(entry["answer"])
     ]
 
 

@@ -137,7 +137,7 @@ def score(
         score_R=rows.ib_score_R,
         kept_R=rows.keep_R,
         advantage_R=a if a.ndim == 1 else masked.mean(a, forest.mask_RT, axis=1),
-        rows=take(rows, selection),
+        rows=take(rows.replace(baseline_R=None), selection),  # what it was for is done
         metrics=_metrics(spec, forest, rows, selection, columns, step),
     )
 

@@ -68,7 +68,8 @@ class TestWithThePackage:
         entries = [{"question": a, "answer": a, "metadata": {}} for a in answers]
         monkeypatch.setattr(gym, "create", lambda *_, size, **__: entries[:size])
         task = make_gym("intermediate_integration", seed=0, train_size=4, heldout_size=1)
-        assert [problem.answer for problem in task.train] == ["x**2 + C", "x**3 + C"]
+        kept = [(problem.id, problem.answer) for problem in task.train]
+        assert kept == [(f"gym:intermediate_integration/0/{n}", answers[n]) for n in (1, 3)]
 
     def test_a_generator_that_takes_its_time_says_so(self, monkeypatch, capsys):
         """Two seconds a problem: a line about the third one and about the sixth."""
