@@ -4,8 +4,8 @@
     python -m iiblpo_jax.rewards.audit --config=configs/arithmetic.py --pairs=FILE.jsonl --graders=math,math_verify
 
 A line of the file is a JSON object with `gold` and `response` (or `text`: the files in rollouts/ of a run will do). It
-may have `task`, which a config with task.mix needs, `metadata` for verifiers that read it, and `correct`, what somebody
-else thinks of it: both graders are then held against that too. Graders:
+may have `task`, which a config with task.mix needs, `question` and `metadata` for verifiers that read them, and
+`correct`, what somebody else thinks of it: both graders are then held against that too. Graders:
 
     task         the verifier of the config's task
     math         our verifier of mathematics
@@ -40,6 +40,7 @@ class Pair:
     number: int
     gold: str
     response: str
+    question: str
     task: str | None
     metadata: dict[str, Any]
     correct: bool | None
@@ -72,6 +73,7 @@ def read_pairs(path: Path | str) -> list[Pair]:
                 number=number,
                 gold=gold,
                 response=response,
+                question=str(row.get("question", "")),
                 task=row.get("task"),
                 metadata=row.get("metadata") or {},
                 correct=None if correct is None else bool(correct),
@@ -109,7 +111,13 @@ def grades(pairs: Sequence[Pair], by: Sequence[Verifier], *, workers: int, timeo
     """
     names: Mapping[Verifier, str] = {verifier: str(number) for number, verifier in enumerate(dict.fromkeys(by))}
     problems = [
-        Problem(id=str(pair.number), question="", answer=pair.gold, task=names[verifier], metadata=pair.metadata)
+        Problem(
+            id=str(pair.number),
+            question=pair.question,
+            answer=pair.gold,
+            task=names[verifier],
+            metadata=pair.metadata,
+        )
         for pair, verifier in zip(pairs, by, strict=True)
     ]
     graders = [Grader(name=name, verifier=verifier) for verifier, name in names.items()]
