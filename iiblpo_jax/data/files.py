@@ -20,6 +20,8 @@ SUFFIXES = (".parquet", ".jsonl", ".json")
 MAX_ROW = 16 << 20  # bytes; the longest row in the datasets of rows.py has a few ten thousand
 MAX_JSON = 1 << 30  # bytes of a .json file, which can only be read whole
 BATCH_ROWS = 1024  # rows of a parquet file that are decoded at once
+# What the libraries of Hugging Face put beside rows to describe them.
+DESCRIPTIONS = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
 HELDOUT_WORDS = {"test", "validation", "valid", "val", "eval", "dev", "heldout"}
 
 
@@ -46,7 +48,7 @@ def dataset_files(task: str, data_dir: str | Path | None, *, pattern: str | None
         if root.suffix not in SUFFIXES:
             raise InputError(f"task {task!r}: {root} is none of {', '.join(SUFFIXES)}; convert it to one of them")
         return {_split(Path(root.name)): [root], _other(_split(Path(root.name))): []}
-    found = sorted(path for path in root.glob(pattern or "**/*") if path.suffix in SUFFIXES and path.is_file())
+    found = sorted(path for path in root.glob(pattern or "**/*") if _has_rows(path) and path.is_file())
     if not found:
         wanted = pattern or ", ".join("*" + suffix for suffix in SUFFIXES)
         raise InputError(f"task {task!r}: no {wanted} under {root}; put the dataset's files there")
@@ -61,7 +63,7 @@ def read_rows(path: Path, *, columns: set[str] | None = None) -> Iterator[tuple[
 
     Args:
       path: a parquet, JSON Lines or JSON file (a list of objects, or one object).
-      columns: lower-case names worth reading; parquet columns outside it are not decoded.
+      columns: lower-case names worth reading; parquet columns outside it are not decoded and read None.
 
     Raises:
       InputError: a file that cannot be read as what its name says, or a row that is not an object.
@@ -72,6 +74,11 @@ def read_rows(path: Path, *, columns: set[str] | None = None) -> Iterator[tuple[
         if not isinstance(row, dict):
             raise InputError(f"{place} is not an object with named fields; write one JSON object a row")
         yield place, {str(key).lower(): value for key, value in row.items()}
+
+
+def _has_rows(path: Path) -> bool:
+    """A file of a known format, and neither a description of the others nor hidden."""
+    return path.suffix in SUFFIXES and path.name not in DESCRIPTIONS and not path.name.startswith(".")
 
 
 def _split(relative: Path) -> str:
@@ -90,10 +97,11 @@ def _parquet(path: Path, columns: set[str] | None) -> Iterator[tuple[int, Any]]:
     try:
         file = pyarrow.parquet.ParquetFile(path)
         _check_size(path, file.metadata)
-        names = [name for name in file.schema_arrow.names if columns is None or name.lower() in columns]
-        # A file with none of the wanted columns is read whole: the caller's message then names what it has.
+        every = file.schema_arrow.names
+        names = [name for name in every if columns is None or name.lower() in columns]
+        unread = dict.fromkeys(every)  # for messages that say which columns there are
         batches = file.iter_batches(batch_size=BATCH_ROWS, columns=names or None)
-        yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+        yield from enumerate((unread | row for batch in batches for row in batch.to_pylist()), 1)
     except (pyarrow.ArrowException, MemoryError, OSError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise InputError(f"{path} is not a readable parquet file ({_line(error)}); download it again") from error
 

@@ -16,15 +16,13 @@ from iiblpo_jax.rewards.verifier import Job, Problem, Verifier
 
 PARSE_SECONDS = 5.0  # a gold answer takes milliseconds
 
+DOLLARS = re.compile(r"(?<!\\)\$")  # of mathematics; `\$` is money
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 def bare(answer: str) -> str:
-    """An answer without surrounding blanks and dollar signs: `$\\frac{1}{2}$` -> `\\frac{1}{2}`."""
-    text = answer.strip()
-    while len(text) > 1 and text[0] == text[-1] == "$":
-        text = text[1:-1].strip()
-    return text
+    """An answer without the dollar signs of mathematics: `$\\frac{1}{2}$` -> `\\frac{1}{2}`, `$69$,$84$` -> `69,84`."""
+    return DOLLARS.sub("", answer).strip()
 
 
 def number(answer: str) -> str | None:

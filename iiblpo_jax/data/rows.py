@@ -5,17 +5,23 @@ Columns, first match wins, case ignored; `a.b` is a field of a struct:
 | task        | files seen in the wild                                  | question                | gold answer                                               | rationale  |
 |-------------|---------------------------------------------------------|-------------------------|-----------------------------------------------------------|------------|
 | `gsm8k`     | openai/gsm8k (main), grade-school-math JSONL            | question                | answer, after `####`                                      | answer, before it |
-| `math`      | EleutherAI/hendrycks_math, nlile/hendrycks-MATH-benchmark | problem, question     | answer, else the last `\\boxed{}` of solution             | solution   |
+| `math`      | EleutherAI/hendrycks_math, nlile/hendrycks-MATH-benchmark, AI-MO/NuminaMath-1.5 | problem, question | answer, else the last `\\boxed{}` of solution | solution |
 | `math500`   | HuggingFaceH4/MATH-500                                  | problem, question       | answer, else the last `\\boxed{}` of solution             | solution   |
-| `dapo_math` | BytedTsinghua-SIA/DAPO-Math-17k, open-r1/DAPO-Math-17k-Processed, plain JSONL | prompt (messages or text), problem, question | reward_model.ground_truth, answer, ground_truth, solution | none |
-| `aime24`    | HuggingFaceH4/aime_2024, Maxwell-Jia/AIME_2024 (capitals), math-ai/aime24 | problem, question | answer, else the last `\\boxed{}` of solution          | solution   |
+| `dapo_math` | BytedTsinghua-SIA/DAPO-Math-17k, open-r1/DAPO-Math-17k-Processed, Skywork/Skywork-OR1-RL-Data (its math files), plain JSONL | prompt (messages or text), problem, question | reward_model.ground_truth, answer, ground_truth, solution | none |
+| `aime24`    | HuggingFaceH4/aime_2024, Maxwell-Jia/AIME_2024 (capitals), math-ai/aime24, BytedTsinghua-SIA/AIME-2024 | problem, question | answer, else the last `\\boxed{}` of solution | solution |
 | `aime25`    | math-ai/aime25, opencompass/AIME2025, yentinglin/aime_2025 | problem, question    | answer, else the last `\\boxed{}` of solution             | solution   |
 | `olympiad`  | Hothan/OlympiadBench (OE_TO_maths_en_COMP when present), math-ai/olympiadbench | question, problem (after context) | final_answer (list), answer        | solution (list) |
+
+All of them are also read in verl's layout, where nothing that stands above is there: the question in `prompt`
+(messages), the answer in `reward_model.ground_truth`; a GSM8K row keeps its own in `extra_info`. A gold answer may be a
+list, or a list written as JSON (`["5"]`). Rows whose answer is the word `proof` or `notfound` have none, and are left
+out.
 """  # noqa: E501
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -33,6 +39,7 @@ DAPO_PREFIX = re.compile(
 DAPO_SUFFIX = re.compile(r"\n\nRemember to put your answer on its own line after \"Answer:\"\.\s*$")
 GSM8K_CALCULATOR = re.compile(r"<<[^<>]*>>")
 MAX_QUESTION = 1 << 20  # characters; also keeps the patterns above from being fed a book
+NO_ANSWERS = ("proof", "notfound")  # what NuminaMath-1.5 writes where a problem has no answer, or none was found
 DETAILS = ("level", "type", "subject", "subfield", "unit", "answer_type", "data_source", "unique_id", "year")
 
 
@@ -47,8 +54,8 @@ class Format:
       preferred: a directory or file name that is taken alone when it exists.
     """
 
-    question: tuple[str, ...] = ("problem", "question")
-    answer: tuple[str, ...] = ("answer",)
+    question: tuple[str, ...] = ("problem", "question", "prompt")
+    answer: tuple[str, ...] = ("answer", "reward_model.ground_truth")
     solution: tuple[str, ...] = ("solution",)
     numeric: bool = False
     evaluation: bool = False
@@ -56,7 +63,12 @@ class Format:
 
 
 FORMATS = {
-    "gsm8k": Format(question=("question",), numeric=True, solution=()),
+    "gsm8k": Format(
+        question=("question", "extra_info.question"),
+        answer=("answer", "extra_info.answer"),
+        numeric=True,
+        solution=(),
+    ),
     "math": Format(),
     "math500": Format(evaluation=True),
     "dapo_math": Format(
@@ -67,8 +79,8 @@ FORMATS = {
     "aime24": Format(numeric=True, evaluation=True),
     "aime25": Format(numeric=True, evaluation=True),
     "olympiad": Format(
-        question=("question", "problem"),
-        answer=("final_answer", "answer"),
+        question=("question", "problem", "prompt"),
+        answer=("final_answer", "answer", "reward_model.ground_truth"),
         evaluation=True,
         preferred="OE_TO_maths_en_COMP",
     ),
@@ -77,6 +89,10 @@ FORMATS = {
 
 class BadGold(InputError):
     """A row whose gold answer does not parse: skipped when the user says so."""
+
+
+class NoGold(BadGold):
+    """A row that says itself that it has no gold answer: always skipped."""
 
 
 def problem_of(name: str, form: Format, place: str, id: str, row: dict[str, Any]) -> Problem | BadGold:
@@ -99,7 +115,7 @@ def problem_of(name: str, form: Format, place: str, id: str, row: dict[str, Any]
         id=id,
         question=question,
         answer=answer,
-        rationale=_text(_first(row, form.solution)) or None,
+        rationale=_text(first(row, form.solution)) or None,
         task=name,
         metadata={"place": place, **details},
     )
@@ -121,7 +137,7 @@ def gsm8k_row(question: str, answer: str, *, place: str, id: str) -> Problem:
 def _question(value: Any, place: str) -> str:
     if isinstance(value, list):  # chat messages: the user's turn is the question
         turns = [turn.get("content") for turn in value if isinstance(turn, dict) and turn.get("role") == "user"]
-        value = turns[-1] if turns else ""
+        value = _joined(turns[-1]) if turns else ""
     text = str(value or "").strip()
     if len(text) > MAX_QUESTION:
         raise InputError(f"{place}: the question has {len(text)} characters; remove that row")
@@ -131,21 +147,40 @@ def _question(value: Any, place: str) -> str:
     return text
 
 
+def _joined(content: Any) -> Any:
+    """A message's text, which may come in parts: `[{"type": "text", "text": ...}]`."""
+    parts = [part.get("text") for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    return "".join(map(str, filter(None, parts))) if parts else content
+
+
 def _gold(form: Format, row: dict[str, Any], place: str) -> str:
-    value = _first(row, form.answer)
-    if value is None and (solution := _text(_first(row, form.solution))):
+    value = first(row, form.answer)
+    if value is None and (solution := _text(first(row, form.solution))):
         value = last_boxed(solution)
         if value is None:
             raise BadGold(f"{place}: the solution has no \\boxed{{}} answer; {_mend()}")
     if value is None:
         _column(row, (*form.answer, *form.solution), place)  # raises when the columns are absent
-    parts = [gold.bare(str(part)) for part in value] if isinstance(value, list) else [gold.bare(_scalar(value))]
+    parts = [gold.bare(_scalar(part)) for part in _listed(value)]
     answer = ", ".join(part for part in parts if part)
+    if answer.lower() in NO_ANSWERS:
+        raise NoGold(f"{place}: gold answer {answer!r} is none; {_mend()}")
     if form.numeric:
         answer = gold.number(answer) or ""
     if not gold.readable(Math(), answer):
         raise BadGold(f"{place}: gold answer {str(value)[:60]!r} does not parse; {_mend()}")
     return answer
+
+
+def _listed(value: Any) -> list:
+    """The gold answers of a column: those of a list, of a list of texts written as JSON, or the value alone."""
+    if isinstance(value, str) and value.lstrip().startswith('["'):
+        try:
+            texts = json.loads(value)
+        except (ValueError, RecursionError):
+            return [value]
+        return texts if all(isinstance(text, str) for text in texts) else [value]
+    return value if isinstance(value, list) else [value]
 
 
 def _scalar(value: Any) -> str:
@@ -159,10 +194,11 @@ def _column(row: dict[str, Any], names: Sequence[str], place: str) -> Any:
         raise InputError(
             f"{place}: no column {' or '.join(names)}; it has {', '.join(sorted(row)) or 'none'}; rename the right one"
         )
-    return _first(row, names)
+    return first(row, names)
 
 
-def _first(row: dict[str, Any], names: Sequence[str]) -> Any:
+def first(row: dict[str, Any], names: Sequence[str]) -> Any:
+    """What the first of the columns that has anything holds; None where none has."""
     for name in names:
         value: Any = row
         for key in name.split("."):

@@ -74,6 +74,34 @@ def test_an_empty_dataset(tmp_path, write_jsonl):
 
 
 def test_a_missing_column_in_parquet_names_what_is_there(tmp_path, write_parquet):
+    """Those that are not read too: here the answer is there, under a name that means nothing to us the question."""
     write_parquet("train.parquet", [{"text": "P", "label": "1"}])
-    with pytest.raises(InputError, match="row 1: no column problem or question; it has label, text"):
+    with pytest.raises(InputError, match="row 1: no column problem or question or prompt; it has label, text"):
         make_competition("math", data_dir=tmp_path)
+    write_parquet("train.parquet", [{"Text": "P", "answer": "1", "source": "s"}])
+    with pytest.raises(InputError, match="no column problem or question or prompt; it has answer, source, text; "):
+        make_competition("math", data_dir=tmp_path)
+
+
+def test_rows_that_say_they_have_no_answer_are_left_out(tmp_path, write_jsonl, caplog):
+    """NuminaMath-1.5: no option is needed, and the count is said."""
+    write_jsonl("train.jsonl", [*rows(2), {"problem": "P", "answer": "proof"}, {"problem": "Q", "answer": "notfound"}])
+    with caplog.at_level("WARNING"):
+        assert answers(make_competition("math", data_dir=tmp_path).train) == ["1", "2"]
+    assert "2 rows left out: they say that they have no answer" in caplog.text
+
+
+def test_descriptions_beside_rows_are_no_rows(tmp_path, write_jsonl):
+    write_jsonl("data/train.jsonl", rows(2))
+    for name in ("dataset_infos.json", "data/dataset_info.json", "data/state.json", "data/._train.jsonl"):
+        (tmp_path / name).write_text('{"default": {"features": {}}}')
+    assert answers(make_competition("math", data_dir=tmp_path).train) == ["1", "2"]
+
+
+def test_rows_of_verl_are_told_apart_by_what_they_ask(tmp_path, write_parquet):
+    """Their questions lie inside a struct."""
+    write_parquet(
+        "train.parquet",
+        [{"extra_info": {"question": f"{i}?", "answer": f"#### {i}"}, "ability": "math"} for i in (3, 4, 3)],
+    )
+    assert answers(make_competition("gsm8k", data_dir=tmp_path).train) == ["3", "4"]

@@ -59,7 +59,7 @@ def test_the_three_formats_give_the_same_rows(tmp_path, write_jsonl, write_parqu
             (f"{path} row 1", {"problem": "1+1", "answer": "2"}),
             (f"{path} row 2", {"problem": "1+2", "answer": "3"}),
         ]
-    assert next(files.read_rows(paths[1], columns={"answer"}))[1] == {"answer": "2"}
+    assert next(files.read_rows(paths[1], columns={"answer"}))[1] == {"problem": None, "answer": "2"}
 
 
 def test_blank_lines_keep_the_row_numbers(tmp_path):

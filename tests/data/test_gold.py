@@ -35,7 +35,10 @@ def test_number(text, value):
 def test_bare():
     assert gold.bare(r" $\frac{1}{2}$ ") == r"\frac{1}{2}"
     assert gold.bare("$$x$$") == "x"
-    assert gold.bare("$") == "$"
+    assert gold.bare("$") == ""
+    assert gold.bare("$69$,$84$") == "69,84"  # OlympiadBench
+    assert gold.bare("$f(x)=-1$,$f(x)=x+1$") == "f(x)=-1,f(x)=x+1"
+    assert gold.bare(r"\$5") == r"\$5"
 
 
 def test_check_names_the_place_of_a_gold_answer_that_does_not_parse():

@@ -39,6 +39,15 @@ def parse(name, row):
         ("olympiad", {"question": "P", "final_answer": [r"$\frac{1}{2}$"], "solution": ["s"], "context": None}, "P", r"\frac{1}{2}"),
         ("olympiad", {"question": "P", "final_answer": ["$1$", "$-3$"], "context": "Let $n$ be even."}, "Let $n$ be even.\nP", "1, -3"),
         ("olympiad", {"problem": "P", "answer": "5"}, "P", "5"),
+        ("olympiad", {"question": "P", "final_answer": ["$69$,$84$"], "is_multiple_answer": True}, "P", "69,84"),
+        ("aime24", {"prompt": [{"role": "user", "content": DAPO_TEXT}], "reward_model": {"ground_truth": "33", "style": "rule"}}, DAPO_QUESTION, "33"),  # DAPO's
+        ("dapo_math", {"prompt": [{"role": "user", "content": [{"type": "text", "text": "P"}]}], "answer": "1"}, "P", "1"),
+        ("math500", {"prompt": [{"role": "user", "content": "P"}], "reward_model": {"ground_truth": "x^2"}}, "P", "x^2"),
+        ("dapo_math", {"prompt": [{"role": "user", "content": "P"}], "reward_model": {"ground_truth": '["5"]'}}, "P", "5"),  # Skywork
+        ("dapo_math", {"prompt": "P", "answer": '["1", "$-3$"]'}, "P", "1, -3"),
+        ("math", {"problem": "P", "answer": "[1, 2]"}, "P", "[1, 2]"),  # an interval, not a list
+        ("math", {"problem": "P", "solution": "s", "answer": "-5", "source": "cn_contest", "question_type": "MCQ"}, "P", "-5"),  # NuminaMath-1.5
+        ("gsm8k", {"prompt": [{"role": "user", "content": "P, and let's think"}], "reward_model": {"ground_truth": "5"}, "extra_info": {"question": "P", "answer": "2+3\n#### 5"}}, "P", "5"),  # verl
         ("gsm8k", {"question": "P", "answer": "She has 48/2=<<48/2=24>>24.\n#### 1,024"}, "P", "1024"),
     ],
 )  # fmt: skip
@@ -72,6 +81,9 @@ def test_details_are_kept():
         ("gsm8k", {"question": "P", "answer": "#### many"}, "gold answer 'many' does not parse as a number"),
         ("aime24", {"problem": "P", "answer": "n+1"}, "does not parse"),
         ("olympiad", {"question": "P", "final_answer": []}, "does not parse"),
+        ("math", {"problem": "P", "answer": "proof"}, "f row 1: gold answer 'proof' is none; correct or remove"),
+        ("math", {"problem": "P", "answer": "notfound", "solution": r"\boxed{1}"}, "gold answer 'notfound' is none"),
+        ("dapo_math", {"prompt": "P", "answer": '["'}, "does not parse"),
     ],
 )
 def test_bad_gold_answers(name, row, message):
@@ -84,9 +96,9 @@ def test_bad_gold_answers(name, row, message):
 @pytest.mark.parametrize(
     ("name", "row", "message"),
     [
-        ("math", {"text": "P"}, "f row 1: no column problem or question; it has text; rename the right one"),
-        ("math", {"problem": "P"}, "no column answer or solution"),
-        ("gsm8k", {"question": "P"}, "no column answer; it has question"),
+        ("math", {"text": "P"}, "f row 1: no column problem or question or prompt; it has text; rename the right one"),
+        ("math", {"problem": "P"}, "no column answer or reward_model.ground_truth or solution"),
+        ("gsm8k", {"question": "P"}, "no column answer or extra_info.answer; it has question"),
         ("dapo_math", {"prompt": "P"}, "no column reward_model.ground_truth or answer or ground_truth or solution"),
         ("math", {"problem": " ", "answer": "1"}, "the question is empty"),
         ("dapo_math", {"prompt": [], "answer": "1"}, "the question is empty"),
