@@ -25,6 +25,7 @@ def main(config: RunConfig, workdir: Path) -> None:
     import jax  # after the command line is checked
 
     from iiblpo_jax.devices.mesh import make_mesh
+    from iiblpo_jax.model.files.loading import load_generation_config
     from iiblpo_jax.model.files.saving import check_target, save_model
     from iiblpo_jax.run.restored import load_policy
 
@@ -37,7 +38,10 @@ def main(config: RunConfig, workdir: Path) -> None:
     policy = load_policy(config, workdir, CHECKPOINT.value, mesh=make_mesh(everywhere))
     if not policy.step:
         raise InputError(f"{workdir} has no checkpoint to export; train first")
-    save_model(OUT.value, policy.model_config, policy.params, policy.tokenizer, dtype=DTYPE.value)
+    generation = load_generation_config(config.model.path)
+    save_model(
+        OUT.value, policy.model_config, policy.params, policy.tokenizer, dtype=DTYPE.value, generation=generation
+    )
     if jax.process_index() == 0:
         print(f"exported step {policy.step} of {workdir} to {OUT.value}")
 

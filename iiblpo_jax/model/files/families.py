@@ -129,24 +129,47 @@ def _refuse_variants(hf, family, source):
 
 
 def _rope(hf, source) -> tuple[float, Llama3Rope | None]:
-    """(theta, scaling) from `rope_theta` + `rope_scaling`, or from the newer `rope_parameters`."""
-    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    """(theta, scaling) from `rope_theta` + `rope_scaling`, from the newer `rope_parameters`, or from all of them.
+
+    A file may have both spellings, and tools that change one of them leave the other behind. What one of them asks for
+    counts, and where they ask for different things nobody can say which is meant.
+    """
+    found = [_rope_spelling(hf, key, source) for key in ("rope_parameters", "rope_scaling")]
+    thetas = {_number(rope, "rope_theta", source) for rope in (hf, *found) if rope.get("rope_theta") is not None}
+    scalings = {scaling for rope in found if (scaling := _scaling(rope, source)) is not None}
+    for rope in (hf, *found):
+        if rope.get("partial_rotary_factor") not in (None, 1.0):
+            raise InputError(f"{source}: partial_rotary_factor is not supported; use a model that rotates whole heads")
+    if len(thetas) > 1 or len(scalings) > 1:
+        raise InputError(
+            f"{source}: rope_theta, rope_scaling and rope_parameters contradict one another; delete those that are not "
+            "the model's"
+        )
+    return next(iter(thetas), 10_000.0), next(iter(scalings), None)
+
+
+def _rope_spelling(hf, key, source) -> Mapping[str, Any]:
+    """The object under one of the two keys; empty where there is none."""
+    rope = hf.get(key) or {}
     if not isinstance(rope, Mapping):
-        raise InputError(f"{source}: its rope parameters are not a JSON object; copy the file again")
+        raise InputError(f"{source}: {key} is not a JSON object; copy the file again")
     if any(isinstance(value, Mapping) for value in rope.values()):
-        raise InputError(f"{source}: rope parameters that differ between layers are not supported; use another model")
-    theta = _number(rope if "rope_theta" in rope else hf, "rope_theta", source, 10_000.0)
-    if rope.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0)) not in (None, 1.0):
-        raise InputError(f"{source}: partial_rotary_factor is not supported; use a model that rotates whole heads")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return theta, None
-    if kind != "llama3":
-        raise InputError(f"{source}: rope scaling {kind!r} is not supported; use a model with llama3 scaling or none")
+        raise InputError(f"{source}: {key} that differ between layers are not supported; use another model")
+    return rope
+
+
+def _scaling(rope: Mapping[str, Any], source: str) -> Llama3Rope | None:
+    kinds = [rope[key] for key in ("rope_type", "type") if rope.get(key) not in (None, "default")]
+    if not kinds and rope.get("factor") in (None, 1):
+        return None
+    if unknown := [kind for kind in kinds or [None] if kind != "llama3"]:
+        raise InputError(
+            f"{source}: rope scaling {unknown[0]!r} is not supported; use a model with llama3 scaling or none"
+        )
     for key in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"):
         if key not in rope:
             raise InputError(f"{source}: llama3 rope scaling lacks {key}; copy the file again")
-    return theta, Llama3Rope(
+    return Llama3Rope(
         factor=_number(rope, "factor", source),
         low_freq_factor=_number(rope, "low_freq_factor", source),
         high_freq_factor=_number(rope, "high_freq_factor", source),

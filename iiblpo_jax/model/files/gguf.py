@@ -56,7 +56,9 @@ class GGUFFile:
             raise InputError(f"{self._path}: architecture {family!r} is not supported; use {', '.join(ARCHITECTURES)}")
         if self._size("expert_count", 0, least=0):
             raise InputError(f"{self._path}: mixtures of experts are not supported; use a dense model")
-        kind = self._get("rope.scaling.type", "none")
+        # In llama.cpp a factor without a type scales linearly.
+        factor = self._get("rope.scaling.factor", self._get("rope.scale_linear", 0.0))
+        kind = self._get("rope.scaling.type", "none" if factor in (0.0, 1.0) else "linear")
         if not isinstance(kind, str) or kind != "none":
             raise InputError(f"{self._path}: rope scaling {kind!r} is not supported; use a model without it")
         config = ModelConfig(**self._sizes(), family=family)

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.common import json_input
+from iiblpo_jax.common.errors import InputError, warn
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import Decoder, bind
 from iiblpo_jax.model.files import families
@@ -28,7 +29,8 @@ from iiblpo_jax.model.tokens import tokenizer as tokenizers
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
 
 ALIGNMENT = 64  # bytes; jax on CPU adopts a numpy buffer instead of copying it only when it is aligned so
-INDEX = "model.safetensors.index.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+GENERATION = "generation_config.json"
 IGNORED = ("rotary_emb.inv_freq",)  # a buffer that old Llama checkpoints carry; the config decides it
 
 
@@ -74,7 +76,7 @@ def load_params(path: str | pathlib.Path, *, dtype: Any = jnp.float32) -> tuple[
         file.fill(config, params)
         return config, params
     config = families.read_config(place / "config.json")
-    tensors = _tensor_files(place)
+    tensors = _tensor_files(place, config)
     _check_tensors(config, tensors, place)
     params = _empty_params(config, jnp.dtype(dtype))
     for name, place in families.places(config).items():
@@ -86,6 +88,17 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     """The tokenizer that lies beside the weights, or inside the GGUF file."""
     place = resolve(path)
     return tokenizers.load_directory(place) if place.is_dir() else GGUFFile(place).tokenizer()
+
+
+def load_generation_config(path: str | pathlib.Path) -> dict[str, Any]:
+    """The generation_config.json of a model, sampling defaults and token ids; empty where it has none (GGUF).
+
+    Raises:
+      InputError: unreadable.
+    """
+    place = resolve(path)
+    file = place / GENERATION
+    return json_input.load_object(file) if place.is_dir() and file.is_file() else {}
 
 
 # ---- where the model is --------------------------------------------------------------------------------------------
@@ -120,8 +133,10 @@ def _in_package(path: str) -> pathlib.Path:
 # ---- what the files hold -------------------------------------------------------------------------------------------
 
 
-def _tensor_files(directory: pathlib.Path) -> dict[str, SafetensorsFile]:
+def _tensor_files(directory: pathlib.Path, config: ModelConfig) -> dict[str, SafetensorsFile]:
     """The file of every tensor, by tensor name."""
+    if whole := _whole_file(directory, config):
+        return dict.fromkeys(whole.names(), whole)
     tensors: dict[str, SafetensorsFile] = {}
     for path in _weight_files(directory):
         file = SafetensorsFile(path)
@@ -130,6 +145,19 @@ def _tensor_files(directory: pathlib.Path) -> dict[str, SafetensorsFile]:
                 raise InputError(f"tensor {name} is in {tensors[name].path} and in {path}; remove the stale file")
             tensors[name] = file
     return tensors
+
+
+def _whole_file(directory: pathlib.Path, config: ModelConfig) -> SafetensorsFile | None:
+    """A model.safetensors with every tensor of the config: an index beside it is what an earlier save left behind."""
+    path, index = directory / WEIGHTS, directory / INDEX
+    if not (path.is_file() and index.is_file()):
+        return None
+    file = SafetensorsFile(path)
+    names = set(file.names())
+    if config.n_layers > len(names) or not families.places(config).keys() <= names:
+        return None
+    warn(f"{path} holds the whole model, so {index.name} beside it is not read; remove what is stale")
+    return file
 
 
 def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
@@ -152,8 +180,8 @@ def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
             if not path.is_file():
                 raise InputError(f"{path} is missing though {INDEX} names it; copy the complete model directory")
         return paths
-    if (directory / "model.safetensors").is_file():
-        return [directory / "model.safetensors"]
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
     if shard := next(directory.glob("*.safetensors"), None):
         raise InputError(f"{shard} has no {INDEX} beside it; copy the complete model directory")
     for pattern in ("*.bin", "*.pt", "*.pth"):

@@ -9,6 +9,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.devices.mesh import to_host
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.files import families
-from iiblpo_jax.model.files.loading import INDEX, check_tokenizer
+from iiblpo_jax.model.files.loading import GENERATION, INDEX, check_tokenizer
 from iiblpo_jax.model.files.safetensors import DTYPES, PRODUCER, SafetensorsFile, write_safetensors
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
 
@@ -34,6 +35,7 @@ def save_model(
     tokenizer: Tokenizer,
     *,
     dtype: Any = jnp.float32,
+    generation: Mapping[str, Any] = MappingProxyType({}),
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes config.json, generation_config.json, the weights and the tokenizer's files.
@@ -46,6 +48,8 @@ def save_model(
       params: the tree of `decoder.params_of`, numpy or jax arrays; fetched tensor by tensor.
       tokenizer: the model's own.
       dtype: float32, bfloat16 or float16; float32 keeps float32 weights bit for bit.
+      generation: the generation_config.json of the model it came from: its sampling defaults are kept, its token ids
+        are those of the tokenizer.
       shard_bytes: weights beyond this go into several files.
 
     Raises:
@@ -58,7 +62,7 @@ def save_model(
     check_tokenizer(tokenizer, config)
     check_target(path)
     if jax.process_index() == 0:
-        _write_directory(path, config, params, tokenizer, dtype, shard_bytes)
+        _write_directory(path, config, params, tokenizer, dtype, generation, shard_bytes)
     else:  # its part in the gathers
         places = families.places(config)
         for _ in _fetch(places, places, params, dtype):
@@ -66,7 +70,7 @@ def save_model(
     multihost_utils.sync_global_devices("model saved")
 
 
-def _write_directory(path, config, params, tokenizer, dtype, shard_bytes) -> None:
+def _write_directory(path, config, params, tokenizer, dtype, generation, shard_bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -74,7 +78,7 @@ def _write_directory(path, config, params, tokenizer, dtype, shard_bytes) -> Non
     try:
         tokenizer.save(partial)
         _write_json(partial / "config.json", families.config_to_hf(config, dtype=dtype.name) | _end_tokens(tokenizer))
-        _write_json(partial / "generation_config.json", _end_tokens(tokenizer))
+        _write_json(partial / GENERATION, dict(generation) | _end_tokens(tokenizer))
         _write_weights(partial, config, params, dtype, shard_bytes)
         _move_into_place(partial, path)
     finally:

@@ -119,6 +119,16 @@ def test_newer_spelling_of_rope_means_the_same():
     assert config_from_hf(plain, "x") == config_from_hf(QWEN3, "x")
 
 
+def test_scaling_in_either_spelling_counts():
+    """Tools that change one of the two leave the other behind."""
+    scaled = config_from_hf(LLAMA3_2, "x")
+    plain = {"rope_type": "default", "rope_theta": 500000.0}
+    assert config_from_hf(LLAMA3_2 | {"rope_parameters": plain}, "x") == scaled
+    newer = {"rope_scaling": None, "rope_parameters": {**LLAMA3_2["rope_scaling"], "rope_theta": 500000.0}}
+    assert config_from_hf(LLAMA3_2 | newer, "x") == scaled
+    assert config_from_hf(LLAMA3_2 | newer | {"rope_scaling": {"type": "default", "factor": 1.0}}, "x") == scaled
+
+
 @pytest.mark.parametrize("hf", PUBLISHED.values(), ids=PUBLISHED)
 def test_what_we_write_says_what_we_read(hf):
     config = config_from_hf(hf, "x")
@@ -158,6 +168,16 @@ REFUSED = {
     "rope scaling 'yarn' is not supported": {"rope_scaling": {"type": "yarn", "factor": 4.0}},
     "rope scaling 'linear' is not supported": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}},
     "llama3 rope scaling lacks factor": {"rope_scaling": {"rope_type": "llama3"}},
+    "rope scaling 'linear' is not supported; use": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+    },
+    "rope scaling 'mrope' is not": {"rope_scaling": {"type": "mrope", "rope_type": "default"}},
+    "rope scaling None is not supported": {"rope_scaling": {"factor": 2.0}},
+    "rope_theta, rope_scaling and rope_parameters contradict": {"rope_parameters": {"rope_theta": 1e4}},
+    "contradict one another; delete those": {"rope_parameters": {**LLAMA3_2["rope_scaling"], "factor": 8.0}},
+    "partial_rotary_factor is not supported; use": {"rope_parameters": {"partial_rotary_factor": 0.5}},
+    "rope_parameters is not a JSON object": {"rope_parameters": [1]},
     "differ between layers": {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}},
     "partial_rotary_factor": {"partial_rotary_factor": 0.5},
     "rope_theta is 'big'": {"rope_theta": "big"},

@@ -219,6 +219,8 @@ def test_refusals(tmp_path):
     refused(path, "mixtures of experts")
     write(path, config, params, keys=[("qwen2.rope.scaling.type", "yarn")])
     refused(path, "rope scaling 'yarn'")
+    write(path, config, params, keys=[("qwen2.rope.scaling.factor", 4)])
+    refused(path, "rope scaling 'linear'")  # what llama.cpp makes of a factor without a type
     fewer = {**params, "layers": {k: w[:1] for k, w in params["layers"].items()}}
     write(path, config, fewer)
     refused(path, "no tensor blk.1.attn_norm.weight")

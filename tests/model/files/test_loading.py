@@ -78,6 +78,22 @@ def test_half_copied_shards(sharded):
     refused(sharded, "has no weight_map")
 
 
+def test_a_stale_index_beside_the_whole_model(directory, capsys):
+    """Shards that were merged into one file and removed, or that an older model left there: as transformers does."""
+    (directory / loading.INDEX).write_text(json.dumps({"weight_map": {"w": "model-00001-of-00002.safetensors"}}))
+    good = loading.load_params(directory)[1]
+    assert "so model.safetensors.index.json beside it is not read" in capsys.readouterr().err
+    (directory / "model-00001-of-00002.safetensors").write_bytes(b"")
+    again = loading.load_params(directory)[1]
+    for x, y in zip(jax.tree.leaves(good), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_stale_file_beside_all_shards(sharded, tiny_params):
+    save_file({"model.norm.weight": np.ones(16, np.float32)}, sharded / "model.safetensors")
+    np.testing.assert_array_equal(loading.load_params(sharded)[1]["embed"], tiny_params["embed"])
+
+
 def test_an_index_cannot_point_outside_the_directory(sharded, tmp_path):
     (tmp_path / "elsewhere.safetensors").write_bytes(b"")
     (sharded / loading.INDEX).write_text(json.dumps({"weight_map": {"w": "../elsewhere.safetensors"}}))

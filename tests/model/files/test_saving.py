@@ -150,6 +150,22 @@ def test_refusals(tiny_config, tmp_path, digits_tokenizer):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_export_keeps_the_sampling_defaults_of_its_model(tiny_config, tmp_path, digits_tokenizer):
+    """All but the token ids, which are the tokenizer's."""
+    saving.save_model(tmp_path / "a", tiny_config, random_params(tiny_config), digits_tokenizer)
+    path = tmp_path / "a/generation_config.json"
+    defaults = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
+    path.write_text(json.dumps(defaults | {"eos_token_id": [1, 7], "pad_token_id": 3}))
+    saving.save_model(
+        *(tmp_path / "b", tiny_config, random_params(tiny_config), digits_tokenizer),
+        generation=loading.load_generation_config(tmp_path / "a"),
+    )
+    written = json.loads((tmp_path / "b/generation_config.json").read_text())
+    assert written == defaults | {"eos_token_id": 1, "pad_token_id": 0}
+    path.unlink()
+    assert loading.load_generation_config(tmp_path / "a") == {}
+
+
 def test_bound_model_serves_what_was_saved(tiny_config, tmp_path, digits_tokenizer):
     """generation_config and config.json name every end token, so that other tools stop where we stop."""
     saving.save_model(tmp_path / "out", tiny_config, random_params(tiny_config), digits_tokenizer)
