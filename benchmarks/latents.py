@@ -114,6 +114,7 @@ class Task:
                 self.params,
                 self._questions(),
                 stop_ids=self.tokenizer.stop_ids,
+                never_ids=self.tokenizer.textless_ids(self.model.vocab_size),
                 console=Console(quiet=True),
             )
             cvae, psa = load_latents(Path(directory) / "latent", self.model, self.params)
@@ -164,7 +165,8 @@ class Task:
     def _trees(self, k: int, latents: dict | None = None, *, stratified: bool = False):
         """Plans [P][K] and rewards [P,K] of the branches of one tree a held-out problem."""
         problems = self.task.heldout[: 8 if QUICK.value else PROBLEMS.value]
-        spec = specs.rollout_spec(self.config, self.model, self.tokenizer.stop_ids)
+        never_ids = self.tokenizer.textless_ids(self.model.vocab_size)
+        spec = specs.rollout_spec(self.config, self.model, self.tokenizer.stop_ids, never_ids=never_ids)
         branching = dataclasses.replace(spec.branching, k=k)
         spec = dataclasses.replace(spec, roots=1, branching=branching, stratified=stratified, refill_at=16)
         prompts = [self.tokenizer.encode(problem.question) for problem in problems]

@@ -164,6 +164,7 @@ def rollout_facts(reference: Reference, labelled: Labelled, *, max_tokens: int) 
         refill_at=16,
         max_tokens=max_tokens,
         stop_ids=reference.tokenizer.stop_ids,
+        never_ids=reference.tokenizer.textless_ids(reference.config.vocab_size),
     )
     published = publish(reference.params, spec=PublicationSpec(model=reference.config))
     prompts = jnp.asarray(batch.tokens_PS), jnp.asarray(batch.length_P)

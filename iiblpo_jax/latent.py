@@ -33,7 +33,7 @@ def main(config: RunConfig, workdir: Path) -> None:
     # --- model, prompts, devices, as training has them
     check_writable(workdir)
     with WorkdirLock(workdir):
-        setup = set_up(config)
+        setup = set_up(config, workdir)
         resumed = check_workdir(workdir, config, setup.model, setup.policy)
 
         # --- train, or load and check

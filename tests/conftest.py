@@ -139,3 +139,17 @@ def tiny_psa_params(tiny_config):
         return jax.random.normal(jax.random.key(seed), like.shape)
 
     return {**params, "gain": 0.3 * random(2, params["gain"]), "value": 0.5 * random(3, params["value"])}
+
+
+@pytest.fixture(scope="session")
+def letters():
+    """A function from a chat template to a transformers tokenizer of one token an ASCII character; `$` ends a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    def make(template: str | None = None):
+        rust = Tokenizer(models.WordLevel({chr(i): i for i in range(128)}, unk_token="$"))
+        rust.pre_tokenizer, rust.decoder = pre_tokenizers.Split("", "isolated"), decoders.Fuse()
+        return PreTrainedTokenizerFast(tokenizer_object=rust, eos_token="$", chat_template=template)
+
+    return make

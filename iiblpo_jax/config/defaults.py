@@ -128,6 +128,12 @@ KNOBS = {
     "task.data_dir": knob("", "folder with the task's local files; not used by procedural tasks"),
     "task.options": knob({}, "arguments of the task; with a mix: one dict a task name"),
     "task.mix": knob({}, "task name -> weight, in place of task.name; empty = task.name alone"),
+    "task.system": knob(
+        True, "chats have the task's system message, in the user's turn where the template takes none; False: none"
+    ),
+    "task.template_args": knob(
+        {}, "what chat templates are told besides, such as enable_thinking = False; refused where one does not read it"
+    ),
     "train.steps": knob(
         1000, "each is followed by update.minibatches * update.epochs optimiser steps", at_least=1, unit="rollouts"
     ),

@@ -10,7 +10,7 @@ import numpy as np
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.common.padded import pad_rows
 from iiblpo_jax.data.characters import check_characters
-from iiblpo_jax.data.task import Task, render
+from iiblpo_jax.data.task import Task, answer_ids, render
 from iiblpo_jax.rewards.verifier import Problem
 
 
@@ -67,7 +67,7 @@ def tokenize(
     cue = tokenizer.encode(task.cue)
     encoded = [(problem, render(task, problem, tokenizer)) for problem in problems]
     kept = [
-        Prompt(problem=problem, tokens=tokens, answer=tokenizer.encode(task.answer_text(problem))[:max_answer], cue=cue)
+        Prompt(problem=problem, tokens=tokens, answer=answer_ids(task, problem, tokenizer)[:max_answer], cue=cue)
         for problem, tokens in encoded
         if len(tokens) <= max_prompt
     ]

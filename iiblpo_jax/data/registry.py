@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -168,8 +169,16 @@ def names_of(section) -> list[str]:
 
 
 def named(section, name: str, *, data_dir: Path | None, seed: int, options: Mapping[str, Any] | None = None) -> Task:
-    """`make_task` of a name that a config's task section uses: `own` may be among them."""
+    """`make_task` of a name that a config's task section uses, asked as it says: `own` may be among them."""
     if name == OWN_TASK and section.get("path"):
         plain = options.to_dict() if isinstance(options, ConfigDict) else dict(options or {})
-        return make_own(section.path, data_dir=data_dir, seed=seed, options=plain)
-    return make_task(name, data_dir=data_dir, seed=seed, options=options)
+        return asked_as(make_own(section.path, data_dir=data_dir, seed=seed, options=plain), section)
+    return asked_as(make_task(name, data_dir=data_dir, seed=seed, options=options), section)
+
+
+def asked_as(task: Task, section) -> Task:
+    """The task with what a config's task section says of chats: their system message, what templates are told."""
+    if not task.chat:
+        return task
+    system = task.system if section.system else None
+    return dataclasses.replace(task, system=system, template_args=section.template_args.to_dict())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.rewards.math import Math
@@ -37,6 +38,7 @@ class Task:
       system: system message of the chat form, or None.
       template: the user's turn; `{question}` is replaced by the question, every other brace stands for itself.
       chat: True: rendered with the tokenizer's chat template when it has one.
+      template_args: what the chat template is told besides, such as `{"enable_thinking": False}`.
       plan: names the kind of solution that a response is, None if it is malformed: responses with the same name
         count as one when distinct solutions are counted.
 
@@ -54,6 +56,7 @@ class Task:
     system: str | None = None
     template: str = "{question}"
     chat: bool = False
+    template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     plan: Callable[[str], str | None] = same_text
 
     def __post_init__(self):
@@ -87,21 +90,35 @@ def boxed_task(name: str, train: Sequence[Problem], heldout: Sequence[Problem]) 
     )
 
 
+def answer_ids(task: Task, problem: Problem, tokenizer) -> list[int]:
+    """Token ids of what completes the task's cue with the gold answer; control tokens in it are text."""
+    return tokenizer.encode(tokenizer.quote(task.answer_text(problem)))
+
+
 def render(task: Task, problem: Problem, tokenizer) -> list[int]:
     """Prompt ids of a problem, ready for the first response token.
 
     The chat template with its generation prompt where the task asks for one and the tokenizer has one; otherwise
-    the plain template, followed for a chat task by a blank line.
+    the plain template, followed for a chat task by a blank line. Control tokens that the question only speaks of are
+    text; those of the task's own template and system message are meant.
+
+    Raises:
+      InputError: the chat template refuses the task, or there is none for its template_args.
     """
-    turns = conversation(task, problem)
-    if not task.chat or tokenizer.chat_template is None:
+    turns = conversation(task, problem, quote=tokenizer.quote)
+    if not task.chat or (tokenizer.chat_template is None and not task.template_args):
         text = "\n\n".join(turn["content"] for turn in turns)
         return tokenizer.encode(f"{text}\n\n" if task.chat else text, add_special=True)
     has_system = not task.system or turns[0]["role"] == "system"
-    return tokenizer.render_chat(turns if has_system else [{"role": "system", "content": task.system}, *turns])
+    messages = turns if has_system else [{"role": "system", "content": task.system}, *turns]
+    return tokenizer.render_chat(messages, task.template_args)
 
 
-def conversation(task: Task, problem: Problem) -> list[dict[str, str]]:
-    """The turns that a problem is asked with, the task's system message aside: the last one is in its template."""
-    *before, last = problem.messages or ({"role": "user", "content": problem.question},)
-    return [*map(dict, before), {**last, "content": task.template.replace("{question}", last["content"])}]
+def conversation(task: Task, problem: Problem, *, quote: Callable[[str], str]) -> list[dict[str, str]]:
+    """The turns that a problem is asked with, the task's system message aside: the last one is in its template.
+
+    `quote` is applied to every text of the problem.
+    """
+    turns = problem.messages or ({"role": "user", "content": problem.question},)
+    *before, last = [{**turn, "content": quote(turn["content"])} for turn in turns]
+    return [*before, {**last, "content": task.template.replace("{question}", last["content"])}]

@@ -40,7 +40,7 @@ def training_questions(batches: Iterable, tokenizer, count: int) -> list[Questio
         for tokens_S, length, problem in zip(batch.tokens_PS, batch.length_P, batch.problems, strict=True):
             gold = None
             if problem.rationale is not None:
-                gold = [*tokenizer.encode(problem.rationale), tokenizer.stop_ids[0]]
+                gold = [*tokenizer.encode(tokenizer.quote(problem.rationale)), tokenizer.stop_ids[0]]
             questions.setdefault((problem.task, problem.id), Question(tokens_S[:length].tolist(), gold))
             drawn += 1
             if drawn == count:
@@ -62,7 +62,14 @@ def gather(questions: Sequence[Question], own: Sampler) -> list[Continuation]:
 
 
 def policy_sampler(
-    config, model_config: ModelConfig, params: dict, stop_ids: Sequence[int], key, *, mesh: Mesh | None = None
+    config,
+    model_config: ModelConfig,
+    params: dict,
+    stop_ids: Sequence[int],
+    key,
+    *,
+    never_ids: Sequence[int] = (),
+    mesh: Mesh | None = None,
 ) -> Sampler:
     """A Sampler that draws latent.samples responses a prompt from the rollout engine, without branches.
 
@@ -71,9 +78,10 @@ def policy_sampler(
       model_config, params: the frozen model.
       stop_ids: token ids that end a response.
       key: PRNG key of all samples.
+      never_ids: token ids that are never drawn.
       mesh: devices that hold the weights; None = one.
     """
-    training = specs.rollout_spec(config, model_config, stop_ids, mesh=mesh)
+    training = specs.rollout_spec(config, model_config, stop_ids, never_ids=never_ids, mesh=mesh)
     spec = dataclasses.replace(training, roots=config.latent.samples, branching=Branching(k=0))
     published = publisher(specs.publication_spec(config, model_config), params, mesh)(params)
     at_once = config.train.prompts_per_step

@@ -14,7 +14,7 @@ from iiblpo_jax.config.files import resolve
 from iiblpo_jax.devices.processes import any_process
 from iiblpo_jax.latents import diagnostics
 from iiblpo_jax.latents.continuations import Question, gather, policy_sampler
-from iiblpo_jax.latents.features import Pairs, extract, rows_of, split_by_prompt
+from iiblpo_jax.latents.features import Pairs, Rows, extract, rows_of, split_by_prompt
 from iiblpo_jax.latents.storage import has_latents, load_latents, save_latents
 from iiblpo_jax.latents.training import Fit, train_codes, train_cvae, train_psa
 from iiblpo_jax.model.config import ModelConfig
@@ -38,6 +38,7 @@ def ensure_latents(
     questions,
     *,
     stop_ids: Sequence[int],
+    never_ids: Sequence[int] = (),
     console: Console | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[CVAE | Codes, PSA]:
@@ -48,7 +49,7 @@ def ensure_latents(
       directory: `latent/` of the workdir.
       model_config, params: the frozen model.
       questions: callable () -> list[Question] of training prompts; called only when there is something to train.
-      stop_ids: token ids that end a response.
+      stop_ids, never_ids: token ids that end a response, and that are never drawn.
       console: where progress and the table go.
       mesh: devices that hold the weights; None = one.
 
@@ -60,7 +61,15 @@ def ensure_latents(
     n_injected = injected_layers(config, model_config.n_layers)
     if any_process(not has_latents(directory)):  # asked of all, before a faster one stores its own
         train_latents(
-            config, directory, model_config, params, questions(), stop_ids=stop_ids, console=console, mesh=mesh
+            config,
+            directory,
+            model_config,
+            params,
+            questions(),
+            stop_ids=stop_ids,
+            never_ids=never_ids,
+            console=console,
+            mesh=mesh,
         )
     knobs = config.latent
     return load_latents(directory, model_config, params, kind=knobs.kind, z=knobs.z, n_injected=n_injected)
@@ -74,6 +83,7 @@ def train_latents(
     questions: Sequence[Question],
     *,
     stop_ids: Sequence[int],
+    never_ids: Sequence[int] = (),
     console: Console | None = None,
     mesh: Mesh | None = None,
 ) -> dict[str, float]:
@@ -81,22 +91,13 @@ def train_latents(
     console, began, knobs = console or Console(), time.monotonic(), config.latent
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.train.seed), SEED), 5)
 
-    # --- continuations, cuts, features; codes tell the policy's own choices apart, at the points where it hesitates
-    if codes := knobs.kind == "codes":
+    # --- continuations, cuts, features; codes tell the policy's own choices apart
+    if knobs.kind == "codes":
         questions = [question._replace(gold=None) for question in questions]
-    rows = rows_of(gather(questions, policy_sampler(config, model_config, params, stop_ids, keys[0], mesh=mesh)))
+    own = policy_sampler(config, model_config, params, stop_ids, keys[0], never_ids=never_ids, mesh=mesh)
+    rows = rows_of(gather(questions, own))
     how = {"temperature": config.rollout.temperature}
-    pairs = extract(
-        model_config,
-        params,
-        rows,
-        keys[1],
-        **how,
-        branching=specs.branching(config),
-        window=knobs.window if codes else 0,
-        anywhere=0.0 if codes else 0.5,
-        mesh=mesh,
-    )
+    pairs = _cut(config, model_config, params, rows, keys[1], mesh)
     train, held_out = (pairs[index] for index in split_by_prompt(rows, fraction=HELD_OUT))
     sizes = len(questions), len(train.cut_N), len(held_out.cut_N)
     console.print("latent stage: {} prompts, {} continuations to train on, {} held out".format(*sizes))
@@ -126,6 +127,22 @@ def train_latents(
     save_latents(directory, model_config, params, cvae, psa, settings=settings, metrics=metrics)
     console.print(f"stored in {directory} after {time.monotonic() - began:.0f} s")
     return metrics
+
+
+def _cut(config, model_config: ModelConfig, params: dict, rows: Rows, key, mesh: Mesh | None) -> Pairs:
+    """The rows with their cuts and features; for codes only where the policy hesitates."""
+    codes = config.latent.kind == "codes"
+    return extract(
+        model_config,
+        params,
+        rows,
+        key,
+        temperature=config.rollout.temperature,
+        branching=specs.branching(config),
+        window=config.latent.window if codes else 0,
+        anywhere=0.0 if codes else 0.5,
+        mesh=mesh,
+    )
 
 
 def _fit_source(knobs, train: Pairs, key, mesh: Mesh | None) -> CVAE | Codes:

@@ -4,6 +4,7 @@ What a Trainer learns from its tokenizer and its data has stand-ins here, chosen
 
     stop tokens   two, ids 0 and 1
     start token   id 0
+    never drawn   id 2
     marker        `\\boxed{`, 7 bytes, a table for every task of the mix
     cue, answer   CUE and specs.MAX_ANSWER tokens, the widest answer that is scored
 """
@@ -32,6 +33,7 @@ MARKER_BYTES = 7
 CUE = 16
 STOP_IDS = (0, 1)
 START_ID = 0
+NEVER_IDS = (2,)
 
 
 def abstract_step(config, model: ModelConfig, mesh: Mesh) -> AbstractStep:
@@ -56,7 +58,8 @@ def abstract_step(config, model: ModelConfig, mesh: Mesh) -> AbstractStep:
     reference = _like(jax.eval_shape(lambda p: cast(p, config.model.dtype), policy), policy)
     optimizer = specs.optimizer(config)
     state = abstract_state(params, optimizer, mesh)
-    programs = make_programs(config, model, state, optimizer, stop_ids=STOP_IDS, start_id=START_ID, mesh=mesh)
+    tokens = {"stop_ids": STOP_IDS, "start_id": START_ID, "never_ids": NEVER_IDS}
+    programs = make_programs(config, model, state, optimizer, mesh=mesh, **tokens)
     frozen = Frozen(readers={specs.REFERENCE: reference}, cvae=cvae)
     return AbstractStep(programs, state, frozen, _asked(config, model, mesh))
 

@@ -138,6 +138,7 @@ class Evaluator:
             max_tokens=rollout_config.max_tokens,
             sampling=sampling,
             stop_ids=self._tokenizer.stop_ids,
+            never_ids=self._tokenizer.textless_ids(self._model_config.vocab_size),
             kv_dtype=rollout_config.kv_dtype,
             mesh=self._mesh,
         )

@@ -22,6 +22,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.sharding import PartitionSpec
 
@@ -364,9 +365,14 @@ class _Engine:
         projected, z_RZ = jax.lax.cond(probe_B.any(), draw, keep, s.projected, s.grown.z_RZ)
         return s.replace(projected=projected, grown=s.grown.replace(z_RZ=z_RZ))
 
-    def _forbidden(self, slots: Slots):
-        """Stop tokens [B,V] while the response is shorter than min_tokens."""
-        if self.spec.min_tokens <= 0:
+    def _forbidden(self, slots: Slots) -> jax.Array | None:
+        """Tokens [B,V] that may not be drawn: never_ids, and stop tokens while the response is shorter than min_tokens.
+
+        None where all may.
+        """
+        spec = self.spec
+        if not spec.never_ids and spec.min_tokens <= 0:
             return None
-        stops_V = jnp.zeros(self.spec.model.vocab_size, bool).at[jnp.array(self.spec.stop_ids, jnp.int32)].set(True)
-        return (slots.index_B + 1 < self.spec.min_tokens)[:, None] & stops_V
+        id_V, early_B = np.arange(spec.model.vocab_size), slots.index_B + 1 < spec.min_tokens
+        never_V, stops_V = np.isin(id_V, spec.never_ids), np.isin(id_V, spec.stop_ids)
+        return jnp.asarray(never_V) | (early_B[:, None] & stops_V)

@@ -67,6 +67,7 @@ def generate(
         max_tokens=max_tokens,
         sampling=sampling or Sampling(temperature=0.0),
         stop_ids=tokenizer.stop_ids,
+        never_ids=tokenizer.textless_ids(model.config.vocab_size),
     )
     published = publish(params_of(model), spec=PublicationSpec(model=model.config))
     forest, _ = rollout(published, jnp.array(prompt_PS), jnp.array(length_P), jax.random.key(seed), spec=spec)

@@ -11,6 +11,7 @@ from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.rollout.kth_largest import bits, least_with_room
 
 LANES = 1024  # partial sums of a row
+FARTHEST = 70.0  # nats by which a forbidden token may exceed every allowed one and still be weighed rightly
 CDF_BLOCK = 128  # the inverse-CDF search looks at V/128 block sums, then inside one block
 
 
@@ -49,11 +50,16 @@ def sample(
       logits_BV: float32.
       uniform_B: one random number in [0, 1) a row, so that a draw does not depend on its neighbours.
       sampling: static. At temperature 0 the entropy and the log-prob are those of temperature 1.
-      forbidden_BV: tokens that may not be drawn (min_tokens); it counts as truncation.
+      forbidden_BV: tokens that may not be drawn (never_ids, min_tokens); it counts as truncation: the log-prob and the
+        entropy are those of the whole vocabulary.
     """
     greedy = sampling.temperature == 0
     scaled_BV = logits_BV if greedy else logits_BV / sampling.temperature
-    shifted_BV = scaled_BV - scaled_BV.max(-1, keepdims=True)
+    if forbidden_BV is None:
+        shifted_BV = scaled_BV - scaled_BV.max(-1, keepdims=True)
+    else:  # a forbidden token may be so likely that all others would vanish beside it
+        largest_B1 = jnp.where(forbidden_BV, -jnp.inf, scaled_BV).max(-1, keepdims=True)
+        shifted_BV = jnp.minimum(scaled_BV - largest_B1, FARTHEST)
     p_BV = jnp.exp(shifted_BV)  # up to a factor, which nothing below minds
     total_B = _row_sum(p_BV)
     q_BV = p_BV if forbidden_BV is None else jnp.where(forbidden_BV, 0.0, p_BV)

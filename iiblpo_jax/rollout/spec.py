@@ -28,6 +28,7 @@ class RolloutSpec:
       min_tokens: response length before a stop token may be drawn.
       sampling: how tokens are drawn.
       stop_ids: token ids that end a response.
+      never_ids: token ids that are never drawn, because no text has them (Tokenizer.textless_ids).
       kv_dtype: of the key/value caches; `` = the publication's.
       half_life, strength: decay and strength of z (psa.gamma).
       stratified: siblings share out the prior between them (codes.stratified); each alone is still drawn from it.
@@ -44,6 +45,7 @@ class RolloutSpec:
     min_tokens: int = 0
     sampling: Sampling = AS_IT_IS
     stop_ids: tuple[int, ...]
+    never_ids: tuple[int, ...] = ()
     kv_dtype: str = ""
     half_life: float = 256.0
     strength: float = 1.0

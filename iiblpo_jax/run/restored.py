@@ -12,6 +12,7 @@ from iiblpo_jax.model.decoder import params_of
 from iiblpo_jax.model.files.loading import load_model
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
 from iiblpo_jax.run.checkpoints import Checkpoints
+from iiblpo_jax.run.prompt_date import keep_date
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ def load_policy(config, workdir: Path, which: str = "latest", *, mesh: Mesh | No
       InputError: no such checkpoint, the model cannot be loaded, or the checkpoint belongs to another model.
     """
     model, tokenizer = load_model(config.model.path)
+    tokenizer = keep_date(tokenizer, workdir)
     params, step, source = params_of(model), 0, f"model {config.model.path}"
     if mesh is not None:
         params = meshes.shard_params(params, meshes.param_shardings(model, mesh, meshes.TRAIN))

@@ -22,6 +22,7 @@ from iiblpo_jax.model.files.loading import load_model
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
 from iiblpo_jax.run import recorded
 from iiblpo_jax.run.placing import placing
+from iiblpo_jax.run.prompt_date import keep_date
 from iiblpo_jax.run.sources import Prompts, Recorded, Source
 from iiblpo_jax.step import specs
 
@@ -113,6 +114,7 @@ class Setup:
             reference,
             questions,
             stop_ids=self.tokenizer.stop_ids,
+            never_ids=self.tokenizer.textless_ids(self.model.vocab_size),
             console=console,
             mesh=self.mesh,
         )
@@ -129,11 +131,12 @@ class Setup:
         return jax.tree.map(place, tree)
 
 
-def set_up(config: RunConfig, *, devices: list | None = None) -> Setup:
+def set_up(config: RunConfig, workdir: Path | None = None, *, devices: list | None = None) -> Setup:
     """Loads what a config names and puts the policy on the devices.
 
     Args:
       config: of the run.
+      workdir: of the run, which keeps the day that chat templates are told; None = today.
       devices: None = all of all processes.
 
     Raises:
@@ -141,6 +144,8 @@ def set_up(config: RunConfig, *, devices: list | None = None) -> Setup:
     """
     mesh = meshes.make_mesh(config.mesh, prompts=config.train.prompts_per_step, devices=devices)
     model, tokenizer = load_model(config.model.path)
+    if workdir is not None:
+        tokenizer = keep_date(tokenizer, workdir)
     weighted = make_tasks(config.task, seed=config.data.seed)
     tasks = [task for task, _ in weighted]
     specs.check(config, model.config, mesh, tasks=tasks, tokenizer=tokenizer)

@@ -70,7 +70,7 @@ class Trainer:
         weakref.finalize(self, self._lock.release)  # where nobody calls `close`
 
         # --- model, tasks, data
-        setup = set_up(config, devices=devices)  # not kept: the policy in it is the state's from here on
+        setup = set_up(config, workdir, devices=devices)  # not kept: the policy in it is the state's from here on
         self._mesh = setup.mesh
         self.model_config, self.tokenizer = setup.model, setup.tokenizer
         tasks = [task for task, _ in setup.tasks]
@@ -96,8 +96,16 @@ class Trainer:
         self.state = setup.placed(init_state(params, optimizer))
 
         # --- programs
-        tokens = {"stop_ids": self.tokenizer.stop_ids, "start_id": self.tokenizer.start_id}
-        self._programs = make_programs(config, setup.model, self.state, optimizer, mesh=setup.mesh, **tokens)
+        self._programs = make_programs(
+            config,
+            setup.model,
+            self.state,
+            optimizer,
+            stop_ids=self.tokenizer.stop_ids,
+            start_id=self.tokenizer.start_id,
+            never_ids=self.tokenizer.textless_ids(setup.model.vocab_size),
+            mesh=setup.mesh,
+        )
 
         # --- where the run is: data position and counters after the last finished step
         self._position = self.source.get_state()

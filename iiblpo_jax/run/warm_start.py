@@ -175,7 +175,13 @@ def sampled_accuracy(params, model: ModelConfig, task: Task, problems, tokenizer
     """Rewards [P, samples] at temperature 1."""
     prompt_PS, length_P = pad_rows([tokenizer.encode(p.question) for p in problems])
     spec = RolloutSpec(
-        model=model, roots=samples, slots=128, refill_at=32, max_tokens=length, stop_ids=tokenizer.stop_ids
+        model=model,
+        roots=samples,
+        slots=128,
+        refill_at=32,
+        max_tokens=length,
+        stop_ids=tokenizer.stop_ids,
+        never_ids=tokenizer.textless_ids(model.vocab_size),
     )
     published = publish(params, spec=PublicationSpec(model=model))
     forest, _ = rollout(published, jnp.array(prompt_PS), jnp.array(length_P), key, spec=spec)

@@ -13,7 +13,7 @@ Whoever runs, compiles, measures or plans a step goes through `StepPrograms.step
 """
 
 import dataclasses
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -182,7 +182,15 @@ def latents(state: TrainState, frozen: Frozen) -> dict | None:
 
 
 def make_programs(
-    config, model: ModelConfig, state: TrainState, optimizer, *, stop_ids, start_id: int, mesh: Mesh
+    config,
+    model: ModelConfig,
+    state: TrainState,
+    optimizer,
+    *,
+    stop_ids: Sequence[int],
+    start_id: int,
+    never_ids: Sequence[int] = (),
+    mesh: Mesh,
 ) -> StepPrograms:
     """The programs of a config.
 
@@ -192,6 +200,7 @@ def make_programs(
       state: where its arrays lie decides where those of the next one do; shapes will do.
       optimizer: of `specs.optimizer`.
       stop_ids, start_id: of the tokenizer.
+      never_ids: its textless_ids, which are never sampled.
       mesh: devices.
 
     Raises:
@@ -203,7 +212,7 @@ def make_programs(
     settings = specs.update_settings(config, method, mesh=mesh)
     gradient = MinibatchGradient(settings=settings, objective=method, model_config=model, shardings=placement.params)
     return StepPrograms(
-        rollout_spec=specs.rollout_spec(config, model, stop_ids, mesh=mesh),
+        rollout_spec=specs.rollout_spec(config, model, stop_ids, never_ids=never_ids, mesh=mesh),
         inform_spec=specs.inform_spec(config, model, start_id, mesh=mesh),
         score_spec=specs.score_spec(config, method),
         publish=publisher(specs.publication_spec(config, model), state.params["policy"], mesh),

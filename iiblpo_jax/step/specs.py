@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from iiblpo_jax.bottleneck import Reading
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config import derived
-from iiblpo_jax.data.task import Task
+from iiblpo_jax.data.task import Task, answer_ids
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.packed.attention import implementation
@@ -56,7 +56,9 @@ def publication_spec(config, model: ModelConfig) -> PublicationSpec:
     return PublicationSpec(model=model, dtype=r.dtype, weights=r.weights, unroll=r.unroll)
 
 
-def rollout_spec(config, model: ModelConfig, stop_ids: Sequence[int], *, mesh: Mesh | None = None) -> RolloutSpec:
+def rollout_spec(
+    config, model: ModelConfig, stop_ids: Sequence[int], *, never_ids: Sequence[int] = (), mesh: Mesh | None = None
+) -> RolloutSpec:
     """The training rollout."""
     r = config.rollout
     return RolloutSpec(
@@ -68,6 +70,7 @@ def rollout_spec(config, model: ModelConfig, stop_ids: Sequence[int], *, mesh: M
         max_tokens=r.max_tokens,
         min_tokens=r.min_tokens,
         stop_ids=tuple(stop_ids),
+        never_ids=tuple(never_ids),
         kv_dtype=r.kv_dtype,
         sampling=Sampling(temperature=r.temperature, top_k=r.top_k, top_p=r.top_p, min_p=r.min_p),
         half_life=config.psa.half_life,
@@ -246,5 +249,5 @@ def check_attention(config, model: ModelConfig, mesh: Mesh) -> None:
 
 def answer_width(tasks: Sequence[Task], tokenizer: Tokenizer) -> int:
     """A: tokens of the longest gold answer, at most MAX_ANSWER."""
-    longest = max((len(tokenizer.encode(task.answer_text(p))) for task in tasks for p in task.train), default=1)
+    longest = max((len(answer_ids(task, p, tokenizer)) for task in tasks for p in task.train), default=1)
     return max(1, min(longest, MAX_ANSWER))

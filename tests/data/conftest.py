@@ -20,7 +20,10 @@ class Characters:
     def decode(self, ids):
         return "".join(map(chr, ids))
 
-    def render_chat(self, messages):
+    def quote(self, text):
+        return text
+
+    def render_chat(self, messages, arguments):
         turns = "".join(f"<{message['role']}>{message['content']}" for message in messages)
         return self.encode(turns + "<assistant>")
 

@@ -130,7 +130,8 @@ def test_every_option_is_known_by_its_kind():
 
 
 def section(**changes):
-    return ConfigDict({"name": "arithmetic", "data_dir": "", "options": {}, "mix": {}} | changes)
+    plain = {"name": "arithmetic", "data_dir": "", "options": {}, "mix": {}, "system": True, "template_args": {}}
+    return ConfigDict(plain | changes)
 
 
 def test_the_one_task_of_a_config():

@@ -1,10 +1,13 @@
 import dataclasses
 
 import pytest
+from ml_collections import ConfigDict
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.arithmetic import make_arithmetic, sum_problem
+from iiblpo_jax.data.registry import asked_as
 from iiblpo_jax.data.task import Task, boxed_task, render
+from iiblpo_jax.defaults import default_config
 from iiblpo_jax.rewards.math import Math
 from iiblpo_jax.rewards.verifier import Problem
 
@@ -47,3 +50,14 @@ def test_cue_and_answer_make_a_final_answer_that_the_verifier_accepts():
 def test_a_verifier_that_is_none_is_refused_where_the_task_is_made(verifier):
     with pytest.raises(InputError, match=r"task 'mine' has the verifier .*; use a function of .*iiblpo_jax\.rewards"):
         Task(name="mine", train=[], heldout=[], verifier=verifier, cue="#", marker="#")
+
+
+def test_what_a_config_says_of_chats():
+    """`task.system` and `task.template_args` reach the tasks that are chats, in training and in evaluation."""
+    section = default_config().task
+    chat, plain = boxed_task("math", [HALF], []), make_arithmetic(seed=0, train_size=1, heldout_size=1)
+    assert asked_as(chat, section) == chat and asked_as(plain, section) == plain
+    section.system, section.template_args = False, ConfigDict({"enable_thinking": False})
+    told = asked_as(chat, section)
+    assert (told.system, told.template_args) == (None, {"enable_thinking": False})
+    assert asked_as(plain, section) == plain

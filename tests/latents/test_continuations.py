@@ -23,6 +23,10 @@ class Letters:
     stop_ids = (9, 8)
 
     @staticmethod
+    def quote(text):
+        return text
+
+    @staticmethod
     def encode(text):
         return [ord(c) - ord("a") for c in text]
 

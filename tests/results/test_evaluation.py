@@ -79,6 +79,7 @@ def test_sampled_numbers_equal_a_recount(embedded, metrics):
         max_tokens=T,
         sampling=Sampling(temperature=1.5),
         stop_ids=tokenizer.stop_ids,
+        never_ids=tokenizer.textless_ids(model.config.vocab_size),
     )
     batches = heldout_batches(task, tokenizer, batch_size=PER_CALL, max_prompt=S, max_answer=1, limit=PROBLEMS)
     right, lengths, cut = [], [], []

@@ -353,6 +353,22 @@ def test_min_tokens_holds_stop_tokens_back(sample):
     assert (forest.finish_R == STOP).any()
 
 
+def test_ids_that_are_never_drawn(sample, tiny_config, tiny_params):
+    """They count as truncation: the raw log-probs and entropies are those of a forward over the whole vocabulary."""
+    never = tuple(range(4, 23, 2))
+    forest, _ = sample(never_ids=never, with_z=False, branching=Branching(k=1, min_suffix=3), min_tokens=3)
+    tokens = np.asarray(forest.tokens_RT)[np.asarray(forest.mask_RT)]
+    assert not set(tokens) & set(never) and len(set(tokens)) > 5
+    model, rows = bind(tiny_config, tiny_params), forest.sequences_RC
+    index = forest.prompt_len_P[forest.group_R][:, None] - 1 + jnp.arange(16)
+    logits_RTV = jnp.take_along_axis(project(model, hidden_states(model, rows)), index[..., None], 1)
+    logp_RTV = jax.nn.log_softmax(logits_RTV)
+    mask, take = forest.mask_RT, lambda x: jnp.take_along_axis(x, forest.tokens_RT[..., None], 2)[..., 0]
+    np.testing.assert_allclose(forest.raw_logp_RT[mask], take(logp_RTV)[mask], atol=1e-4)
+    entropy_RT = -(jnp.exp(logp_RTV) * logp_RTV).sum(-1)
+    np.testing.assert_allclose(forest.entropy_RT[mask], entropy_RT[mask], atol=1e-4)
+
+
 def test_a_root_that_cannot_branch_is_resampled_without_z(sample):
     """Two-token responses have no eligible position: token 0 never is, the last one is the stop or ends the row."""
     forest, _ = sample(max_tokens=1)

@@ -67,6 +67,18 @@ def test_forbidden_tokens_are_never_drawn():
     np.testing.assert_allclose(draw.raw_logp_B, np.log(P[draw.token_B]), atol=1e-5)
 
 
+def test_a_forbidden_token_however_likely_leaves_the_others_their_odds():
+    """Rows that pad the vocabulary may have any logits."""
+    logits = LOGITS.at[0].add(60.0).at[4].add(1e4)
+    forbidden = jnp.array([True, False, False, False, True])
+    draw = draws(Sampling(), logits=logits, forbidden=forbidden)
+    frequency = np.bincount(draw.token_B, minlength=5) / draw.token_B.shape[0]
+    np.testing.assert_allclose(frequency, expected([0, 1, 1, 1, 0]), atol=0.015)
+    assert np.isfinite(draw.raw_logp_B).all() and (draw.raw_logp_B < -50).all()
+    greedy = draws(Sampling(temperature=0.0), n=4, logits=logits, forbidden=forbidden)
+    assert greedy.token_B.tolist() == [1] * 4
+
+
 def test_greedy_takes_the_likeliest():
     draw = draws(Sampling(temperature=0.0), n=4)
     assert draw.token_B.tolist() == [0] * 4

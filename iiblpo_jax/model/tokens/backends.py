@@ -5,11 +5,14 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from iiblpo_jax.common import json_input
 from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.model.tokens import chat
 from iiblpo_jax.model.tokens import files as tokenizer_files
+from iiblpo_jax.model.tokens.quoting import Controls, marked
 
 # transformers, imported where it is needed because that takes a second, would advise everybody to install torch.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -26,6 +29,7 @@ FILES = (  # what a Hugging Face tokenizer may consist of
     "chat_template.json",
 )
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # of named tokens
 SPACE = "\u2581"  # SentencePiece's visible space
 
 
@@ -39,10 +43,13 @@ class HuggingFaceBackend:
         self._rust.no_truncation()
         self._rust.no_padding()
         vocab = self._rust.get_vocab(with_added_tokens=True)
-        self.bos_id, self.eos_id, self.pad_id = (vocab.get(t) for t in (fast.bos_token, fast.eos_token, fast.pad_token))
+        names = (fast.bos_token, fast.eos_token, fast.pad_token, fast.unk_token)
+        self.bos_id, self.eos_id, self.pad_id, self.unk_id = map(vocab.get, names)
         added = self._rust.get_added_tokens_decoder()
+        self.added = {token.content: i for i, token in added.items()}
         self.specials = {token.content: i for i, token in added.items() if token.special}
-        self.chat_template = fast.chat_template if isinstance(fast.chat_template, str) else None
+        self.chat_template = chat.named(fast.chat_template, "the tokenizer")
+        self._quoting: tuple[Any, dict[Any, int]] | None = None
 
     @classmethod
     def load(cls, directory: pathlib.Path) -> "HuggingFaceBackend":
@@ -53,10 +60,12 @@ class HuggingFaceBackend:
         # for a vocabulary of one's own; it is only needed where there are nothing but vocab.json and merges.txt.
         kind = PreTrainedTokenizerFast if (directory / "tokenizer.json").is_file() else AutoTokenizer
         tokenizer_files.check(directory)
+        template = chat.template_in(directory, _json_of(directory, "tokenizer_config.json"))
         try:
             fast = kind.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+            fast.chat_template = template
             return cls(fast, source=directory)
-        except (KeyboardInterrupt, SystemExit):
+        except (InputError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the Rust side raises bare Exception, and its panics are not even that
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -68,13 +77,18 @@ class HuggingFaceBackend:
         except Exception as error:  # a word that a vocabulary without an unknown token does not have
             raise InputError(f"the tokenizer cannot read {text[:40]!r} ({error}); use another tokenizer") from error
 
+    def encode_quoted(self, text: str, controls: Controls, *, add_special: bool) -> list[int]:
+        if self._quoting is None:  # a copy of the pipeline, made when data first need it
+            self._quoting = _where_marked(self._rust, controls)
+        rust, meant = self._quoting
+        ids = rust.encode(controls.unquote(controls.mark(text)), add_special_tokens=add_special).ids
+        return [meant.get(i, i) for i in ids]
+
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
         return self._rust.decode(ids, skip_special_tokens=skip_special)
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, generation_prompt: bool) -> str:
-        assert self.chat_template is not None, "Tokenizer.render_chat asks first"
-        names = {f"{name}_token": getattr(self._fast, f"{name}_token") or "" for name in ("bos", "eos", "pad", "unk")}
-        return render_chat(self.chat_template, messages, generation_prompt=generation_prompt, names=names)
+    def names(self) -> dict[str, str]:
+        return {f"{name}_token": getattr(self._fast, f"{name}_token") or "" for name in ("bos", "eos", "pad", "unk")}
 
     def pieces(self) -> list[bytes]:
         spell = _speller(json.loads(self._rust.to_str())["decoder"])
@@ -99,6 +113,27 @@ class HuggingFaceBackend:
         config = json.loads(path.read_text(encoding="utf-8"))
         config["tokenizer_class"] = "PreTrainedTokenizerFast"  # the one name that every version of transformers knows
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def _json_of(directory: pathlib.Path, name: str) -> dict[str, Any]:
+    """The object in a JSON file of a tokenizer; empty where there is no such file."""
+    return json_input.load_object(directory / name) if (directory / name).is_file() else {}
+
+
+def _where_marked(rust: Any, controls: Controls) -> tuple[Any, dict[Any, int]]:
+    """The pipeline with control tokens only where `controls.mark` put them, and (id there -> id) of these."""
+    from tokenizers import AddedToken, Tokenizer
+
+    state = json.loads(rust.to_str())
+    kinds = {token["content"]: token for token in state["added_tokens"]}
+    for text in controls.ids.keys() & kinds.keys():
+        kinds[text]["special"] = True  # only those can be switched off
+    literal = Tokenizer.from_str(json.dumps(state))
+    literal.encode_special_tokens = True
+    for text, i in controls.ids.items():
+        strips = {side: kinds[text][side] for side in ("lstrip", "rstrip") if text in kinds}
+        literal.add_tokens([AddedToken(marked(i), normalized=False, special=False, **strips)])
+    return literal, {literal.token_to_id(marked(i)): i for i in controls.ids.values()}
 
 
 def _speller(decoder: dict | None):
@@ -149,43 +184,51 @@ class SentencePieceBackend:
             if token.get("special"):
                 self.specials[token["content"]] = int(i)
         self.specials.pop(processor.id_to_piece(processor.unk_id()), None)
+        self.unk_id = processor.unk_id() if processor.unk_id() >= 0 else None
         self.bos_id, self.eos_id, self.pad_id = (self._named(n) for n in ("bos", "eos", "pad"))
-        template = self._config.get("chat_template")
-        self.chat_template = template if isinstance(template, str) else None
+        self.chat_template = chat.named(self._config.get("chat_template"), "the tokenizer")
         whole = sorted({*self.specials, *self._added.values()}, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, whole)) + ")") if whole else None
-        self._ids = {text: i for i, text in self._added.items()} | self.specials
+        self.added = {text: i for i, text in self._added.items()} | self.specials
 
     @classmethod
     def load(cls, directory: pathlib.Path) -> "SentencePieceBackend":
         """From a directory with a tokenizer.model; InputError if it cannot be read."""
         import sentencepiece
 
-        path, config = directory / "tokenizer.model", directory / "tokenizer_config.json"
+        path = directory / "tokenizer.model"
         tokenizer_files.check(directory)
+        config = _named_in(directory) | _json_of(directory, "tokenizer_config.json")
+        if template := chat.template_in(directory, config):
+            config["chat_template"] = template
         try:
-            settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-            if (template := directory / "chat_template.jinja").is_file():
-                settings["chat_template"] = template.read_text(encoding="utf-8")
-            return cls(sentencepiece.SentencePieceProcessor(model_file=str(path)), config=settings)
+            config["added_tokens_decoder"] = _added_in(directory, config) | config.get("added_tokens_decoder", {})
+            return cls(sentencepiece.SentencePieceProcessor(model_file=str(path)), config=config)
         except (RuntimeError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise InputError(f"{path} is not a readable SentencePiece model; copy the file again") from error
 
     def _named(self, name: str) -> int | None:
-        token = self._config.get(f"{name}_token")
-        content = token.get("content") if isinstance(token, dict) else token
+        content = _content(self._config.get(f"{name}_token"))
         if content in self.specials:
             return self.specials[content]
         i = getattr(self._sp, f"{name}_id")()
         return None if i < 0 else i
 
     def encode(self, text: str, *, add_special: bool) -> list[int]:
-        ids = [self.bos_id] if add_special and self.bos_id is not None else []
+        return self._encode(text, lambda part: part, add_special=add_special)
+
+    def encode_quoted(self, text: str, controls: Controls, *, add_special: bool) -> list[int]:
+        return self._encode(text, controls.unquote, add_special=add_special)
+
+    def _encode(self, text: str, read: Callable[[str], str], *, add_special: bool) -> list[int]:
+        """Ids; `read` is applied to what is between added tokens."""
+        begins = add_special and self._config.get("add_bos_token") is not False
+        ids = [self.bos_id] if begins and self.bos_id is not None else []
         for part in self._split.split(text) if self._split else [text]:
-            if part in self._ids:
-                ids.append(self._ids[part])
+            if part in self.added:
+                ids.append(self.added[part])
             elif part:
-                ids += self._sp.encode(part)
+                ids += self._sp.encode(read(part))
         return ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
@@ -197,10 +240,8 @@ class SentencePieceBackend:
                 text, run = text + self._sp.decode(run) + names[i], []
         return text + self._sp.decode(run)
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, generation_prompt: bool) -> str:
-        assert self.chat_template is not None, "Tokenizer.render_chat asks first"
-        names = {name: text or "" for name, text in self._named_tokens().items()}
-        return render_chat(self.chat_template, messages, generation_prompt=generation_prompt, names=names)
+    def names(self) -> dict[str, str]:
+        return {name: text or "" for name, text in self._named_tokens().items()}
 
     def _named_tokens(self) -> dict[str, str | None]:
         texts = {i: text for text, i in self.specials.items()}
@@ -232,18 +273,22 @@ class SentencePieceBackend:
         (directory / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
-def render_chat(
-    template: str, messages: Sequence[Mapping[str, str]], *, generation_prompt: bool, names: Mapping[str, str]
-) -> str:
-    """The text of a conversation; InputError if the template refuses it."""
-    from transformers.utils.chat_template_utils import render_jinja_template
+def _content(token: Any) -> Any:
+    """The text of a token that a JSON file names, alone or as an object with its flags."""
+    return token.get("content") if isinstance(token, dict) else token
 
-    try:
-        conversation: Any = list(messages)
-        named: dict[str, Any] = dict(names)
-        rendered, _ = render_jinja_template(
-            conversations=[conversation], chat_template=template, add_generation_prompt=generation_prompt, **named
-        )
-    except Exception as error:  # a template is a program: it may raise anything, and its sandbox stops it from more
-        raise InputError(f"the chat template refuses this conversation ({error}); change its roles") from error
-    return rendered[0]
+
+def _named_in(directory: pathlib.Path) -> dict[str, Any]:
+    """The texts of the tokens that a special_tokens_map.json names, by role; empty without the file."""
+    return {
+        role: [_content(token) for token in tokens] if isinstance(tokens, list) else _content(tokens)
+        for role, tokens in _json_of(directory, "special_tokens_map.json").items()
+    }
+
+
+def _added_in(directory: pathlib.Path, config: Mapping[str, Any]) -> dict[str, dict]:
+    """An added_tokens.json as an `added_tokens_decoder`; its control tokens are those that have a role in `config`."""
+    named = [_content(config.get(f"{role}_token")) for role in ROLES]
+    named += map(_content, config.get("additional_special_tokens") or ())
+    added = _json_of(directory, "added_tokens.json")
+    return {str(i): {"content": text, "special": text in named} for text, i in added.items()}

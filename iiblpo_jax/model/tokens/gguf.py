@@ -40,6 +40,7 @@ SPLITS: dict[str, str | None] = {
     "deepseek-r1-qwen": _QWEN2,
 }
 WHOLE_WORDS_FIRST = ("llama-bpe", "llama3", "tekken")  # a word that is in the vocabulary is not built by merges
+BEGINS_TEXT = WHOLE_WORDS_FIRST  # a text begins with its token where `add_bos_token` does not say so, as in llama.cpp
 
 
 def build(metadata: Mapping[str, Any], source: str) -> Tokenizer:
@@ -99,7 +100,7 @@ def _byte_level(meta, template, source) -> HuggingFaceBackend:
         special = bool(types[i] == CONTROL) or meta["tokens"][i] in named.values()
         token = tokenizers.AddedToken(meta["tokens"][i], normalized=False, special=special)
         tokenizer.add_special_tokens([token]) if special else tokenizer.add_tokens([token])
-    if meta.get("add_bos_token") and "bos_token" in named:
+    if meta.get("add_bos_token", pre in BEGINS_TEXT) and "bos_token" in named:
         bos = named["bos_token"]
         tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, vocab[bos])]
@@ -136,4 +137,5 @@ def _sentencepiece(meta, template) -> SentencePieceBackend:
     normalizer.name, normalizer.add_dummy_prefix = "identity", bool(meta.get("add_space_prefix", True))
     normalizer.remove_extra_whitespaces = False
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
-    return SentencePieceBackend(processor, config=_named(meta) | ({"chat_template": template} if template else {}))
+    config = _named(meta) | {"add_bos_token": bool(meta.get("add_bos_token", True))}
+    return SentencePieceBackend(processor, config=config | ({"chat_template": template} if template else {}))

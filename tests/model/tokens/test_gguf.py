@@ -78,6 +78,17 @@ def test_byte_level_vocabularies(trained):
     assert ours.decode(chat, skip_special=False) == "<|start|>dog<|end|>"
 
 
+def test_a_text_begins_as_in_llama_cpp_where_the_file_does_not_say(trained):
+    """Llama 3 and Tekken begin with their token, the others do not."""
+    rust, pre = trained
+    silent = {key: value for key, value in metadata_of(rust, pre).items() if not key.endswith("add_bos_token")}
+    for named in [pre, "tekken"] if pre == "llama-bpe" else [pre]:
+        ids = build(silent | {"tokenizer.ggml.pre": named}, "m.gguf").encode("a fox", add_special=True)
+        assert ids[:1] == [0] if named in ("llama-bpe", "tekken") else ids[0] != 0
+    told = build(silent | {"tokenizer.ggml.add_bos_token": False}, "m.gguf")
+    assert told.encode("a fox", add_special=True) == told.encode("a fox")
+
+
 def test_saved_for_transformers(trained, tmp_path):
     from transformers import AutoTokenizer
 
@@ -113,6 +124,9 @@ def test_sentencepiece_vocabularies(tmp_path, train_sentencepiece):
         assert ours.encode(text) == ids
         assert ours.decode(ids) == theirs.decode(ids) == text
     assert (ours.bos_id, ours.stop_ids, ours.vocab_size) == (1, (2,), 330)
+    assert ours.encode("fox", add_special=True) == [1, *ours.encode("fox")]
+    without = build(metadata | {"tokenizer.ggml.add_bos_token": False}, "m.gguf")
+    assert without.encode("fox", add_special=True) == without.encode("fox")
 
 
 def test_refusals(trained):

@@ -268,6 +268,60 @@ def test_sentencepiece_with_added_tokens_and_a_template(sentencepiece_directory)
     assert tokenizer.decode([321, 322], skip_special=False) == "<|im_start|><tool>"
 
 
+def test_sentencepiece_with_the_files_of_older_models(sentencepiece_directory, tmp_path):
+    """Vicuna, Zephyr and their like: added_tokens.json, and special_tokens_map.json says which of them are control."""
+    (sentencepiece_directory / "added_tokens.json").write_text(
+        '{"<|im_end|>": 321, "<|im_start|>": 320, "<tool>": 322}'
+    )
+    named = {
+        "eos_token": {"content": "<|im_end|>"},
+        "additional_special_tokens": ["<|im_start|>"],
+        "pad_token": "<unk>",
+    }
+    (sentencepiece_directory / "special_tokens_map.json").write_text(json.dumps(named))
+    (sentencepiece_directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHATML}))
+    tokenizer = load_directory(sentencepiece_directory)
+    assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.stop_ids) == (323, 321, (321,))
+    ids = tokenizer.render_chat([{"role": "user", "content": "dog<tool>"}])
+    assert (ids[0], ids.count(321), ids.count(320), ids.count(322)) == (320, 1, 2, 1)
+    assert tokenizer.decode([320, 322]) == "<tool>"
+    (tmp_path / "copy").mkdir()
+    tokenizer.save(tmp_path / "copy")
+    again, theirs = load_directory(tmp_path / "copy"), AutoTokenizer.from_pretrained(str(tmp_path / "copy"))
+    assert (again.stop_ids, again.token_bytes()) == (tokenizer.stop_ids, tokenizer.token_bytes())
+    assert theirs.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>", "<tool>"]) == [320, 321, 322]
+    (sentencepiece_directory / "added_tokens.json").write_text('{"<|im_end|>": "x"}')
+    with pytest.raises(InputError, match=r"added_tokens\.json has the token id 'x'; copy the file again"):
+        load_directory(sentencepiece_directory)
+
+
+def test_sentencepiece_without_a_beginning(sentencepiece_directory):
+    (sentencepiece_directory / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False}))
+    tokenizer = load_directory(sentencepiece_directory)
+    assert tokenizer.encode("dog", add_special=True) == tokenizer.encode("dog")
+
+
+def test_ids_that_no_text_has(chat_directory, sentencepiece_directory):
+    """Padding of the vocabulary, control tokens that end nothing, but for those that the template writes."""
+    tokenizer = load_directory(chat_directory)
+    text, start, end = tokenizer.encode("<|endoftext|><|im_start|><|im_end|>")
+    size = tokenizer.vocab_size
+    assert tokenizer.stop_ids == (text, end)
+    assert tokenizer.textless_ids(size) == () and tokenizer.textless_ids(size + 2) == (size, size + 1)
+    plain = Tokenizer(
+        HuggingFaceBackend(PreTrainedTokenizerFast(tokenizer_object=byte_level(), eos_token="<|im_end|>"))
+    )
+    assert plain.textless_ids(size) == (text, start)
+    begins = PreTrainedTokenizerFast(
+        tokenizer_object=byte_level(), bos_token="<|im_start|>", eos_token="<|endoftext|>", chat_template=CHATML
+    )
+    assert Tokenizer(HuggingFaceBackend(begins)).textless_ids(size) == (start,)
+    (sentencepiece_directory / "chat_template.jinja").unlink()
+    (sentencepiece_directory / "tokenizer.json").unlink()
+    (sentencepiece_directory / "tokenizer_config.json").unlink()
+    assert load_directory(sentencepiece_directory).textless_ids(321) == (0, 1, 320)  # <unk>, <s> and a row too many
+
+
 def test_sentencepiece_saves_for_transformers(sentencepiece_directory, tmp_path):
     (tmp_path / "copy").mkdir()
     tokenizer = load_directory(sentencepiece_directory)
