@@ -112,7 +112,7 @@ def test_the_config_of_the_workdir_is_used_where_none_is_given(run, tmp_path):
         ((*OK, "--config.train.steps=2.5"), "--config.train.steps=2.5: train.steps takes a whole number, 1 or more"),
         ((*OK, "--config.optim.lr=nan"), "optim.lr = nan; use a number, 0 or more"),
         ((*OK, "--config.eval.k=1,x"), "--config.eval.k=1,x: eval.k takes a list such as 1,2, each 1 or more"),
-        ((*OK, "--config.objective.name=grop"), "objective.name = 'grop' (did you mean grpo?); use one of dapo,"),
+        ((*OK, "--config.objective.name=grop"), "objective.name = 'grop' (did you mean grpo?); use one of "),
         ((*OK, "--config.eval.greedy", "maybe"), "--config.eval.greedy=maybe: eval.greedy takes True or False"),
         ((*OK, "--config.train.steps=13"), "thirteen steps; use twelve"),
         ((*OK, "--workdri=w"), "Unknown command line flag 'workdri'. Did you mean: workdir"),

@@ -134,12 +134,10 @@ def _option(name: str, option: str, value: Any, known: Mapping[str, Any]) -> str
             return ""
         return f"task {name!r} has no option {option}{nearest(option, known)}; it has {', '.join(sorted(known))}"
     kinds = get_args(known[option]) or (known[option],)
-    if not set(kinds) & set(KINDS) or any(
-        value is None if kind is type(None) else is_of(value, kind) for kind in kinds
-    ):
+    wanted = [KINDS[kind] for kind in kinds if kind in KINDS]
+    if not wanted or any(value is None if kind is type(None) else is_of(value, kind) for kind in kinds):
         return ""
-    wanted = " or ".join(KINDS[kind] for kind in kinds if kind in KINDS)
-    return f"task {name!r}: option {option} = {shown(value)}; use {wanted}"
+    return f"task {name!r}: option {option} = {shown(value)}; use {' or '.join(wanted)}"
 
 
 def make_tasks(section, *, seed: int) -> list[tuple[Task, float]]:
