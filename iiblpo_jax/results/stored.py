@@ -10,7 +10,7 @@ from iiblpo_jax.common.jsonl import write_atomic
 from iiblpo_jax.config import files
 from iiblpo_jax.data.task import Task
 
-SECTIONS = ("model", "data", "task", "rollout", "eval")  # of the config: what an evaluation depends on
+SECTIONS = ("model", "data", "task", "rollout", "reward", "eval")  # of the config: what an evaluation depends on
 LONGEST = 60  # characters of task names in a file's name
 
 

@@ -35,7 +35,7 @@ def test_the_file_says_what_was_evaluated(tmp_path):
     assert found["step"] == 7 and found["source"] == "checkpoint" and found["weights"] == "abc"
     assert found["metrics"] == {"eval/sums/pass@1": 0.5} and found["eval"]["samples"] == 2
     assert [(entry["task"], entry["problems"]) for entry in found["held_out"]] == [("sums", 1)]
-    assert set(found["config"]) == {"model", "data", "task", "rollout", "eval"}
+    assert set(found["config"]) == {"model", "data", "task", "rollout", "reward", "eval"}
     assert found["config"]["eval"] == found["eval"] and found["config"]["rollout"]["max_tokens"] == 4096
 
 
