@@ -18,6 +18,7 @@ from iiblpo_jax.rewards.math.regions import as_interval, is_region, same_region
 from iiblpo_jax.rewards.math.spelling import spell
 from iiblpo_jax.rewards.math.values import Unreadable, done, equal, value
 
+ASIDE = re.compile(r"\\text\{(?:as|where|which|since|because)\}")
 PLACED = re.compile(r"[A-Z]'?(?:_\w|_\{\w+\})?\s*(\(.*\))", re.S)
 
 
@@ -113,7 +114,7 @@ def _exactly(chain: Chain) -> Node:
 
 def _sharing(node: Items) -> Node:
     """A list without what only says which numbers its letters stand for, and without a name that all of it shares."""
-    told = [part for part in node.parts if not _is_range(part)]
+    told = [part for part in node.parts if not _is_aside(part)]
     if len(told) == 1:
         return _plainly(told[0])
     node = dataclasses.replace(node, parts=tuple(told or node.parts))
@@ -125,8 +126,10 @@ def _sharing(node: Items) -> Node:
     return node
 
 
-def _is_range(node: Node) -> bool:
-    """`k \\in \\mathbb{Z}`."""
+def _is_aside(node: Node) -> bool:
+    """`k \\in \\mathbb{Z}`, "as required"."""
+    if isinstance(node, Leaf):
+        return bool(ASIDE.match(node.text))
     if not isinstance(node, Chain) or node.signs != ("\\in",):
         return False
     return isinstance(node.sides[1], Leaf) and node.sides[1].text.startswith("\\mathbb")

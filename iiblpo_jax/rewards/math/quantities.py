@@ -22,6 +22,7 @@ TELLING = frozenset(
     """or and not than at least most if when unless between either neither only up any all no none except cannot
     impossible false true yes for where mod modulo remainder out greater smaller below above other""".split()
 )
+LIMITS = frozenset("not cannot no never than least most between or either neither".split())
 VERBS = frozenset("is are was were equals has have".split())
 MONTHS = "january february march april may june july august september october november december".split()
 DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
@@ -158,7 +159,7 @@ def is_filler(word: str) -> bool:
 
 def introduces(words: list[str]) -> bool:
     """Whether words in front of an answer only lead to it: "the number of ways is", but not "at least"."""
-    says = bool(words) and words[-1].lower() in VERBS and not any(word.lower() in TELLING for word in words)
+    says = bool(words) and words[-1].lower() in VERBS and not any(word.lower() in LIMITS for word in words)
     return says or all(map(is_filler, words))
 
 

@@ -163,8 +163,9 @@ def _whole(text: str, depth: int) -> Node:
         return Ratio(tuple(read(part, depth + 1) for part in parts))
     if PLUS_MINUS.search(text):
         return _both_signs(text, depth)
-    words = [] if WORD.sub("", text).strip() else WORD.findall(text)
-    return Leaf(SPOKEN.get(" ".join(words).lower(), text))
+    words = [] if WORD.sub("", text).strip() else WORD.findall(text.lower())
+    words = words[2:] if words[:2] == ["there", "is"] else words
+    return Leaf(SPOKEN.get(" ".join(words), text))
 
 
 def _bracketed(opening: str, content: str, closing: str, depth: int) -> Node:
@@ -172,6 +173,8 @@ def _bracketed(opening: str, content: str, closing: str, depth: int) -> Node:
         names, bars = split(content, BAR)
         if bars and len(names) == 2:
             return read(names[1], depth + 1)
+    if opening in "([" and PLUS_MINUS.search(content) and "," in content:
+        return _both_signs(opening + content + closing, depth)
     inner = read(content, depth + 1)
     if opening == "{" and closing == "}":
         return inner
