@@ -58,8 +58,10 @@ def read_pairs(path: Path | str) -> list[Pair]:
     """The rows of a file.
 
     Raises:
-      InputError: no such file, no rows, or a row without gold answer or response.
+      InputError: no file, no rows, or a row without gold answer or response.
     """
+    if not path:
+        raise InputError("no pairs; pass --pairs=FILE, JSON Lines with gold and response")
     if not Path(path).is_file():
         raise InputError(f"--pairs={path} does not exist; give a file of JSON Lines with gold and response")
     pairs = []

@@ -86,6 +86,8 @@ def test_metadata_that_a_verifier_misses_is_named(file):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"absent\.jsonl does not exist"):
         read_pairs(tmp_path / "absent.jsonl")
+    with pytest.raises(InputError, match="no pairs; pass --pairs=FILE"):
+        read_pairs("")
 
 
 def test_the_command(file):
