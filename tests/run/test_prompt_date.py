@@ -2,15 +2,20 @@
 
 import datetime
 import json
+import shutil
 
 import pytest
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.task import boxed_task, render
+from iiblpo_jax.defaults import default_config
+from iiblpo_jax.model.files.loading import resolve
 from iiblpo_jax.model.tokens.backends import HuggingFaceBackend
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
 from iiblpo_jax.rewards.verifier import Problem
 from iiblpo_jax.run.prompt_date import FILE, keep_date
+from iiblpo_jax.run.restored import load_policy
+from iiblpo_jax.run.setup import set_up
 
 DATED = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
 TODAY, TOMORROW = datetime.date(2026, 11, 30), datetime.date(2026, 12, 1)
@@ -33,6 +38,19 @@ def test_a_run_has_the_prompts_of_its_first_day(tokenizer, tmp_path):
     assert prompt(keep_date(tokenizer(DATED, TOMORROW), workdir)) == first
     assert json.loads((workdir / FILE).read_text()) == {"date": "2026-11-30"}
     assert prompt(keep_date(tokenizer(DATED, TOMORROW), tmp_path / "second")).startswith("01 Dec 2026")
+
+
+def test_every_stage_of_a_run_is_told_its_day(tmp_path):
+    """Setting up, for training and the latent stage, and loading a policy, for evaluation."""
+    shutil.copytree(resolve(default_config().model.path), tmp_path / "model")
+    (tmp_path / "model/chat_template.jinja").write_text(DATED)
+    config = default_config()
+    config.model.path = str(tmp_path / "model")
+    config.task.options = {"train_size": 4, "heldout_size": 1}
+    config.rollout.max_prompt, config.rollout.max_tokens = 8, 16
+    (tmp_path / FILE).write_text('{"date": "2026-11-30"}')
+    assert load_policy(config, tmp_path).tokenizer.date == TODAY
+    assert set_up(config, tmp_path).tokenizer.date == TODAY != set_up(config).tokenizer.date
 
 
 def test_nothing_is_written_where_no_template_asks(tokenizer, tmp_path):

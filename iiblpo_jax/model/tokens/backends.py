@@ -81,8 +81,8 @@ class HuggingFaceBackend:
         if self._quoting is None:  # a copy of the pipeline, made when data first need it
             self._quoting = _where_marked(self._rust, controls)
         rust, meant = self._quoting
-        ids = rust.encode(controls.unquote(controls.mark(text)), add_special_tokens=add_special).ids
-        return [meant[i] if i in meant else i for i in ids]
+        ids: list[int] = rust.encode(controls.unquote(controls.mark(text)), add_special_tokens=add_special).ids
+        return [meant.get(i, i) for i in ids]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
         return self._rust.decode(ids, skip_special_tokens=skip_special)

@@ -24,8 +24,9 @@ DATED = (
 
 
 def template_in(directory: pathlib.Path, config: Mapping[str, Any]) -> str | None:
-    """The chat template of a model directory: chat_template.jinja, else its tokenizer_config.json, else
-    chat_template.json.
+    """The chat template of a model directory: the default one, or None.
+
+    It is in chat_template.jinja, else in tokenizer_config.json, else in chat_template.json.
 
     Args:
       directory: of the model.
