@@ -28,7 +28,7 @@ def check_characters(task: Task, problems: Sequence[Problem], tokenizer) -> None
     Raises:
       InputError: such characters are in what the task says of every problem, or in more than half of the problems.
     """
-    texts = [f"{problem.question}\n{task.answer_text(problem)}" for problem in problems]
+    texts = ["\n".join([*_asked(problem), task.answer_text(problem)]) for problem in problems]
     own = "\n".join([task.template.replace("{question}", ""), task.system or "", task.cue, task.closing, task.marker])
     unknown = _unknown({*own}.union(*texts), tokenizer)
     if not unknown:
@@ -50,6 +50,10 @@ def check_characters(task: Task, problems: Sequence[Problem], tokenizer) -> None
     if of_all or count > len(texts) / 2:
         raise InputError(f"{line}, so the model would be asked something else; use another model, or another task")
     warn(f"{line}, which so ask something else than they say; leave them out")
+
+
+def _asked(problem: Problem) -> list[str]:
+    return [turn["content"] for turn in problem.messages or ()] or [problem.question]
 
 
 def _unknown(characters: Iterable[str], tokenizer) -> set[str]:

@@ -1,5 +1,7 @@
 """A tokenizer that cannot write what a task asks: refused, or said, for every way in which tokenizers fail."""
 
+import dataclasses
+
 import pytest
 import tokenizers
 from tokenizers import Regex, models, pre_tokenizers
@@ -73,6 +75,18 @@ def test_a_few_problems_are_said_and_stay(capsys):
     line = capsys.readouterr().err
     assert line.startswith("WARNING: task 't': the model's tokenizer has no token for × in 1 of 3 problems")
     assert line.count("\n") == 1
+
+
+def test_turns_before_the_question_count_too():
+    asked = task(["1+2="])
+    turns = (
+        {"role": "user", "content": "1*1="},
+        {"role": "assistant", "content": "1"},
+        {"role": "user", "content": "1+2="},
+    )
+    (problem,) = asked.train
+    with pytest.raises(InputError, match=r"no token for \* in 1 of 1 problems"):
+        check_characters(asked, [dataclasses.replace(problem, messages=turns)], KINDS["unknown is unk"])
 
 
 def test_bytes_write_everything(capsys):
