@@ -28,7 +28,7 @@ from iiblpo_jax.rollout.publication import PublicationSpec
 from iiblpo_jax.rollout.spec import RolloutSpec
 from iiblpo_jax.update.epochs import make_update
 from iiblpo_jax.update.gradient import MinibatchGradient
-from iiblpo_jax.update.optimizer import make_optimizer
+from iiblpo_jax.update.optimizer import Schedule, make_optimizer
 from iiblpo_jax.update.settings import UpdateSettings
 from iiblpo_jax.update.state import init_state
 
@@ -111,12 +111,13 @@ def measure(depth: int) -> dict:
 
 def compile_update(config, params, settings: UpdateSettings):
     """The compiled update."""
-    optimizer = make_optimizer(update.OPTIM, total_steps=1000)
+    optimizer = make_optimizer(update.OPTIM)
     objective = make_objective("grpo", max_tokens=ROWS.response)
     state = jax.eval_shape(lambda: init_state({"policy": params}, optimizer))
     rows = update.shared_rows(config, ROWS, ROWS.response // 2)
     gradient = MinibatchGradient(settings=settings, objective=objective, model_config=config)
-    return make_update(gradient, optimizer).lower(state, rows, jax.random.key(0)).compile()
+    function = make_update(gradient, optimizer, Schedule(peak=update.OPTIM.lr))
+    return function.lower(state, rows, jax.random.key(0)).compile()
 
 
 def seconds(call) -> float:

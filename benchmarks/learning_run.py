@@ -33,6 +33,7 @@ LATENT_CODE = ROOT / "iiblpo_jax" / "latents"
 NOT_LATENT = (
     "train.steps",
     "train.max_bad_steps",
+    "train.max_empty_steps",
     "train.memory_report",
     "rollout.roots",
     "rollout.slots",

@@ -38,15 +38,13 @@ from iiblpo_jax.objectives import make_objective
 from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.update.epochs import make_update
 from iiblpo_jax.update.gradient import MinibatchGradient
-from iiblpo_jax.update.optimizer import make_optimizer
+from iiblpo_jax.update.optimizer import Schedule, make_optimizer
 from iiblpo_jax.update.settings import UpdateSettings
 from iiblpo_jax.update.state import init_state
 
 TORCH_PEER = Path(__file__).parent / "peers" / "torch_peer.py"
 ROOTS, BRANCHES = 4, 3
-OPTIM = types.SimpleNamespace(
-    lr=1e-6, psa_lr=1e-6, b1=0.9, b2=0.999, weight_decay=0.01, clip_norm=1.0, schedule="constant", warmup=0
-)
+OPTIM = types.SimpleNamespace(lr=1e-6, psa_lr=1e-6, b1=0.9, b2=0.999, weight_decay=0.01, clip_norm=1.0)
 AGREE = {"float32": 1e-4, "bfloat16": 3e-2}
 COLUMNS = ("share", "arm", "tokens", "seconds", "tokens_per_s", "first_over_this", "work_bytes", "state_bytes", "mfu")
 
@@ -152,10 +150,10 @@ class Bench:
         return arms
 
     def _ours(self, name: str, settings: UpdateSettings):
-        optimizer = make_optimizer(OPTIM, total_steps=1000)
+        optimizer = make_optimizer(OPTIM)
         objective = make_objective("grpo", max_tokens=self.size.response)
         gradient = MinibatchGradient(settings=settings, objective=objective, model_config=self.config)
-        update = make_update(gradient, optimizer)
+        update = make_update(gradient, optimizer, Schedule(peak=OPTIM.lr))
 
         def fresh():
             return init_state({"policy": jax.tree.map(jnp.copy, self.params)}, optimizer)

@@ -142,6 +142,12 @@ KNOBS = {
     "train.max_bad_steps": knob(
         5, "updates in a row, not finite or exploded and so skipped, that stop the run", at_least=1, unit="steps"
     ),
+    "train.max_empty_steps": knob(
+        20,
+        "rollouts in a row with nothing to learn from that stop the run: no token counts, or every advantage is 0",
+        at_least=1,
+        unit="steps",
+    ),
     "train.memory_report": knob(False, "before step 1: a table of what every program needs, refused if it cannot fit"),
     "rollout.roots": knob(4, "M, root trajectories of a prompt", at_least=1, unit="trajectories"),
     "rollout.slots": knob(64, "B, sequences decoded at a time", at_least=1, unit="sequences"),
@@ -325,8 +331,13 @@ KNOBS = {
     "objective.options": knob({}, "further arguments of the method, such as alpha of entropy_adv"),
     "optim.lr": knob(1e-6, "learning rate of the language model (AdamW)", at_least=0),
     "optim.psa_lr": knob(1e-5, "learning rate of the PSA projections during RL (AdamW, conditioned only)", at_least=0),
-    "optim.schedule": knob("constant", "cosine: to 0 at the last step", choices=("constant", "cosine")),
-    "optim.warmup": knob(0, "optimiser steps of linear warm-up", at_least=0, unit="steps"),
+    "optim.schedule": knob(
+        "constant",
+        "of both learning rates, by rollouts that moved the policy; cosine: to 0 after optim.decay_steps of them",
+        choices=("constant", "cosine"),
+    ),
+    "optim.decay_steps": knob(0, "length of a cosine, warm-up included; 0 = train.steps", at_least=0, unit="rollouts"),
+    "optim.warmup": knob(0, "of linear warm-up, whatever update.minibatches is", at_least=0, unit="rollouts"),
     "optim.b1": knob(0.9, "decay of the gradient average", at_least=0, below=1),
     "optim.b2": knob(0.999, "decay of the squared-gradient average", at_least=0, below=1),
     "optim.weight_decay": knob(0.01, "of matrices, not of norms and biases", at_least=0),
@@ -348,7 +359,12 @@ KNOBS = {
     ),
     "update.importance_floor": knob(0.0, "lower bound of pi_old / mu; 0 = none", at_least=0, at_most=1),
     "update.importance_cap": knob(2.0, "upper bound of pi_old / mu; 0 = no importance weights", at_least=0),
-    "update.kl_coef": knob(0.0, "of the k3 KL to the reference model", at_least=0),
+    "update.kl_coef": knob(0.0, "of the KL of the policy to the reference model; 0 = none", at_least=0),
+    "update.kl_form": knob(
+        "k3",
+        "k3, k2: a loss token by token, weighed by pi / mu; k1: off the reward, a token answers for all that follow",
+        choices=("k3", "k2", "k1"),
+    ),
     "attention.impl": knob(
         "blocks",
         "of packed forwards; blocks: any backend; pallas: a CUDA kernel (on a CPU interpreted)",

@@ -47,6 +47,11 @@ def rollout_is_exact(config) -> bool:
     return dtypes == {"float32"} and not r.weights and not config.data.recorded
 
 
+def decay_steps(config: RunConfig) -> int:
+    """Rollouts after which a cosine is 0."""
+    return config.optim.decay_steps or config.train.steps
+
+
 def kept_per_prompt(config: RunConfig) -> int:
     """Trajectories of one prompt that are trained on, N: all of them without a filter, at most all with `contrast`.
 

@@ -12,6 +12,7 @@ from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config import files
 from iiblpo_jax.config.defaults import KNOBS, METHODS, UNBOUNDED, UNGROUPED, WHOLE_GROUPS, RunConfig
 from iiblpo_jax.config.derived import (
+    decay_steps,
     group_size,
     kept_per_prompt,
     mesh_shape,
@@ -142,15 +143,51 @@ def _clip(config: RunConfig) -> Iterator[str]:
 
 
 def _groups(config: RunConfig) -> Iterator[str]:
-    if group_size(config) > 1:
-        return
-    if config.objective.name not in UNGROUPED and not config.objective.path:
+    """An advantage compares a trajectory with others of its prompt; alone it is 0, throughout."""
+    keep, group, branch = config.ib.keep, group_size(config), config.branch
+    if branch.credit == "siblings" and branch.k > 0 and config.rollout.roots == 1:
         yield (
-            "rollout.roots = 1 with branch.k = 0 makes groups of one trajectory, which is compared with nothing: every "
-            f"advantage would be 0; use rollout.roots=4, branch.k=1, or objective.name={UNGROUPED[0]}"
+            "branch.credit = siblings compares roots with roots, and rollout.roots = 1 leaves a root with nothing: its "
+            "advantage would be 0; use rollout.roots=2 or more, or branch.credit=tree"
         )
-    elif config.ib.filter == "contrast":
-        yield "ib.filter = contrast keeps nothing of a group of one trajectory (rollout.roots = 1); set ib.filter=none"
+    if keep > group or kept_per_prompt(config) > 1:
+        return
+    alone = "which is compared with nothing: every advantage would be 0"
+    ungrouped = config.objective.name in UNGROUPED or config.objective.path  # of your own: it may compare what it likes
+    if ungrouped and (branch.k == 0 or branch.credit == "trajectory"):
+        if group == 1 and config.ib.filter == "contrast":
+            yield (
+                "ib.filter = contrast keeps nothing of a group of one trajectory (rollout.roots = 1); set "
+                "ib.filter=none"
+            )
+    elif group == 1:
+        yield (
+            f"rollout.roots = 1 with branch.k = 0 makes groups of one trajectory, {alone}; use rollout.roots=4, "
+            f"branch.k=1, or objective.name={UNGROUPED[0]}"
+        )
+    elif keep == 1:
+        yield f"ib.keep = 1 keeps one trajectory of a prompt, {alone}; use 2 to {group}"
+    else:
+        yield (
+            f"ib.filter = {config.ib.filter} keeps half of the {group} trajectories of a prompt, one, {alone}; use "
+            "ib.keep=2 or ib.filter=none, or more rollout.roots"
+        )
+
+
+def _schedule(config: RunConfig) -> Iterator[str]:
+    if config.optim.schedule != "cosine":
+        return
+    length, steps = decay_steps(config), config.train.steps
+    if length < steps:
+        yield (
+            f"optim.decay_steps = {length} is less than train.steps = {steps}, and a cosine that has ended trains at "
+            f"learning rate 0; use {steps} or more, or 0 for train.steps"
+        )
+    if config.optim.warmup >= length:
+        yield (
+            f"optim.warmup = {config.optim.warmup} leaves nothing of the {length} rollouts of optim.schedule = cosine; "
+            f"use less than {length}"
+        )
 
 
 def _minibatches(config: RunConfig) -> Iterator[str]:
@@ -223,9 +260,11 @@ CHECKS = {
     _method: "objective.name objective.options objective.path",
     _score: "ib.estimator ib.filter ib.keep ib.reward_coef",
     _clip: "objective.name objective.path objective.clip_low",
-    _groups: "rollout.roots branch.k branch.depth branch.parent objective.name objective.path ib.filter",
     _credit: "branch.credit branch.parent branch.k branch.solved branch.min_entropy",
     _overlong: "reward.overlong reward.overlong_buffer rollout.max_tokens",
+    _groups: "rollout.roots branch.k branch.depth branch.parent branch.credit ib.filter ib.keep objective.name "
+    "objective.path",
+    _schedule: "optim.schedule optim.decay_steps optim.warmup train.steps",
     _minibatches: "train.prompts_per_step rollout.roots branch.k branch.depth branch.parent ib.filter ib.keep "
     "update.minibatches update.packed update.microbatch mesh.data mesh.fsdp objective.name",
     _importance: "update.importance_floor update.importance_cap",

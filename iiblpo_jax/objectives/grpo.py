@@ -3,7 +3,7 @@
     A_i = (R_i - mean_g) / (std_g + 1e-6)
     loss = mean over tokens of max(-A r_t, -A clip(r_t, 1 - .2, 1 + .2)),   r_t = pi / pi_old
 
-The original averages tokens within a response first (`seq-mean-token-mean`) and adds a k3 KL of 0.04: both settings.
+The original averages tokens within a response first (`seq-mean-token-mean`) and adds a KL of 0.04: both settings.
 """
 
 from functools import partial

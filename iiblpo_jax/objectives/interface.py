@@ -78,7 +78,8 @@ class Objective:
 
     Attributes:
       name: registry name.
-      advantage: Rows -> A_R or A_RT, over the kept rows of each prompt.
+      advantage: Rows -> A_R or A_RT, over the kept rows of each prompt. A minibatch of which every counted token has 0
+        is not learnt from, whatever else its loss holds (update/epochs.py).
       policy_loss: (Batch, A_RT) -> TokenLoss; A_RT is the transformed advantage. Multiplies by importance_RT itself.
       aggregate: name in aggregate.AGGREGATES: how per-token losses become one number.
       max_tokens: T, the constant of `seq-mean-token-sum-norm`; never read from an array's shape, which padding changes.

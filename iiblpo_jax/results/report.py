@@ -44,6 +44,7 @@ CHARTS = {
     "Update": {
         "Loss": ("update/loss",),
         "Gradient norm": ("update/grad_norm",),
+        "Learning rate": ("optim/lr",),
         "Clipped tokens": ("update/clip_low", "update/clip_high"),
         "Ratio": ("update/ratio_mean",),
         "KL to the reference": ("update/kl_ref",),

@@ -273,10 +273,8 @@ class Checkpoints:
     def _arrays(self, step: int, host: dict, stored: dict, abstract_state) -> dict:
         """The arrays of a step that the state wants, all of which must be among those `stored`, and they among them."""
         target = {name: _abstract(leaf) for name, leaf in _flat(abstract_state).items()}
-        if not earlier_layout.is_earlier(stored):
-            return self._read_arrays(step, host, stored, target)
-        arrays = self._read_arrays(step, host, stored, earlier_layout.earlier(target))
-        return earlier_layout.fuse(arrays, target)
+        then, stored = earlier_layout.earlier(target, stored)
+        return earlier_layout.today(self._read_arrays(step, host, stored, then), target)
 
     def _read_arrays(self, step: int, host: dict, stored: dict, target: dict) -> dict:
         """The arrays that `target` names, checked."""

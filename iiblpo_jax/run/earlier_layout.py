@@ -1,6 +1,8 @@
-"""Checkpoints from before q, k and v, and gate and up, were fused: their arrays, and those of today from them.
+"""Checkpoints of earlier versions: their arrays, and those of today from them, so that a run goes on where it was.
 
-The same numbers in another order, in weights and optimizer moments alike, so a run goes on where it was.
+- q, k and v, and gate and up, were not fused: the same numbers in another order, in weights and moments alike.
+- The schedule of the learning rate went by optimizer steps, counted within the optimizer's state, a count for each part
+  of the params. Today it goes by the rollouts that moved the policy, of which every rollout is taken for one.
 """
 
 import functools
@@ -10,6 +12,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from iiblpo_jax.model.layer import fuse_qkv
+
+MOVED = "moved"  # of TrainState
 
 # Today's leaf of `layers`: the earlier ones, the axis of today's that they lack, how today's comes of them. `o` had
 # one axis for the kv heads and the query heads of each.
@@ -22,13 +26,36 @@ _FUSED = {
 }
 
 
-def is_earlier(names) -> bool:
-    """Whether arrays of these names (paths joined by dots) are of the earlier layout."""
+def earlier(target: dict, stored: dict) -> tuple[dict, dict]:
+    """What to read of a checkpoint, and what of it is accounted for by that: both as they are where it is of today.
+
+    Args:
+      target: ShapeDtypeStructs by name, a path joined by dots.
+      stored: what the checkpoint says of its arrays, by name.
+
+    Returns:
+      (the ShapeDtypeStructs, by name, from which `today` makes those of `target`; `stored` without what nobody reads).
+    """
+    if MOVED in target and MOVED not in stored:
+        target = {name: leaf for name, leaf in target.items() if name != MOVED}
+        stored = {name: what for name, what in stored.items() if name in target or not name.endswith(".count")}
+    return (_apart(target) if _is_apart(stored) else target), stored
+
+
+def today(arrays: dict, target: dict) -> dict:
+    """The arrays of `target` from those that `earlier` named, which are let go of one by one."""
+    if MOVED in target and MOVED not in arrays:
+        arrays[MOVED] = jnp.copy(arrays["step"])  # a copy: the state is donated, and each array only once
+    return _fuse(arrays, target) if _is_apart(arrays) else arrays
+
+
+def _is_apart(names) -> bool:
+    """Whether arrays of these names are from before q, k and v were fused."""
     return any(name.endswith(".layers.q") for name in names)
 
 
-def earlier(target: dict) -> dict:
-    """The ShapeDtypeStructs, by name, from which `fuse` makes those of `target`."""
+def _apart(target: dict) -> dict:
+    """The ShapeDtypeStructs, by name, from which `_fuse` makes those of `target`."""
     out = {}
     for name, leaf in target.items():
         for part, shape, axis in _parts(name, leaf):
@@ -36,8 +63,8 @@ def earlier(target: dict) -> dict:
     return out
 
 
-def fuse(arrays: dict, target: dict) -> dict:
-    """The arrays of `target` from those of `earlier(target)`, which are let go of one by one."""
+def _fuse(arrays: dict, target: dict) -> dict:
+    """The arrays of `target` from those of `_apart(target)`, which are let go of one by one."""
     out = {}
     for name, leaf in target.items():
         parts = [arrays.pop(part) for part, _, _ in _parts(name, leaf)]

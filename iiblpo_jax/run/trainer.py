@@ -35,6 +35,7 @@ from iiblpo_jax.rewards.scorer import PART
 from iiblpo_jax.rewards.together import make_scorer, score_together
 from iiblpo_jax.rollout.forest import Forest, response_tokens
 from iiblpo_jax.rollout.publication import Published
+from iiblpo_jax.run import remarks
 from iiblpo_jax.run.checkpoints import Checkpoints, check_writable
 from iiblpo_jax.run.in_flight import PendingRollout, PendingUpdate, scored_metrics, updated_metrics
 from iiblpo_jax.run.lock import WorkdirLock
@@ -64,7 +65,7 @@ class Trainer:
         validate(config)
         self.config = config
         workdir = self._workdir = Path(workdir)
-        console = console or Console()
+        console = self._console = console or Console()
         check_writable(workdir)
         self._lock = WorkdirLock(workdir)
         weakref.finalize(self, self._lock.release)  # where nobody calls `close`
@@ -92,7 +93,7 @@ class Trainer:
         if specs.uses_latents(config):
             cvae, params["psa"] = setup.latents(workdir / "latent", reference, console)
         self._frozen = Frozen(readers={specs.REFERENCE: reference}, cvae=cvae)
-        optimizer = specs.optimizer(config)
+        optimizer, self._schedule = specs.optimizer(config), specs.schedule(config)
         self.state = setup.placed(init_state(params, optimizer))
 
         # --- programs
@@ -110,6 +111,8 @@ class Trainer:
         # --- where the run is: data position and counters after the last finished step
         self._position = self.source.get_state()
         self._counts = {"bad_steps": 0, "zero_std_steps": 0}
+        self._empty_steps = 0  # rollouts in a row with nothing to learn from
+        self._last: dict = {}  # metrics of the last step
         self._pending: PendingRollout | None = None
         self._score: float | None = None  # of the last evaluation, if it was of this state
         self._finished_at = self._checkpoint_seconds = 0.0
@@ -123,7 +126,8 @@ class Trainer:
           Metrics, and the columns of the rollout log where one is due (`log.rollouts`).
 
         Raises:
-          InputError: train.max_bad_steps updates in a row were not finite.
+          InputError: train.max_bad_steps updates in a row were not finite, or the train.max_empty_steps before this one
+            had nothing to learn from.
         """
         [(_, metrics, columns)] = self.steps(step, step)
         return metrics, columns
@@ -141,7 +145,8 @@ class Trainer:
           stop: asked once a step, but the last, whether to end with it; then no further rollout is started.
 
         Raises:
-          InputError: train.max_bad_steps updates in a row were not finite.
+          InputError: train.max_bad_steps updates in a row were not finite, or train.max_empty_steps had nothing to
+            learn from.
         """
         if first > last:
             return
@@ -149,6 +154,7 @@ class Trainer:
         self._pending = self._start(first)
         try:
             for step in range(first, last + 1):
+                self._check_learning(step - 1)
                 update = self._finish(self._take())
                 if step < last and not stop():
                     self._pending = self._start(step + 1)
@@ -209,6 +215,9 @@ class Trainer:
         step, self.state, self._position, extra = found
         self.source.set_state(self._position)
         self._counts = extra["counts"]
+        self._say_schedule(extra.get("decay_steps"))
+        empty = extra.get("empty_steps", 0)  # a run that ended for them begins to count again
+        self._empty_steps = empty if empty < self.config.train.max_empty_steps else 0
         return step
 
     def save(self, step: int, *, force: bool = False) -> None:
@@ -219,7 +228,13 @@ class Trainer:
         if self._counts["bad_steps"] and not force:
             return
         began = time.monotonic()
-        extra = {"counts": self._counts, "model": self._fingerprint, "latent": self.config.latent.kind}
+        extra = {
+            "counts": self._counts,
+            "empty_steps": self._empty_steps,
+            "decay_steps": self._schedule.decay_steps,
+            "model": self._fingerprint,
+            "latent": self.config.latent.kind,
+        }
         self._checkpoints.save(step, self.state, iterator=self._position, extra=extra, score=self._score, force=force)
         self._checkpoint_seconds = time.monotonic() - began
 
@@ -317,13 +332,29 @@ class Trainer:
                 f"is not finite or exploded (--replay={path} shows the rows); lower optim.lr or optim.clip_norm and "
                 "resume from the last checkpoint"
             )
+        steps = self.config.update.minibatches * self.config.update.epochs
+        self._empty_steps = self._empty_steps + 1 if metrics["update/empty"] == steps else 0
+        self._last = metrics
         metrics |= {
             "update/bad_steps": self._counts["bad_steps"],
+            "update/empty_steps": self._empty_steps,
             "reward/zero_std_steps": self._counts["zero_std_steps"],
             "time/checkpoint_s": self._checkpoint_seconds,
             "time/step_s": self._finished_at - began,
         }
         return metrics, update.columns()
+
+    def _check_learning(self, step: int) -> None:
+        """Raises InputError, with `step` saved, where it was the last of too many that had nothing to learn from."""
+        if self._empty_steps >= self.config.train.max_empty_steps:
+            self.save(step, force=True)
+            self._checkpoints.wait()
+            raise InputError(remarks.nothing_learned(step, self._empty_steps, self._last))
+
+    def _say_schedule(self, before: int | None) -> None:
+        """Says that a cosine goes on with another length than that of the run that was saved, if that is known."""
+        if before and (line := remarks.schedule_moved(self._schedule, before, int(self.state.moved))):
+            self._console.print(line, soft_wrap=True)
 
     def _published(self) -> Published:
         """The policy as decoding wants it."""

@@ -217,7 +217,7 @@ def make_programs(
         score_spec=specs.score_spec(config, method),
         publish=publisher(specs.publication_spec(config, model), state.params["policy"], mesh),
         gradient=gradient,
-        update=make_update(gradient, optimizer, state_shardings=placement),
+        update=make_update(gradient, optimizer, specs.schedule(config), state_shardings=placement),
     )
 
 

@@ -22,7 +22,7 @@ from iiblpo_jax.rollout.sampling import Sampling
 from iiblpo_jax.rollout.spec import RolloutSpec
 from iiblpo_jax.step.inform import InformationTerms, InformSpec, LogProbs
 from iiblpo_jax.step.score import BottleneckSpec, CreditSpec, FilterSpec, LatentSpec, ScoreSpec
-from iiblpo_jax.update.optimizer import make_optimizer
+from iiblpo_jax.update.optimizer import Schedule, make_optimizer
 from iiblpo_jax.update.settings import UpdateSettings
 
 PACK_TOKENS = 2**13  # nodes of a bin where update.microbatch leaves it open
@@ -95,7 +95,8 @@ def objective(config) -> Objective:
         )
     if config.reward.overlong == "shape":
         method = with_overlong(method, buffer=config.reward.overlong_buffer, penalty=config.reward.overlong_penalty)
-    return with_auxiliary(method, entropy_coef=config.ib.entropy_coef, kl_coef=config.update.kl_coef)
+    u = config.update
+    return with_auxiliary(method, entropy_coef=config.ib.entropy_coef, kl_coef=u.kl_coef, kl_form=u.kl_form)
 
 
 def inform_spec(config, model: ModelConfig, start_id: int, *, mesh: Mesh | None = None) -> InformSpec:
@@ -140,9 +141,14 @@ def score_spec(config, method: Objective) -> ScoreSpec:
 
 
 def optimizer(config) -> optax.GradientTransformation:
-    """The optimizer, its schedule over all steps of the run."""
-    steps = config.train.steps * config.update.minibatches * config.update.epochs
-    return make_optimizer(config.optim, total_steps=steps)
+    """The optimizer, at the peak of its learning rates."""
+    return make_optimizer(config.optim)
+
+
+def schedule(config) -> Schedule:
+    """The schedule of the learning rates."""
+    o = config.optim
+    return Schedule(peak=o.lr, kind=o.schedule, warmup=o.warmup, decay_steps=derived.decay_steps(config))
 
 
 def update_settings(config, method: Objective, *, mesh: Mesh | None = None) -> UpdateSettings:

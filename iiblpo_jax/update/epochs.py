@@ -3,8 +3,9 @@
   1. log-probs of the kept trajectories under the policy as it is now (pi_old); skipped when there is one step only
   2. epochs x minibatches, shuffled; a token's weight is fixed over the whole minibatch
   3. piece by piece (microbatches.py): forward, sum(weights * losses), gradients added up (gradient.py)
-  4. clip, AdamW; a step whose loss, gradient or ratio is not finite, or whose mean ratio exceeds MAX_RATIO, changes
-     nothing and is counted
+  4. clip, AdamW at the learning rate of this rollout; a step whose loss, gradient or ratio is not finite, or whose mean
+     ratio exceeds MAX_RATIO, changes nothing and is counted; so does one with nothing to learn from, where momentum
+     alone would move the policy
 
 Because weights are fixed before rows are split, and every sum runs over tokens, the loss depends neither on the
 microbatch size, nor on padding, nor on how rows lie on devices.
@@ -20,26 +21,33 @@ from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.update.gradient import MinibatchGradient
 from iiblpo_jax.update.measures import metrics
+from iiblpo_jax.update.optimizer import Schedule
 from iiblpo_jax.update.state import TrainState
 
 MAX_RATIO = 1e3  # mean probability ratio beyond which rollout and update no longer speak of one policy
 
 
-def make_update(gradient: MinibatchGradient, optimizer: optax.GradientTransformation, *, state_shardings=None):
+def make_update(
+    gradient: MinibatchGradient, optimizer: optax.GradientTransformation, schedule: Schedule, *, state_shardings=None
+):
     """The jitted update: (state, Rows, key) -> (state, metrics).
 
-    `state` is donated: do not use it again. Metrics are float32 scalars named as in the README. `state_shardings` pins
-    where the new state lies; None = where the compiler likes.
+    `state` is donated: do not use it again. `optimizer` is at the peak of its learning rates, and `schedule` says what
+    share of its changes is applied. Metrics are float32 scalars named as in the README. `state_shardings` pins where
+    the new state lies; None = where the compiler likes.
     """
-    return jax.jit(partial(_update, gradient, optimizer), donate_argnums=0, out_shardings=(state_shardings, None))
+    update = partial(_update, gradient, optimizer, schedule)
+    return jax.jit(update, donate_argnums=0, out_shardings=(state_shardings, None))
 
 
-def _update(gradient: MinibatchGradient, optimizer, state: TrainState, rows: Rows, key):
+def _update(gradient: MinibatchGradient, optimizer, schedule: Schedule, state: TrainState, rows: Rows, key):
     with meshes.using(gradient.settings.mesh):
-        return _optimizer_steps(gradient, optimizer, state, rows, key)
+        share = schedule.share(state.moved)
+        after, found = _optimizer_steps(gradient, optimizer, share, state, rows, key)
+        return after, found | {"optim/lr": schedule.rate(state.moved)}
 
 
-def _optimizer_steps(gradient, optimizer, state, rows, key):
+def _optimizer_steps(gradient, optimizer, share, state, rows, key):
     s, n = gradient.settings, rows.count
     whole_groups = gradient.objective.needs_groups
     s.check_rows(n, whole_groups=whole_groups)
@@ -53,7 +61,7 @@ def _optimizer_steps(gradient, optimizer, state, rows, key):
     def step(state, inputs):  # rows are gathered inside the scan: shuffled copies of all epochs would be alive at once
         order_n, step_key = inputs
         minibatch, old_logp_nT = jax.tree.map(lambda x: x[order_n], (rows, old_logp_RT))
-        return _optimizer_step(gradient, optimizer, state, minibatch, old_logp_nT, step_key)
+        return _optimizer_step(gradient, optimizer, share, state, minibatch, old_logp_nT, step_key)
 
     order_key, steps_key = jax.random.split(key)
     order_In = shuffled(
@@ -61,21 +69,25 @@ def _optimizer_steps(gradient, optimizer, state, rows, key):
     )
     state, totals_I = jax.lax.scan(step, state, (order_In, jax.random.split(steps_key, order_In.shape[0])))
     totals = {name: x_I.max() if name.endswith("_max") else x_I.sum() for name, x_I in totals_I.items()}
-    return state.replace(step=state.step + 1), metrics(totals)
+    moved = state.moved + (totals["moved"] > 0)
+    return state.replace(step=state.step + 1, moved=moved), metrics(totals)
 
 
-def _optimizer_step(gradient, optimizer, state, rows, old_logp_nT, key):
+def _optimizer_step(gradient, optimizer, share, state, rows, old_logp_nT, key):
     loss, gradients, totals = gradient(state.params, rows, old_logp_nT, step=state.step, key=key)
     norm = optax.tree.norm(gradients)
     ratio = totals["ratio"] / jnp.maximum(totals["tokens"], 1.0)
     fine = jnp.isfinite(loss) & jnp.isfinite(norm) & (ratio <= MAX_RATIO)  # false where the ratio is NaN
+    moves = fine & (totals["taught"] > 0)
     # Selected, not branched on: under a mesh every device must take part in the same collectives.
     changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    changes = jax.tree.map(lambda x: share * x, changes)
     new = (optax.apply_updates(state.params, changes), opt_state)
-    params, opt_state = jax.tree.map(partial(jnp.where, fine), new, (state.params, state.opt_state))
+    params, opt_state = jax.tree.map(partial(jnp.where, moves), new, (state.params, state.opt_state))
     # A minibatch of which no token counts has neither; as zeros they would water down the means of those that have.
     totals |= {"loss": loss, "grad_norm": norm, "steps": (totals["tokens"] > 0).astype(jnp.float32)}
-    totals = {name: jnp.where(fine, x, 0.0) for name, x in totals.items()} | {"skipped": 1.0 - fine}
+    totals = {name: jnp.where(fine, x, 0.0) for name, x in totals.items()}
+    totals |= {"moved": 1.0 * moves, "skipped": 1.0 - fine, "empty": 1.0 * (fine & ~moves)}
     return state.replace(params=params, opt_state=opt_state), totals
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import bind, cast
@@ -69,7 +70,7 @@ class MinibatchGradient:
             return loss, totals_of(batch, token, self.settings)
 
         (loss, totals), gradients = self._accumulate(piece_loss, params, pieces)
-        return loss, gradients, totals | input_positions(rows, pieces)
+        return loss, gradients, self._completed(totals, gradients, rows, pieces)
 
     def _coupled(self, params, rows, pieces, old_logp_RT, *, step, key):
         # Gradient caching (Gao et al., arXiv 2101.06983): the loss and its gradient with respect to the log-probs need
@@ -88,7 +89,13 @@ class MinibatchGradient:
             return jnp.sum(d_logp * logp + d_entropy * entropy), {}
 
         _, gradients = self._accumulate(piece_loss, params, pieces)
-        return loss, gradients, totals | input_positions(rows, pieces)
+        return loss, gradients, self._completed(totals, gradients, rows, pieces)
+
+    def _completed(self, totals: dict, gradients, rows: Rows, pieces) -> dict:
+        """The totals of tokens with those of rows. A loss of whole groups reads no advantages: its gradient tells."""
+        if self.objective.group_loss is not None:
+            totals |= {"taught": (optax.tree.norm(gradients) > 0).astype(jnp.float32)}
+        return totals | input_positions(rows, pieces)
 
     def log_probs(self, params, rows: Rows):
         """(logp_RT, entropy_RT) of the response tokens of any number of rows, piece by piece; constants.

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from iiblpo_jax.common import masked
-from iiblpo_jax.objectives.auxiliary import k3
+from iiblpo_jax.objectives.auxiliary import reference_kl
 from iiblpo_jax.objectives.interface import Batch, TokenLoss
 from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.update.importance import outside, weighed
@@ -20,9 +20,11 @@ def totals_of(batch: Batch, token: TokenLoss, settings: UpdateSettings) -> dict:
     # Without z in the update, tokens sampled with z differ by design, not by mistake.
     comparable = mask if settings.condition == "conditioned" else mask - on
     gap = jnp.abs(rows.raw_logp_RT - batch.old_logp_RT)
-    kl = jnp.zeros_like(mask) if rows.ref_logp_RT is None else k3(batch.logp_RT, rows.ref_logp_RT)
+    kl = jnp.zeros_like(mask) if rows.ref_logp_RT is None else reference_kl(batch)
     totals = {
         "tokens": mask.sum(),
+        # to learn from: a weight that rejects a token makes it one that does not count
+        "taught": masked.sum((rows.advantage_RT != 0) & (batch.importance_RT > 0), mask),
         "ratio": masked.sum(token.ratio_RT, mask),
         "clip_low": masked.sum(token.clip_low_RT, mask),
         "clip_high": masked.sum(token.clip_high_RT, mask),
@@ -64,6 +66,7 @@ def metrics(totals: dict) -> dict:
         "update/kl_ref": mean("kl_ref", "tokens"),
         "update/entropy": mean("entropy", "tokens"),
         "update/skipped": t["skipped"],
+        "update/empty": t["empty"],
         "update/packing_ratio": mean("inputs", "positions"),
         "mismatch/logp_mean": mean("gap", "gap_tokens"),
         "mismatch/logp_max": t["gap_max"],

@@ -103,11 +103,43 @@ def test_the_section_update_reads_as_an_attribute():
         ({"ib__estimator": "none", "ib__filter": "score"}, r"ib\.estimator = none leaves no score"),
         ({"ib__keep": 4}, r"ib\.estimator = none leaves no score .* contrast with ib\.keep"),
         ({"ib__estimator": "none", "ib__reward_coef": 0.1}, r"ib\.estimator = none leaves no score"),
+        # groups of one
         ({"rollout__roots": 1, "branch__k": 0}, r"roots = 1 with branch\.k = 0 makes groups of one .*=reinforce_pp$"),
         (
             {"rollout__roots": 1, "branch__k": 0, "objective__name": "reinforce_pp"},
             r"contrast keeps nothing of a group of one trajectory .* set ib\.filter=none",
         ),
+        (
+            {"ib__estimator": "likelihood", "ib__keep": 1},
+            r"ib\.keep = 1 keeps one trajectory .* would be 0; use 2 to 8$",
+        ),
+        ({"ib__filter": "random", "ib__keep": 1}, r"ib\.keep = 1 keeps one trajectory"),
+        (
+            {"rollout__roots": 2, "branch__k": 0, "ib__filter": "random"},
+            r"ib\.filter = random keeps half of the 2 traj.*, one, .*; use ib\.keep=2 or ib\.filter=none, or more roll",
+        ),
+        (
+            {"objective__name": "reinforce_pp", "branch__credit": "tree", "ib__filter": "random", "ib__keep": 1},
+            r"keep = 1",
+        ),
+        ({"rollout__roots": 3, "branch__k": 0, "ib__filter": "random"}, r"half of the 3 trajectories .*, one,"),
+        (
+            {"rollout__roots": 1, "branch__credit": "siblings"},
+            r"siblings compares roots .* use rollout\.roots=2 or more, or branch\.credit=tree$",
+        ),
+        # schedules
+        (
+            {"optim__schedule": "cosine", "optim__decay_steps": 999},
+            r"decay_steps = 999 is less than train\.steps = 1000, .* rate 0; use 1000 or more, or 0 for train\.steps$",
+        ),
+        (
+            {"optim__schedule": "cosine", "optim__warmup": 1000},
+            r"warmup = 1000 leaves nothing of .*; use less than 1000",
+        ),
+        ({"optim__decay_steps": -1}, r"optim\.decay_steps = -1; use 0 or more"),
+        ({"train__max_empty_steps": 0}, r"train\.max_empty_steps = 0; use 1 or more"),
+        ({"update__kl_form": "k4"}, r"update\.kl_form = 'k4'; use one of k3, k2, k1"),
+        # ranges and minibatches
         (
             {"objective__clip_low": 1.5},
             r"objective\.clip_low = 1\.5 cuts ratios below -0\.5, where .* below 1, or None",
@@ -235,6 +267,20 @@ def test_all_mistakes_are_told_at_once():
     places = [line.index(key) for key in keys]
     assert all(f"({n})" in line for n in range(1, 8)) and "(8)" not in line
     assert places[-2] > max(places[:-2]) and "\n" not in line  # values with one another come last
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rollout__roots": 1},  # with its branch a group of two
+        {"rollout__roots": 2, "branch__k": 0},  # contrast keeps both
+        {"rollout__roots": 4, "branch__k": 0, "ib__filter": "random"},  # half of them: two
+        {"optim__decay_steps": 10},  # which a constant does not have
+        {"optim__schedule": "cosine", "optim__decay_steps": 2000, "optim__warmup": 10},
+    ],
+)
+def test_what_could_be_mistaken_for_a_mistake(change):
+    assert validation.mistakes(changed(**change)) == []
 
 
 def test_values_that_are_wrong_alone_are_not_compared():

@@ -1,9 +1,12 @@
-"""Checkpoints with q, k, v, gate and up apart, written here by hand, give the state and the policy of today."""
+"""Checkpoints of earlier versions, written here by hand, give the state and the policy of today."""
 
 import dataclasses
 
+import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -12,7 +15,7 @@ from iiblpo_jax.defaults import default_config
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.decoder import Decoder, params_of
 from iiblpo_jax.run.checkpoints import Checkpoints
-from iiblpo_jax.update.optimizer import make_optimizer
+from iiblpo_jax.update.optimizer import decay_mask, make_optimizer
 from iiblpo_jax.update.state import init_state
 
 
@@ -31,15 +34,15 @@ def apart(layers):
             out |= {"gate": x[:, 0], "up": x[:, 1]}
         else:
             out[key] = x.reshape(*x.shape[:2], -1, x.shape[-1]) if key == "o" else x
-    return {name: jax.numpy.asarray(x) for name, x in out.items()}
+    return {name: jnp.asarray(x) for name, x in out.items()}
 
 
 def state_of(layers, rest, seed):
     """A train state whose every array differs, optimizer moments included."""
     params = {"policy": {**rest, "layers": layers}}
-    state = init_state(params, make_optimizer(default_config().optim, total_steps=1))
+    state = init_state(params, make_optimizer(default_config().optim))
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jax.numpy.asarray(rng.normal(size=x.shape), x.dtype), state)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), state)
 
 
 def split(tree):
@@ -60,6 +63,42 @@ def saved(tmp_path, tiny_config):
     checkpoints.save(1, split(state), extra={"it": "was"})
     checkpoints.close()
     return tmp_path, state
+
+
+@flax.struct.dataclass
+class EarlierState:
+    """A train state as it was stored while the optimizer's state held the schedule."""
+
+    params: dict
+    opt_state: tuple
+    step: jax.Array
+
+
+def test_a_schedule_of_optimizer_steps_becomes_one_of_rollouts(tmp_path, tiny_config):
+    """Four steps a rollout: 28 of them in seven rollouts. Weights, moments and Adam's own counts are as they were."""
+    params = {"policy": params_of(Decoder(tiny_config, rngs=nnx.Rngs(0))), "psa": {"gain": jnp.ones((2, 3))}}
+    clip, parts = optax.clip_by_global_norm(1.0), {"policy": lambda rate: optax.adamw(rate, mask=decay_mask)}
+    parts = {name: parts.get(name, optax.adam)(optax.constant_schedule(1e-3)) for name in params}
+    labels = {name: jax.tree.map(lambda _, name=name: name, tree) for name, tree in params.items()}
+    earlier = EarlierState(params, optax.chain(clip, optax.partition(parts, labels)).init(params), jnp.int32(7))
+    earlier = jax.tree.map(lambda x: x + 28 if x.dtype == jnp.int32 and x is not earlier.step else x + 1.5, earlier)
+    earlier = earlier.replace(step=jnp.int32(7))
+    checkpoints = Checkpoints(tmp_path, keep=1, every=1)
+    checkpoints.save(7, earlier)
+    checkpoints.close()
+
+    state = init_state(params, make_optimizer(default_config().optim))
+    step, found, _, _ = Checkpoints(tmp_path, keep=1, every=1).restore_latest(jax.tree.map(jnp.zeros_like, state))
+    assert (step, int(found.step), int(found.moved)) == (7, 7, 7)
+    assert found.step.unsafe_buffer_pointer() != found.moved.unsafe_buffer_pointer()  # both are donated
+    assert_same(found.params, earlier.params)
+    counts = [leaf for leaf in jax.tree.leaves(found.opt_state) if leaf.dtype == jnp.int32]
+    assert [int(count) for count in counts] == [28, 28]
+    assert_same(_moments(found.opt_state), _moments(earlier.opt_state))
+
+
+def _moments(opt_state):
+    return [leaf for leaf in jax.tree.leaves(opt_state) if leaf.dtype != jnp.int32]
 
 
 def assert_same(found, wanted):

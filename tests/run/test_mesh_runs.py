@@ -98,6 +98,7 @@ STEPS = """
     from iiblpo_jax.model.steering.cvae import CVAE
     from iiblpo_jax.model.decoder import params_of
     from iiblpo_jax.model.steering.psa import PSA, bind_psa
+    from iiblpo_jax.rewards.scorer import Grades
     from iiblpo_jax.run.trainer import Trainer
 
     folder = Path(sys.argv[1])
@@ -128,6 +129,10 @@ STEPS = """
         quiet = Console(quiet=True)
         return Trainer(config, workdir, console=quiet, devices=jax.devices()[:int(np.prod(axes))])
 
+    def all_right(problems, texts, **_):
+        undecided = np.full(len(texts), np.nan, np.float32)
+        return Grades(np.ones(len(texts), np.float32), {"verdict": undecided, "seconds": undecided}, {})
+
     def outcome(trainer, step):
         metrics, columns = trainer.step(step)
         return metrics, columns, jax.device_get(trainer.state.params)
@@ -156,6 +161,12 @@ STEPS = """
             assert {k: v for k, v in again.items() if "time" not in k} == {
                 k: v for k, v in evaluated.items() if "time" not in k}
             other.save(1, force=True)
+            weights = jax.device_get((other.state.params, other.state.opt_state))
+            other.scorer.score = all_right
+            nothing, _ = other.step(2)  # neither the KL nor momentum moves anything
+            assert nothing["update/empty"] == 2 and nothing["update/empty_steps"] == 1
+            left = jax.device_get((other.state.params, other.state.opt_state))
+            jax.tree.map(np.testing.assert_array_equal, left, weights)
             other.close()
             resumed = trainer("2x2x1x2", 1, 2, 1, 1)  # what eight devices wrote, two go on with
             assert resumed.restore() == 1

@@ -36,7 +36,7 @@ def trained(tmp_path_factory):
     workdir, config = tmp_path_factory.mktemp("trained"), small_config()
     model, _ = load_model(config.model.path)
     params = jax.tree.map(lambda w: w * 1.5, params_of(model))
-    state = init_state({"policy": params}, make_optimizer(config.optim, total_steps=1))
+    state = init_state({"policy": params}, make_optimizer(config.optim))
     checkpoints = Checkpoints(workdir, keep=1, every=0)
     checkpoints.save(7, state, iterator=b"", extra={}, force=True)
     checkpoints.close()
@@ -106,7 +106,7 @@ def three(tmp_path_factory):
     checkpoints = Checkpoints(workdir, keep=1, every=2, best=True)
     for step, score in ((2, 0.3), (4, 0.5), (6, 0.4)):
         params = jax.tree.map(lambda w, step=step: w * step, params_of(model))
-        checkpoints.save(step, init_state({"policy": params}, make_optimizer(config.optim, total_steps=1)), score=score)
+        checkpoints.save(step, init_state({"policy": params}, make_optimizer(config.optim)), score=score)
     checkpoints.close()
     files.save(config, workdir)
     return workdir, params_of(model)

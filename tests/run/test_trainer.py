@@ -22,6 +22,7 @@ from iiblpo_jax.model.steering.cvae import CVAE
 from iiblpo_jax.model.steering.psa import PSA, bind_psa
 from iiblpo_jax.rewards.scorer import Grades
 from iiblpo_jax.run import trainer as trainer_module
+from iiblpo_jax.run.checkpoints import Checkpoints
 from iiblpo_jax.run.metrics import MetricWriter
 from iiblpo_jax.run.trainer import Trainer
 
@@ -176,7 +177,8 @@ def test_metrics_have_the_documented_names(straight):
         "rollout": "tokens length_mean length_p95 truncated entropy slot_utilisation branches branch_fallback "
         "tokens_per_s",
         "ib": "answer prompt score kept_score kept_correct auc_correct corr_length contrast_rescued",
-        "update": "loss grad_norm ratio_mean clip_low clip_high kl_ref entropy tokens_per_s",
+        "update": "loss grad_norm ratio_mean clip_low clip_high kl_ref entropy empty empty_steps tokens_per_s",
+        "optim": "lr",
         "mismatch": "logp_mean logp_max",
         "time": "rollout_s reward_s score_s update_s",
     }
@@ -358,6 +360,31 @@ def test_a_group_without_spread_is_counted(plain, monkeypatch):
     trainer._counts = {"bad_steps": 0, "zero_std_steps": 0}
     counts = [metrics["reward/zero_std_steps"] for _, metrics, _ in trainer.steps(2, 3)]
     assert counts == [1, 2]
+
+
+def test_rollouts_with_nothing_to_learn_from_stop_the_run(plain, monkeypatch, tmp_path):
+    """They change nothing; the last of too many is saved, and whoever resumes from it begins to count again."""
+    *_, trainer = plain
+
+    def right(problems, texts, **_):
+        undecided = np.full(len(texts), np.nan, np.float32)
+        return Grades(np.ones(len(texts), np.float32), {"verdict": undecided, "seconds": undecided}, {})
+
+    before, found = jax.device_get(trainer.state), []
+    checkpoints = Checkpoints(tmp_path, keep=1, every=0)
+    monkeypatch.setattr(trainer, "_checkpoints", checkpoints)
+    monkeypatch.setattr(trainer.scorer, "score", right)
+    monkeypatch.setitem(trainer.config.train, "max_empty_steps", 3)
+    monkeypatch.setattr(trainer, "_empty_steps", 0)
+    with pytest.raises(InputError, match=r"^step 4: train\.max_empty_steps = 3 .* right; use harder problems, or stop"):
+        for step, metrics, _ in trainer.steps(2, 9):
+            found.append((step, metrics["update/empty"], metrics["update/empty_steps"], metrics["update/skipped"]))
+    assert found == [(2, 1, 1, 0), (3, 1, 2, 0), (4, 1, 3, 0)]
+    after = jax.device_get(trainer.state)
+    jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state), (before.params, before.opt_state))
+    assert (after.step, after.moved) == (before.step + 3, before.moved)
+    assert trainer.restore() == 4 and trainer._empty_steps == 0
+    checkpoints.close()
 
 
 def test_updates_that_are_not_finite_change_nothing_and_stop_the_run(plain, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from iiblpo_jax.defaults import default_config
 from iiblpo_jax.objectives.overlong import Overlong
 from iiblpo_jax.step import specs
+from iiblpo_jax.update.optimizer import Schedule
 from iiblpo_jax.update.settings import UpdateSettings
 
 
@@ -34,6 +35,18 @@ def test_float32_is_exact_where_its_products_are(platform, precision, exact):
         assert specs.multiplies_in_float32(mesh) is exact
     finally:
         jax.config.update("jax_default_matmul_precision", before)
+
+
+def test_the_schedule_goes_by_rollouts_alone():
+    """However a rollout is cut into optimizer steps; and with a length of its own whatever train.steps is."""
+    c = default_config()
+    c.optim.update({"schedule": "cosine", "lr": 2.0, "warmup": 2})
+    wanted = Schedule(peak=2.0, kind="cosine", warmup=2, decay_steps=1000)
+    for minibatches, epochs in ((1, 1), (4, 2), (32, 1)):
+        c["update"].update({"minibatches": minibatches, "epochs": epochs})
+        assert specs.schedule(c) == wanted
+    c.train.steps, c.optim.decay_steps = 500, 1000
+    assert specs.schedule(c) == wanted
 
 
 def test_update_settings():

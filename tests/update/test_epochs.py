@@ -16,7 +16,7 @@ from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.update import epochs as update
 from iiblpo_jax.update.epochs import make_update, shuffled
 from iiblpo_jax.update.gradient import MinibatchGradient
-from iiblpo_jax.update.optimizer import make_optimizer
+from iiblpo_jax.update.optimizer import Schedule, make_optimizer
 from iiblpo_jax.update.settings import UpdateSettings
 from iiblpo_jax.update.state import init_state
 
@@ -55,12 +55,13 @@ def rows(tiny_config):
 
 
 SGD = optax.sgd(0.5, momentum=0.9)
+SCHEDULE = Schedule(peak=3.0, kind="cosine", decay_steps=4)  # begins at its peak
 THREE_BY_TWO = UpdateSettings(epochs=2, minibatches=3, microbatch=1)
 
 
 @functools.cache
 def compiled_update(settings, config, optimizer):
-    return make_update(MinibatchGradient(settings=settings, objective=PLAIN, model_config=config), optimizer)
+    return make_update(MinibatchGradient(settings=settings, objective=PLAIN, model_config=config), optimizer, SCHEDULE)
 
 
 @functools.cache
@@ -128,7 +129,25 @@ def test_one_step_is_one_gradient_step(tiny_config, tiny_params, rows):
     np.testing.assert_allclose(metrics["update/loss"], loss, atol=1e-6)
     np.testing.assert_allclose(metrics["update/grad_norm"], optax.tree.norm(gradients), rtol=1e-5)
     assert metrics["update/ratio_mean"] == 1.0
-    assert state.step == 1
+    assert state.step == state.moved == 1
+
+
+@pytest.mark.parametrize("settings", [UpdateSettings(microbatch=2), THREE_BY_TWO], ids=["one step", "six steps"])
+def test_the_schedule_goes_by_rollouts(tiny_config, tiny_params, rows, settings):
+    """After two of four the rate is half of its peak, in one step a rollout or six. With SGD so is the change."""
+    whole = init_state(jax.tree.map(jnp.copy, {"policy": tiny_params}), SGD)
+    half = jax.tree.map(jnp.copy, whole.replace(step=jnp.int32(3), moved=jnp.int32(2)))
+    update, key = compiled_update(settings, tiny_config, SGD), jax.random.key(0)
+    moved, metrics = update(half, rows, key)
+    assert metrics["optim/lr"] == pytest.approx(1.5) and (moved.step, moved.moved) == (4, 3)
+    last, at_the_end = update(jax.tree.map(jnp.copy, moved).replace(moved=jnp.int32(4)), rows, key)
+    assert at_the_end["optim/lr"] == pytest.approx(0, abs=1e-6)
+    assert_trees_close(last.params, moved.params)
+    if settings.minibatches == 1:
+        full, metrics = update(whole, rows, key)
+        assert metrics["optim/lr"] == 3
+        change = jax.tree.map(lambda w, v: w + 0.5 * (v - w), {"policy": tiny_params}, full.params)
+        assert_trees_close(moved.params, change)
 
 
 def test_several_steps_equal_separate_ones_against_the_first_policy(tiny_config, tiny_params, rows):
@@ -139,22 +158,41 @@ def test_several_steps_equal_separate_ones_against_the_first_policy(tiny_config,
     assert abs(metrics["update/ratio_mean"] - 1) > 1e-3
 
 
-def test_zero_advantages_leave_the_policy_alone(tiny_config, tiny_params, rows):
-    """So every ratio of every step is 1, against log-probs computed before the first."""
-    state, metrics = run(tiny_config, tiny_params, rows.replace(advantage_R=jnp.zeros(N)), THREE_BY_TWO)
-    assert_trees_close(state.params["policy"], tiny_params, atol=0)
+@pytest.mark.parametrize("nothing", ["advantage_R", "mask_RT"])
+def test_with_nothing_to_learn_from_nothing_moves(tiny_config, tiny_params, rows, nothing):
+    """Not even by the momentum of the update before. Every ratio is 1: the first policy is the last one too."""
+    before, _ = run(tiny_config, tiny_params, rows, THREE_BY_TWO)
+    kept = jax.tree.map(jnp.copy, before)
+    rows = rows.replace(**{nothing: jnp.zeros_like(getattr(rows, nothing))})
+    state, metrics = compiled_update(THREE_BY_TWO, tiny_config, SGD)(before, rows, jax.random.key(1))
+    assert_trees_close((state.params, state.opt_state), (kept.params, kept.opt_state), atol=0)
+    assert (state.step, state.moved) == (2, 1)
+    assert (metrics["update/empty"], metrics["update/skipped"]) == (6, 0)
     assert metrics["update/grad_norm"] == metrics["update/clip_low"] == metrics["update/clip_high"] == 0
-    np.testing.assert_allclose(metrics["update/ratio_mean"], 1.0, atol=1e-6)
+    np.testing.assert_allclose(metrics["update/ratio_mean"], 1.0 if nothing == "advantage_R" else 0.0, atol=1e-6)
+
+
+def test_minibatches_with_nothing_to_learn_from_are_left_out(tiny_config, tiny_params, rows):
+    """Of weights and momentum; their loss is 0."""
+    order_In, taught = order_of(7), np.array([1, 5])
+    rest = [order for order in order_In if set(order) & set(taught)]
+    assert 2 <= len(rest) < 6
+    advantage_R = jnp.where(jnp.isin(jnp.arange(N), taught), rows.advantage_R, 0.0)
+    rows = rows.replace(advantage_R=advantage_R)
+    state, metrics = run(tiny_config, tiny_params, rows, THREE_BY_TWO, key=7)
+    params, losses = by_hand(tiny_config, tiny_params, rows, rest)
+    assert metrics["update/empty"] == 6 - len(rest)
+    np.testing.assert_allclose(metrics["update/loss"], np.sum(losses) / 6, atol=1e-5)
+    assert_trees_close(state.params, params, atol=5e-5)
 
 
 def test_minibatches_without_tokens_do_not_water_down_the_means(tiny_config, tiny_params, rows):
     """One row counts: two of the six minibatches have it, and loss and gradient norm are means over these two."""
     alone = rows.replace(mask_RT=rows.mask_RT.at[jnp.arange(N) != 4].set(0.0))
     _, metrics = run(tiny_config, tiny_params, alone, THREE_BY_TWO, key=7)
-    _, losses = by_hand(tiny_config, tiny_params, alone, order_of(7))
-    counted = [loss for order, loss in zip(order_of(7), losses, strict=True) if 4 in order]
-    assert len(counted) == 2
-    np.testing.assert_allclose(metrics["update/loss"], np.mean(counted), atol=1e-5)
+    _, losses = by_hand(tiny_config, tiny_params, alone, [order for order in order_of(7) if 4 in order])
+    assert len(losses) == 2
+    np.testing.assert_allclose(metrics["update/loss"], np.mean(losses), atol=1e-5)
     first = compiled_gradient(tiny_config)(
         {"policy": tiny_params}, alone, None, step=jnp.int32(0), key=jax.random.key(0)
     )
@@ -177,7 +215,8 @@ def test_an_all_bad_update_changes_nothing(tiny_config, tiny_params, rows):
     bad = rows.replace(advantage_R=jnp.full(N, jnp.inf))
     state, metrics = run(tiny_config, tiny_params, bad, UpdateSettings(microbatch=2))
     assert_trees_close(state.params["policy"], tiny_params, atol=0)
-    assert metrics["update/skipped"] == 1
+    assert (metrics["update/skipped"], metrics["update/empty"]) == (1, 0)
+    assert (state.step, state.moved) == (1, 0)
 
 
 def test_prefix_loss_off_counts_own_tokens_only(tiny_config, tiny_params, rows):
@@ -190,14 +229,12 @@ def test_prefix_loss_off_counts_own_tokens_only(tiny_config, tiny_params, rows):
 
 def test_the_real_optimizer_raises_good_and_lowers_bad_tokens(tiny_config, tiny_params, rows):
     """Ten updates on advantages +-1 move the log-probs apart."""
-    optim = types.SimpleNamespace(
-        lr=3e-3, psa_lr=1e-3, b1=0.9, b2=0.99, weight_decay=0.01, clip_norm=1.0, schedule="constant", warmup=2
-    )
+    optim = types.SimpleNamespace(lr=3e-3, psa_lr=1e-3, b1=0.9, b2=0.99, weight_decay=0.01, clip_norm=1.0)
     sign_R = jnp.array([1.0, -1, 1, -1, 1, -1])
     rows = rows.replace(advantage_R=sign_R)
-    optimizer = make_optimizer(optim, total_steps=10)
+    optimizer = make_optimizer(optim)
     gradient = MinibatchGradient(settings=UpdateSettings(), objective=PLAIN, model_config=tiny_config)
-    update = make_update(gradient, optimizer)
+    update = make_update(gradient, optimizer, Schedule(peak=optim.lr, warmup=2))
     state = init_state(jax.tree.map(jnp.copy, {"policy": tiny_params}), optimizer)
 
     def mean_logp(params):
@@ -235,16 +272,35 @@ def test_uneven_splits_are_refused(settings, groups, words):
         UpdateSettings(**settings).check_rows(6, whole_groups=groups)
 
 
+@pytest.mark.parametrize("taught", [0, 5])
+def test_a_step_is_empty_where_no_token_has_an_advantage(taught):
+    """Whatever else has a gradient, such as the KL; and no other is: one of clipped tokens has its momentum."""
+    params, optimizer = {"policy": jnp.ones(3)}, optax.sgd(0.5, momentum=0.5)
+    totals = {"ratio": jnp.float32(2), "tokens": jnp.float32(2), "taught": jnp.float32(taught)}
+    slope = 0.0 if taught else 1.0
+
+    def gradient(*_, **__):
+        return (jnp.float32(1), jax.tree.map(lambda x: slope * jnp.ones_like(x), params), totals)
+
+    state = init_state(params, optimizer)
+    state = state.replace(opt_state=jax.tree.map(jnp.ones_like, state.opt_state))
+    after, found = update._optimizer_step(gradient, optimizer, 1.0, state, None, None, None)
+    np.testing.assert_array_equal(after.params["policy"], 0.75 if taught else 1.0)
+    np.testing.assert_array_equal(jax.tree.leaves(after.opt_state)[0], 0.5 if taught else 1.0)
+    assert (found["moved"], found["empty"], found["skipped"]) == ((1, 0, 0) if taught else (0, 1, 0))
+    assert (found["tokens"], found["steps"], found["loss"]) == (2, 1, 1)
+
+
 @pytest.mark.parametrize(("ratio", "skipped"), [(1.0, 0), (999.0, 0), (1001.0, 1), (jnp.inf, 1), (jnp.nan, 1)])
 def test_a_step_whose_ratio_explodes_is_skipped(ratio, skipped):
     """Loss and gradient are fine, and the ratios of its two tokens have the mean `ratio`."""
     params = {"policy": jnp.ones(3)}
-    totals = {"ratio": jnp.float32(2 * ratio), "tokens": jnp.float32(2)}
+    totals = {"ratio": jnp.float32(2 * ratio), "tokens": jnp.float32(2), "taught": jnp.float32(2)}
 
     def gradient(*_, **__):
         return (jnp.float32(1), jax.tree.map(jnp.ones_like, params), totals)
 
     sgd = optax.sgd(0.5)
-    state, found = update._optimizer_step(gradient, sgd, init_state(params, sgd), None, None, None)
+    state, found = update._optimizer_step(gradient, sgd, 1.0, init_state(params, sgd), None, None, None)
     np.testing.assert_array_equal(state.params["policy"], 1.0 if skipped else 0.5)
-    assert found["skipped"] == skipped and found["ratio"] == (0 if skipped else 2 * ratio)
+    assert found["skipped"] == skipped == 1 - found["moved"] and found["ratio"] == (0 if skipped else 2 * ratio)

@@ -107,7 +107,7 @@ def norm(tree):
 
 
 def one_step(totals, **sums):
-    return metrics({**totals, "steps": 1, "loss": 0, "grad_norm": 0, "skipped": 0} | sums)
+    return metrics({**totals, "steps": 1, "loss": 0, "grad_norm": 0, "skipped": 0, "empty": 0} | sums)
 
 
 CLIP_COV = make_objective("clip_cov", max_tokens=T, overrides={"share": 0.2, "cov_low": 0.0})
@@ -115,7 +115,11 @@ DISCO = make_objective("disco", max_tokens=T, overrides={"beta": 1.0})
 
 CASES = {
     "GRPO with A*H and KL": (FULL, "marginal", (1, 4)),
-    "GSPO, conditioned": (make_objective("gspo", max_tokens=T), "conditioned", (2,)),
+    "GSPO, KL off the reward, conditioned": (
+        with_auxiliary(make_objective("gspo", max_tokens=T), kl_coef=0.2, kl_form="k1"),
+        "conditioned",
+        (2,),
+    ),
     "DisCO, a loss over groups": (DISCO, "conditioned", (2,)),
     # An entropy quantile of the minibatch, a random choice in it, and the auxiliary terms.
     "80/20 and Clip-Cov": (
@@ -261,7 +265,7 @@ def test_padding_columns_change_nothing(tiny_config, params, rows):
 
 
 def test_loss_is_the_formula(tiny_config, params, rows, truth):
-    """GRPO + A*H + k3, marginal, token by token in numpy."""
+    """GRPO + A*H + KL, marginal, token by token in numpy."""
     loss, _, _ = compute(tiny_config, params, rows, FULL, old=old_logp(rows), microbatch=4)
     logp, entropy = truth(rows)
     old, mu, ref, mask = (np.asarray(x) for x in (old_logp(rows), rows.raw_logp_RT, rows.ref_logp_RT, rows.mask_RT))
@@ -272,7 +276,7 @@ def test_loss_is_the_formula(tiny_config, params, rows, truth):
         surrogate = max(-a * r, -a * np.clip(r, 0.8, 1.2))
         total += weight * (min(surrogate, -3 * a) if a < 0 else surrogate) - 0.1 * a * entropy[n, t]
         d = ref[n, t] - logp[n, t]
-        total += 0.2 * (np.exp(d) - d - 1)
+        total += 0.2 * weight * r * (np.exp(d) - d - 1)
     np.testing.assert_allclose(loss, total / mask.sum(), rtol=2e-5)
 
 
@@ -298,13 +302,16 @@ def test_marginal_scores_without_z(tiny_config, params, rows, truth):
 
 def test_metrics_from_their_definitions(tiny_config, params, rows, truth):
     _, _, totals = compute(tiny_config, params, rows, PLAIN, microbatch=2)
-    got = one_step(totals, steps=2, loss=3.0, grad_norm=5.0, skipped=1)
+    got = one_step(totals, steps=2, loss=3.0, grad_norm=5.0, skipped=1, empty=3)
     (logp, entropy), mask = truth(rows), np.asarray(rows.mask_RT) > 0
     on = mask & (BRANCH_AT[:, None] > 0) & (np.arange(T) >= BRANCH_AT[:, None])
     ratio = np.exp(logp - np.asarray(rows.raw_logp_RT))[on]
     weight = np.minimum(ratio, 2.0)
     gap = np.abs(logp - np.asarray(rows.raw_logp_RT))[mask & ~on]
     d = (np.asarray(rows.ref_logp_RT) - logp)[mask]
+    drawn = np.ones(mask.shape)
+    drawn[on] = weight
+    assert totals["taught"] == mask.sum()
     expected = {
         "update/loss": 1.5,
         "update/grad_norm": 2.5,
@@ -312,9 +319,10 @@ def test_metrics_from_their_definitions(tiny_config, params, rows, truth):
         "update/packing_ratio": float((rows.prompt_len_R + rows.length_R - 1).sum()) / (N * (S + T)),
         "update/clip_low": 0.0,
         "update/clip_high": 0.0,
-        "update/kl_ref": (np.exp(d) - d - 1).mean(),
+        "update/kl_ref": (drawn[mask] * (np.exp(d) - d - 1)).mean(),
         "update/entropy": entropy[mask].mean(),
         "update/skipped": 1,
+        "update/empty": 3,
         "mismatch/logp_mean": gap.mean(),
         "mismatch/logp_max": gap.max(),
         "mismatch/outside": (ratio > 2.0).mean(),
