@@ -101,6 +101,8 @@ SPOKEN = {
     **dict.fromkeys(("all integers", "integers", "the integers", "any integer"), "\\mathbb{Z}"),
     **dict.fromkeys(("infinity", "positive infinity"), "\\infty"),
 }
+QUANTIFIERS = ("all", "for", "every", "when")
+BRACKETS = ("(", "[", "\\{")
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d]|,\d)")
 GROUPED = re.compile(r"(?<=\d),(?=\d{3})")
 EUROPEAN = re.compile(r"([\[\]])([^\[\]()]*,[^\[\]()]*)([\[\]])")
@@ -116,7 +118,7 @@ def readings(text: str, plain: bool = False) -> tuple[Node, ...]:
     """
     spelled = spell(text, plain=plain)
     found = [read(spelled)]
-    if THOUSANDS.search(spelled):
+    if THOUSANDS.search(spelled) and not spelled.startswith(BRACKETS):
         found.insert(0, read(THOUSANDS.sub(lambda number: GROUPED.sub("", number.group()), spelled)))
     return tuple(found)
 
@@ -128,9 +130,7 @@ def read(text: str, depth: int = 0) -> Node:
         return Leaf(text)
     if matrix := MATRIX.fullmatch(text):
         return _grid(matrix, depth)
-    if (said := HEAD.match(text)) and SIGN.search(text) and all(map(_says_nothing, WORD.findall(said.group()))):
-        rest = text[said.end() :]
-        text = rest if rest and not SIGN.match(rest) else text
+    text = _unled(text)
     text = _european(compound(text) or text)
     for separator in (SEMICOLON, COMMA):
         parts, between = split(text, separator)
@@ -147,17 +147,22 @@ def read(text: str, depth: int = 0) -> Node:
     return _whole(text, depth)
 
 
-def _says_nothing(word: str) -> bool:
-    return is_filler(word) or word.lower() in ("all", "for", "every", "when")
+def _unled(text: str) -> str:
+    """Without the words that lead to a bracket or to a relation."""
+    said = HEAD.match(text)
+    rest = text[said.end() :] if said else ""
+    if not said or not rest or SIGN.match(rest):
+        return text
+    words = WORD.findall(said.group())
+    brackets = rest.startswith(BRACKETS) and all(map(is_filler, words))
+    relation = SIGN.search(rest) and all(is_filler(word) or word.lower() in QUANTIFIERS for word in words)
+    return rest if brackets or relation else text
 
 
 def _whole(text: str, depth: int) -> Node:
     """A text with no separator outside of its brackets."""
     if group := enclosed(text):
         return _bracketed(*group, depth)
-    said = HEAD.match(text)
-    if said and text[said.end() :].startswith(("(", "[", "\\{")) and all(map(is_filler, WORD.findall(said.group()))):
-        return read(text[said.end() :], depth + 1)
     parts, colons = split(text, COLON)
     if colons and all(part.strip() for part in parts):
         return Ratio(tuple(read(part, depth + 1) for part in parts))

@@ -33,7 +33,9 @@ POINTS = tuple(
 )
 MANY = 24  # letters beyond which nothing is compared
 
-UNREADABLE = re.compile(r"\\(?:angle|triangle)(?![A-Za-z])|\^\s*\d\d|\\text|\\ldots|\\emptyset|\\mathbb|--|(?<![\d_^.])\d+ \d")
+UNREADABLE = re.compile(
+    r"\\(?:angle|triangle)(?![A-Za-z])|\^\s*\d\d|\\text|\\ldots|\\emptyset|\\mathbb|--|(?<![\d_^.])\d+ \d"
+)
 MIXED = re.compile(r"(?<![\d.^_}A-Za-z])(\d+)\s*\\frac\{\s*(\d+)\s*\}\{\s*(\d+)\s*\}(?!\s*\^)")
 REPEATING = re.compile(r"\d*\.\d*\\(?:overline|bar|dot)\{\d+\}")
 E_NOTATION = re.compile(r"(?<![\w.])(\d+\.?\d*|\.\d+)[eE]([+-]?\d{1,4})(?![\w.])")
