@@ -25,7 +25,7 @@ SYMBOLS = {
     **{"ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}"},
     **{"√": r"\sqrt ", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]", "∠": r"\angle ", "△": r"\triangle ", "→": r"\to "},
     **{"€": r"\text{euro}", "£": r"\text{sterling}", "¥": r"\text{yen}", "₹": r"\text{rupee}", "¢": r"\text{cent}"},
-    **{"⇒": r"\Rightarrow ", "∴": "", "⟨": "(", "⟩": ")", "∧": r"\land ", "∨": r"\lor ", "％": "%", "🞄": r"\cdot "},
+    **{"⇒": r"\Rightarrow ", "∴": "", "⟨": "(", "⟩": ")", "∧": r"\land ", "∨": r"\lor "},
 }
 GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi chi psi omega"  # noqa: E501
 SYMBOLS |= {
@@ -103,7 +103,7 @@ DEGREES = re.compile(
     r"\^\s*(?:\{\s*(?:\\circ|\\text\{o\}|\\text\{\\circ\}|\\degree)\s*\}|\\circ|\\text\{o\})|\\(?:text)?degree(?![A-Za-z])"
 )
 MODULO = re.compile(r"\(?\s*\\text\{mod(?:ulo)?\}\s*(\w+)\s*\)?")
-BASE = re.compile(r"(?<=\d)()\s*\(?\s*(?:\\text\{in\}\s*)?\\text\{base\}\s*(\d+|\\text\{\w+\})\s*\)?")
+BASE = re.compile(r"(?<=\d)\s*\(?\s*(?:\\text\{in\}\s*)?\\text\{base\}\s*(\d+|\\text\{\w+\})\s*\)?")
 TEMPERATURE = re.compile(r"\\text\{degrees?\}\s*(?:\\text\{)?([CF])(?:elsius|ahrenheit)?\}?(?![A-Za-z])")
 BLANKS = re.compile(
     r"(?<!\\)\\(?:[,;:> ]|(?:qquad|quad|enspace|thinspace|enskip|space|nobreakspace)(?![A-Za-z])|(?=\s))|~"
@@ -136,7 +136,7 @@ def spell(text: str, *, plain: bool = False) -> str:
     for pattern, replacement in SYNONYMS:
         text = pattern.sub(replacement, text)
     text = wordy(_percent(DEGREES.sub(r"\\text{degree}", text)))
-    text = BASE.sub(r"\1_{\2}", MODULO.sub(r"\\pmod{\1}", text))
+    text = BASE.sub(r"_{\1}", MODULO.sub(r"\\pmod{\1}", text))
     text = TEMPERATURE.sub(lambda found: r"\text{celsius}" if found[1] == "C" else r"\text{fahrenheit}", text)
     text = _arguments(_plain_text(text, plain))
     return trim(text)
@@ -145,8 +145,7 @@ def spell(text: str, *, plain: bool = False) -> str:
 def trim(text: str) -> str:
     """Without the blanks and the punctuation around it."""
     text = LEADING.sub("", TRAILING.sub("", text)) if not text.rstrip().endswith("\\ldots") else text
-    text = re.sub(r" (?=[)\]}^_])|(?<=[(\[{]) ", "", " ".join(text.split()))
-    return text
+    return re.sub(r" (?=[)\]}^_])|(?<=[(\[{]) ", "", " ".join(text.split()))
 
 
 def _characters(text: str) -> str:
