@@ -17,7 +17,6 @@ from iiblpo_jax.model.logprobs import response_logprobs
 from iiblpo_jax.model.steering.codes import Codes
 from iiblpo_jax.model.steering.cvae import CVAE, elbo_terms
 
-pytestmark = pytest.mark.usefixtures("optimised")
 HOW = {"temperature": 1.0, "half_life": 64.0, "strength": 1.0}
 
 
@@ -59,7 +58,7 @@ def test_cvae_learns_what_the_context_does_not_tell():
         jnp.array(context),
         jnp.array(target),
         jax.random.key(0),
-        Fit(latent=2, hidden=32, steps=600, batch=128, lr=3e-3),
+        Fit(latent=2, hidden=32, steps=300, batch=128, lr=6e-3),
         free_bits=0.0,
         kl_warmup=100,
     )
@@ -82,7 +81,7 @@ def test_the_prior_over_codes_learns_their_probabilities():
         jnp.array(np.eye(2, 4)[side], jnp.float32),
         jnp.array(target, jnp.float32),
         jax.random.key(0),
-        Fit(latent=3, hidden=16, steps=400, batch=256, lr=3e-3),
+        Fit(latent=3, hidden=16, steps=200, batch=256, lr=6e-3),
     )
     p = np.asarray(jax.nn.softmax(codes.prior_logits(jnp.eye(2, 4))))
     found = np.asarray(codes.code(jnp.array(np.eye(3, 4) * 5, jnp.float32)))  # which code each cluster became
@@ -171,14 +170,13 @@ def test_tokens_before_the_cut_do_not_see_z(tiny_config, tiny_params, oracle, tr
     np.testing.assert_allclose(rest_logprobs(model, pairs, None, None, **HOW), plain, atol=1e-6)
 
 
-@pytest.mark.parametrize("weight", [0.5, 0.8])
-def test_z_is_trusted_as_far_as_the_prior_weight_says(tiny_config, tiny_params, weight):
+def test_z_is_trusted_as_far_as_the_prior_weight_says(tiny_config, tiny_params):
     """One prefix, one token x to follow, two codes: p(x | c) = p(x) (v + (1 - v) [c = c(x)] / p_c).
 
     Hence the right code saves sum_c p_c log(v + (1 - v) / p_c) nats, and a code of the prior costs their lautum
     information; weighed with the prior, the codes give back the plain model.
     """
-    rng, prefix, v = np.random.default_rng(0), [1, 2, 3, 4], tiny_config.vocab_size
+    rng, prefix, v, weight = np.random.default_rng(0), [1, 2, 3, 4], tiny_config.vocab_size, 0.8
     p_V = np.asarray(jax.nn.softmax(logits(bind(tiny_config, tiny_params), jnp.array([prefix]))[0, -1]))
     code_V = (np.arange(v) == p_V.argmax()).astype(int)  # the likeliest token, about half of the time, or another
     tokens = rng.choice(v, 4096, p=p_V / p_V.sum())
@@ -198,7 +196,7 @@ def test_z_is_trusted_as_far_as_the_prior_weight_says(tiny_config, tiny_params, 
         pairs,
         jax.random.key(0),
         n_injected=2,
-        steps=600,
+        steps=300,
         batch=256,
         lr=3e-2,
         prior_weight=weight,
@@ -220,6 +218,9 @@ def test_z_is_trusted_as_far_as_the_prior_weight_says(tiny_config, tiny_params, 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures(
+    "optimised"
+)  # until the module ends: of these programs alone the steps cost more than compiling
 def test_a_trained_model_can_be_told_its_next_token():
     """Prefixes of worked sums, then a token drawn from all, whatever a sure model says; z is its one-hot code."""
     model, tokenizer = load_model("package:iiblpo_jax/data/assets/arithmetic")
@@ -240,7 +241,7 @@ def test_a_trained_model_can_be_told_its_next_token():
     train, held_out = pairs[jnp.arange(256, 1024)], pairs[jnp.arange(256)]
     params = params_of(model)
     psa, _ = train_psa(
-        model.config, params, codes, train, jax.random.key(0), n_injected=3, steps=400, batch=64, lr=1e-1, **HOW
+        model.config, params, codes, train, jax.random.key(0), n_injected=3, steps=200, batch=64, lr=1e-1, **HOW
     )
     plain = nll(model.config, params, held_out, None, psa)
     told = nll(model.config, params, held_out, codes.vector(drawn_N[:256]), psa)
