@@ -86,9 +86,11 @@ def largest(x_RT, among_RT, count) -> jax.Array:
 
 def token_uniforms(batch: Batch) -> jax.Array:
     """[R,T] uniform numbers that belong to a trajectory's token, whatever the padding and the order of rows."""
+    batch_key = batch.key
+    assert batch_key is not None, "whole_minibatch makes the update hand out a key"
 
     def of_row(trajectory):
-        key = jax.random.fold_in(batch.key, trajectory)
+        key = jax.random.fold_in(batch_key, trajectory)
         return jax.vmap(lambda t: jax.random.uniform(jax.random.fold_in(key, t)))(jnp.arange(batch.rows.t))
 
     return jax.vmap(of_row)(batch.rows.trajectory_R)
