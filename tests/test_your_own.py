@@ -55,7 +55,7 @@ def test_files_of_ones_own_are_found_again_from_anywhere(verb, tmp_path, monkeyp
     assert stored["task"]["path"] == f"{files}/own_task.py:make"
     assert set(stored["digests"]) == {"task.path", "objective.path", "tracker.path"}
     before, row = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    assert 0 < before["eval/digit/pass@1"] < 1
+    assert 0 < before["eval/digit/pass@1"] < before["eval/digit/reward"] < 1
     assert 0 < row["reward/pass@1"] < row["reward/mean"] < 1  # partial credit counts, and is not a right answer
     assert 1 <= row["reward/digit/part/digits"] <= 3
     assert row["reward/verifier_crashes"] == row["reward/verifier_timeouts"] == 0

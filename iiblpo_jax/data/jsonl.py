@@ -97,14 +97,8 @@ def make_jsonl(
       InputError: nothing to read, an unknown verifier, a column that is missing or holds something else, a gold answer
         that the verifier cannot read; the message has the file, the row and the mend.
     """
-    asking = ASKING.get(verifier, Asking())
-    if marker is not None:  # what belongs to another marker does not belong to this one
-        asking = dataclasses.replace(asking, marker=marker, cue=f"\n{marker}", closing="")
-    given = {"template": template, "system": system, "cue": cue, "closing": closing}
-    asking = dataclasses.replace(asking, **{key: value for key, value in given.items() if value is not None})
+    asking = _asking(name, verifier, template=template, system=system, marker=marker, cue=cue, closing=closing)
     judge = _verifier(name, verifier, asking)
-    if "{question}" not in asking.template:
-        raise InputError(f"task {name!r}: the template {asking.template[:60]!r} has no {{question}} in it; add it")
     layout = _Layout(name=name, question=question, answer=answer, messages=messages, verifier=judge)
     paths = files.dataset_files(name, data_dir, pattern=files_glob)
     train, heldout = (
@@ -114,18 +108,18 @@ def make_jsonl(
     if not (train or heldout):
         raise InputError(f"task {name!r}: the files under {data_dir} hold no rows; add some, one JSON object a line")
     train, heldout = competition.split(train, heldout, heldout_size=heldout_size)
-    return Task(
-        name=name,
-        train=train,
-        heldout=heldout,
-        verifier=judge,
-        chat=chat,
-        template=asking.template,
-        system=asking.system or None,
-        marker=asking.marker,
-        cue=asking.cue,
-        closing=asking.closing,
-    )
+    return Task(name=name, train=train, heldout=heldout, verifier=judge, chat=chat, **dataclasses.asdict(asking))
+
+
+def _asking(name: str, verifier: str, *, marker: str | None, **given: str | None) -> Asking:
+    """How the task asks: what is given, the rest as the verifier has it."""
+    asking = ASKING.get(verifier, Asking())
+    if marker is not None:  # what belongs to another marker does not belong to this one
+        asking = dataclasses.replace(asking, marker=marker, cue=f"\n{marker}", closing="")
+    asking = dataclasses.replace(asking, **{key: value for key, value in given.items() if value is not None})
+    if "{question}" not in asking.template:
+        raise InputError(f"task {name!r}: the template {asking.template[:60]!r} has no {{question}} in it; add it")
+    return dataclasses.replace(asking, system=asking.system or None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

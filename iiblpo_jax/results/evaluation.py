@@ -35,15 +35,21 @@ class Answers:
     """Everything sampled for the N problems of a task.
 
     Attributes:
-      correct_Nn, truncated_Nn: bool; right, and cut at the longest response allowed.
+      reward_Nn: float32.
+      truncated_Nn: bool; cut at the longest response allowed.
       answers, plans, tokens: [N][n] extracted answers, plans and token lists.
     """
 
-    correct_Nn: np.ndarray
+    reward_Nn: np.ndarray
     truncated_Nn: np.ndarray
     answers: list[list[str | None]]
     plans: list[list[str | None]]
     tokens: list[list[list[int]]]
+
+    @property
+    def correct_Nn(self) -> np.ndarray:
+        """bool; right."""
+        return self.reward_Nn >= CORRECT
 
 
 def evaluation_tasks(config, training: Sequence[Task] = ()) -> list[Task]:
@@ -142,7 +148,7 @@ class Evaluator:
             kv_dtype=rollout_config.kv_dtype,
             mesh=self._mesh,
         )
-        correct, truncated, answers, plans, tokens = [], [], [], [], []
+        reward, truncated, answers, plans, tokens = [], [], [], [], []
         for index, batch in enumerate(batches):
             key = jax.random.fold_in(jax.random.key(self._config.eval.seed), index)
             prompts = meshes.to_devices((batch.tokens_PS, batch.length_P), self._mesh, "batch")
@@ -150,29 +156,31 @@ class Evaluator:
             responses, cut_R = response_tokens(forest), meshes.to_host(forest.finish_R) == LENGTH
             texts = self._tokenizer.decode_batch(responses)
             problems = [problem for problem in batch.problems for _ in range(samples)]
-            rewards = score_together(self._scorer, problems, texts).rewards
+            reward_R = score_together(self._scorer, problems, texts).rewards
             for p in np.flatnonzero(batch.valid_P):
                 mine = slice(p * samples, (p + 1) * samples)
-                correct.append(rewards[mine] >= CORRECT)
+                reward.append(reward_R[mine])
                 truncated.append(cut_R[mine])
                 answers.append([task.verifier.answer(text) for text in texts[mine]])
                 plans.append([task.plan(text) for text in texts[mine]])
                 tokens.append(responses[mine])
         return Answers(
-            correct_Nn=np.array(correct), truncated_Nn=np.array(truncated), answers=answers, plans=plans, tokens=tokens
+            reward_Nn=np.array(reward), truncated_Nn=np.array(truncated), answers=answers, plans=plans, tokens=tokens
         )
 
 
 def summary(answers: Answers, ks: Sequence[int]) -> dict[str, float]:
-    """pass@1, pass@k and maj@k for every k, mean response tokens (stop token not counted), `truncated`, diversity.
+    """pass@1, pass@k and maj@k for every k, mean reward and tokens (stop token not counted), `truncated`, diversity.
 
-    `truncated` is the share of samples that were cut at the longest response allowed.
+    The reward tells more than pass@1 where there is partial credit. `truncated` is the share of samples that were cut
+    at the longest response allowed.
 
     Diversity is the four measures of `diversity` and `unique_correct`: different plans among the right samples of a
     problem, mean over problems. It grows with the number of samples.
     """
     found = {f"pass@{k}": passk.pass_at_k(answers.correct_Nn, k) for k in sorted({1, *ks})}
     found |= {f"maj@{k}": passk.maj_at_k(answers.answers, answers.correct_Nn, k) for k in ks if k > 1}
+    found["reward"] = float(answers.reward_Nn.mean())
     found["tokens"] = float(np.mean([len(sample) for group in answers.tokens for sample in group]))
     found["truncated"] = float(answers.truncated_Nn.mean())
     if answers.correct_Nn.shape[1] > 1:

@@ -112,14 +112,14 @@ def test_numbers_do_not_depend_on_the_slots(evaluate, metrics):
 
 
 def test_the_names_are_those_of_the_metrics_file(metrics):
-    names = "pass@1 pass@2 pass@4 maj@2 maj@4 tokens truncated greedy"
+    names = "pass@1 pass@2 pass@4 maj@2 maj@4 reward tokens truncated greedy"
     diversity = "distinct_1 distinct_4 self_bleu self_rouge unique_correct"
     assert set(metrics) == {f"eval/arithmetic/{name}" for name in f"{names} {diversity}".split()}
 
 
 def test_summary_by_hand():
     answers = Answers(
-        correct_Nn=np.array([[True, False, False, True], [False] * 4]),
+        reward_Nn=np.array([[1.0, 0.25, 0.0, 1.0], [0.0] * 4]),
         truncated_Nn=np.array([[False] * 4, [False, True, True, True]]),
         answers=[["7", "8", "8", "7"], ["1", None, "2", "1"]],
         plans=[["a", "b", "b", "a"], ["c", None, "d", "c"]],
@@ -131,6 +131,7 @@ def test_summary_by_hand():
     assert found["pass@4"] == pytest.approx(1 / 2)
     assert found["maj@2"] == pytest.approx((1 / 2 + 1 / 2 + 0 + 0) / 4)  # blocks 7-8 and 8-7: a fair tie each
     assert found["maj@4"] == pytest.approx(1 / 4)  # 7 and 8 tie; 1 wins and is wrong
+    assert found["reward"] == pytest.approx(2.25 / 8)
     assert found["tokens"] == pytest.approx(11 / 8)
     assert found["truncated"] == pytest.approx(3 / 8)
     assert found["distinct_1"] == pytest.approx((3 / 8 + 2 / 3) / 2)
@@ -139,7 +140,7 @@ def test_summary_by_hand():
 
 def test_unique_correct_counts_plans_of_right_samples_only():
     answers = Answers(
-        correct_Nn=np.array([[True, True, True, False], [True, False, True, True], [False] * 4]),
+        reward_Nn=np.array([[1.0, 1.0, 1.0, 0.0], [1.0, 0.0, 1.0, 1.0], [0.0] * 4]),
         truncated_Nn=np.zeros((3, 4), bool),
         answers=[["1"] * 4] * 3,
         plans=[["a", "b", "a", "c"], [None, "a", "b", None], ["a", "b", "c", "d"]],
@@ -150,13 +151,13 @@ def test_unique_correct_counts_plans_of_right_samples_only():
 
 def test_one_sample_has_neither_votes_nor_diversity():
     answers = Answers(
-        correct_Nn=np.array([[True], [False]]),
+        reward_Nn=np.array([[1.0], [0.0]]),
         truncated_Nn=np.array([[False], [True]]),
         answers=[["7"], [None]],
         plans=[["a"], [None]],
         tokens=[[[1, 2]], [[3]]],
     )
-    assert summary(answers, (1,)) == {"pass@1": 0.5, "tokens": 1.5, "truncated": 0.5}
+    assert summary(answers, (1,)) == {"pass@1": 0.5, "reward": 0.5, "tokens": 1.5, "truncated": 0.5}
 
 
 @pytest.mark.parametrize(
