@@ -12,6 +12,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from iiblpo_jax.common import masked
 from iiblpo_jax.objectives.advantage import centred
 from iiblpo_jax.objectives.grpo import grpo
 from iiblpo_jax.objectives.interface import Objective
@@ -41,9 +42,11 @@ def global_advantage_over_groups(o: Rows) -> jax.Array:
 
 
 def whitened(x_R: jax.Array, o: Rows) -> jax.Array:
-    """x with mean 0 and variance 1 over the tokens of the kept rows."""
+    """x with mean 0 and variance 1 over the tokens of the kept rows; exactly 0 where all of x are equal."""
     tokens_R = o.mask_RT.sum(1) * (o.keep_R != 0)
+    differs = masked.group_spread(x_R, jnp.zeros_like(o.group_R), tokens_R) > 0
     total = jnp.maximum(tokens_R.sum(), 1.0)
     centred_R = x_R - (tokens_R * x_R).sum() / total
     variance = (tokens_R * jnp.square(centred_R)).sum() / jnp.maximum(total - 1.0, 1.0)
-    return centred_R * jax.lax.rsqrt(variance + EPSILON)
+    # A rounded mean would leave a residue, which the small epsilon makes large.
+    return jnp.where(differs, centred_R * jax.lax.rsqrt(variance + EPSILON), 0.0)
