@@ -53,6 +53,10 @@ def trajectory_columns():
         "kept": [True, False, True, True],
         "advantage": [1.0, -1.0, 0.0, 0.0],
         "finish": [1, 0, 1, 1],
+        "question": ["6+5=<b>?"] * 4,
+        "gold": ["11"] * 4,
+        "z": [None, [0.5, -1.0], [0.1, 0.2], None],
+        "code": [-1] * 4,
     }
 
 
