@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import jax
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from iiblpo_jax.bottleneck import Reading
 from iiblpo_jax.common.errors import InputError
@@ -180,12 +180,12 @@ def update_settings(config, method: Objective, *, mesh: Mesh | None = None) -> U
     return settings
 
 
-def multiplies_in_float32(mesh: Mesh | None = None) -> bool:
+def multiplies_in_float32(mesh: Mesh | AbstractMesh | None = None) -> bool:
     """Whether float32 products are what they say: on a CPU, or where JAX is told so (jax_default_matmul_precision).
 
-    By default GPUs round the factors to TF32 and TPUs to bfloat16.
+    By default GPUs round the factors to TF32 and TPUs to bfloat16. An abstract mesh has no devices: those here count.
     """
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    device = jax.devices()[0] if mesh is None or isinstance(mesh, AbstractMesh) else mesh.devices.flat[0]
     return device.platform == "cpu" or jax.config.values["jax_default_matmul_precision"] in ("highest", "float32")
 
 

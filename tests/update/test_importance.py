@@ -16,7 +16,7 @@ from iiblpo_jax.rollout.engine import rollout
 from iiblpo_jax.rollout.publication import PublicationSpec, publish
 from iiblpo_jax.rollout.sampling import Sampling
 from iiblpo_jax.rollout.spec import RolloutSpec
-from iiblpo_jax.step.score import LatentSpec, every_row
+from iiblpo_jax.step.score import BottleneckSpec, CreditSpec, FilterSpec, LatentSpec, ScoreSpec, every_row
 from iiblpo_jax.update.gradient import MinibatchGradient
 from iiblpo_jax.update.importance import importance, outside, weighed
 from iiblpo_jax.update.settings import UpdateSettings
@@ -108,8 +108,13 @@ def roll(tiny_config, tiny_params, tiny_psa_params):
             **changes,
         )
         forest, _ = rollout(published, prompt_PS, prompt_len_P, jax.random.key(9), spec=spec, latents=latents)
-        latent = LatentSpec(levels=1, half_life=8.0, strength=silent)
-        rows = every_row(forest, jnp.zeros(forest.length_R.shape), {}, latent)
+        score = ScoreSpec(
+            bottleneck=BottleneckSpec(),
+            filter=FilterSpec(rule="none", keep=forest.group_size),
+            credit=CreditSpec(objective=make_objective("grpo", max_tokens=8)),
+            latent=LatentSpec(levels=1, half_life=8.0, strength=silent),
+        )
+        rows = every_row(forest, jnp.zeros(forest.length_R.shape), {}, score)
         settings = UpdateSettings(temperature=temperature)
         gradient = MinibatchGradient(
             settings=settings, objective=make_objective("grpo", max_tokens=8), model_config=tiny_config
