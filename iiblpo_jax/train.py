@@ -38,10 +38,7 @@ def main(config: RunConfig, workdir: Path) -> int:
     track = tracking.prepare(config, workdir)
     trainer = Trainer(config, workdir, console=console)
     start = trainer.restore()
-    if start is not None and start > total:
-        raise InputError(
-            f"{workdir} has {start} steps done and train.steps = {total}; raise it, or use another --workdir"
-        )
+    _check_steps(workdir, start or 0, total)
     if REPLAY.value:
         trainer.replay(REPLAY.value, console)
         return 0
@@ -85,6 +82,13 @@ def main(config: RunConfig, workdir: Path) -> int:
         console.print(report.terminal_table(report.load_metrics(workdir)))
         console.print(f"report: {report.write_report(workdir)}", soft_wrap=True)
     return 0
+
+
+def _check_steps(workdir: Path, done: int, total: int) -> None:
+    if done > total:
+        raise InputError(
+            f"{workdir} has {done} steps done and train.steps = {total}; raise it, or use another --workdir"
+        )
 
 
 if __name__ == "__main__":

@@ -56,6 +56,17 @@ def forget_programs():
     jax.clear_caches()
 
 
+@pytest.fixture
+def own_code(tmp_path):
+    """Writes a file of the user's own and says how a config names its function `make`."""
+
+    def write(text):
+        (tmp_path / "mine.py").write_text(textwrap.dedent(text))
+        return f"{tmp_path / 'mine.py'}:make"
+
+    return write
+
+
 @pytest.fixture(scope="module")
 def optimised():
     """Optimised programs until the module ends: where so many steps are taken that they pay, or bits are compared."""

@@ -14,6 +14,12 @@ def ratio(batch: Batch) -> jax.Array:
     return jnp.exp(jnp.clip(batch.logp_RT - batch.old_logp_RT, -MAX_LOG_RATIO, MAX_LOG_RATIO))
 
 
+def unclipped(loss_RT, ratio_RT) -> TokenLoss:
+    """The loss of a method that clips nothing: the metrics of clipping stay 0."""
+    none_RT = jnp.zeros_like(ratio_RT)
+    return TokenLoss(loss_RT=loss_RT, ratio_RT=ratio_RT, clip_low_RT=none_RT, clip_high_RT=none_RT)
+
+
 def clipped_surrogate(batch: Batch, a_RT, ratio_RT, *, clip_low: float, clip_high: float) -> TokenLoss:
     """importance * max(-A r, -A clip(r, 1 - low, 1 + high)) (Schulman et al. 2017, eq. 7)."""
     clipped_RT = jnp.clip(ratio_RT, 1.0 - clip_low, 1.0 + clip_high)

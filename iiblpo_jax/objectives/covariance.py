@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from iiblpo_jax.common import masked
-from iiblpo_jax.objectives.clipping import MAX_LOG_RATIO, ppo_loss, ratio
+from iiblpo_jax.objectives.clipping import MAX_LOG_RATIO, ppo_loss, ratio, unclipped
 from iiblpo_jax.objectives.grpo import grpo
 from iiblpo_jax.objectives.interface import Batch, Objective, TokenLoss
 
@@ -59,10 +59,7 @@ def kl_cov_loss(batch: Batch, a_RT, *, share: float, kl_coef: float) -> TokenLos
     chosen_RT = largest(covariance(batch, a_RT), mask_RT > 0, at_least_one(share, mask_RT))
     moved_RT = jnp.abs(jnp.clip(batch.logp_RT - batch.old_logp_RT, -MAX_LOG_RATIO, MAX_LOG_RATIO))
     loss_RT = -a_RT * ratio_RT + jnp.where(chosen_RT, kl_coef * moved_RT, 0.0)
-    none_RT = jnp.zeros_like(ratio_RT)
-    return TokenLoss(
-        loss_RT=batch.importance_RT * loss_RT, ratio_RT=ratio_RT, clip_low_RT=none_RT, clip_high_RT=none_RT
-    )
+    return unclipped(batch.importance_RT * loss_RT, ratio_RT)
 
 
 def covariance(batch: Batch, a_RT) -> jax.Array:

@@ -13,7 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from iiblpo_jax.objectives.clipping import ratio
+from iiblpo_jax.objectives.clipping import ratio, unclipped
 from iiblpo_jax.objectives.grpo import grpo
 from iiblpo_jax.objectives.interface import Batch, Objective, TokenLoss
 
@@ -28,7 +28,4 @@ def sapo_loss(batch: Batch, a_RT, *, tau_pos: float, tau_neg: float) -> TokenLos
     ratio_RT = ratio(batch)
     tau_RT = jnp.where(a_RT > 0, tau_pos, tau_neg)
     gate_RT = 4.0 / tau_RT * jax.nn.sigmoid(tau_RT * (ratio_RT - 1.0))
-    none_RT = jnp.zeros_like(ratio_RT)
-    return TokenLoss(
-        loss_RT=-batch.importance_RT * a_RT * gate_RT, ratio_RT=ratio_RT, clip_low_RT=none_RT, clip_high_RT=none_RT
-    )
+    return unclipped(-batch.importance_RT * a_RT * gate_RT, ratio_RT)

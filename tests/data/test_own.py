@@ -1,7 +1,5 @@
 """Tasks that `task.path` names."""
 
-import textwrap
-
 import pytest
 from ml_collections import ConfigDict
 
@@ -24,26 +22,17 @@ def section(path, **changes):
     return ConfigDict({"name": "arithmetic", "path": path, "data_dir": "", "options": {}, "mix": {}} | changes)
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write(text):
-        (tmp_path / "mine.py").write_text(textwrap.dedent(text))
-        return f"{tmp_path / 'mine.py'}:make"
-
-    return write
-
-
-def test_the_function_is_called_with_the_options(write, tmp_path):
-    [(task, weight)] = make_tasks(section(write(GOOD), data_dir=str(tmp_path), options={"size": 3}), seed=5)
+def test_the_function_is_called_with_the_options(own_code, tmp_path):
+    [(task, weight)] = make_tasks(section(own_code(GOOD), data_dir=str(tmp_path), options={"size": 3}), seed=5)
     assert (task.name, weight, len(task.train)) == ("mine", 1.0, 3)
     assert task.train[0].question == f"5 {tmp_path}"
     assert isinstance(task.verifier, Own)
     assert made(task.verifier.recipe())(task.train, ["", "", ""]) == [{"reward": 0.5}] * 3
 
 
-def test_it_is_own_in_a_mix(write, tmp_path):
+def test_it_is_own_in_a_mix(own_code, tmp_path):
     mixed = section(
-        write(GOOD), mix={"sums": 3, "own": 1}, data_dir=str(tmp_path), options={"own": {"size": 1, "name": "a"}}
+        own_code(GOOD), mix={"sums": 3, "own": 1}, data_dir=str(tmp_path), options={"own": {"size": 1, "name": "a"}}
     )
     (own, one), (sums, three) = make_tasks(mixed, seed=0)
     assert (sums.name, three, own.name, one, len(own.train)) == ("sums", 3.0, "a", 1.0, 1)
@@ -54,11 +43,11 @@ def test_it_is_own_in_a_mix(write, tmp_path):
         make_tasks(mixed, seed=0)
 
 
-def test_a_closure_is_made_again_from_the_same_options(write):
+def test_a_closure_is_made_again_from_the_same_options(own_code):
     closed = GOOD.replace(
         "return Task(", "verifier = lambda problems, responses: [size / 8] * len(responses)\n        return Task("
     )
-    [(task, _)] = make_tasks(section(write(closed), options={"size": 4}), seed=0)
+    [(task, _)] = make_tasks(section(own_code(closed), options={"size": 4}), seed=0)
     assert task.verifier.recipe()[0] == "origin"
     assert made(task.verifier.recipe())(task.train[:1], [""]) == [{"reward": 0.5}]
 
@@ -76,14 +65,14 @@ def test_a_closure_is_made_again_from_the_same_options(write):
         (("cue=", "queue="), r"TypeError: .*unexpected keyword argument 'queue' \(mine\.py line 6\)"),
     ],
 )
-def test_what_makes_no_task_is_refused(write, change, message):
+def test_what_makes_no_task_is_refused(own_code, change, message):
     with pytest.raises(InputError, match=message):
-        make_tasks(section(write(GOOD.replace(*change))), seed=0)
+        make_tasks(section(own_code(GOOD.replace(*change))), seed=0)
 
 
-def test_options_that_it_does_not_take(write):
+def test_options_that_it_does_not_take(own_code):
     with pytest.raises(InputError, match=r"has no parameter sise; it has name, size, verifier"):
-        make_tasks(section(write(GOOD), options={"sise": 3}), seed=0)
+        make_tasks(section(own_code(GOOD), options={"sise": 3}), seed=0)
     with pytest.raises(InputError, match=r"'own' is the one of task\.path, which is empty"):
         make_tasks(section("", name="own"), seed=0)
 

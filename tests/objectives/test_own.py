@@ -1,6 +1,5 @@
 """Methods that `objective.path` names, refused before anything is compiled where they do not work."""
 
-import textwrap
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -17,15 +16,6 @@ GRPO = """
     def make(*, max_tokens, weight=1.0):
         return dataclasses.replace(grpo(max_tokens=max_tokens))
 """
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(text):
-        (tmp_path / "mine.py").write_text(textwrap.dedent(text))
-        return f"{tmp_path / 'mine.py'}:make"
-
-    return write
 
 
 def test_the_example_is_reinforce_against_the_group_mean():
@@ -60,11 +50,11 @@ def test_the_example_is_reinforce_against_the_group_mean():
         ),
     ],
 )
-def test_what_is_no_method_is_refused(write, change, message):
+def test_what_is_no_method_is_refused(own_code, change, message):
     with pytest.raises(InputError, match=message):
-        make_objective("grpo", max_tokens=4, path=write(GRPO.replace(*change)))
+        make_objective("grpo", max_tokens=4, path=own_code(GRPO.replace(*change)))
 
 
-def test_settings_that_it_does_not_have(write):
+def test_settings_that_it_does_not_have(own_code):
     with pytest.raises(InputError, match=r"objective\.path = .* has no parameter clip_low; it has weight"):
-        make_objective("grpo", max_tokens=4, overrides={"clip_low": 0.1}, path=write(GRPO))
+        make_objective("grpo", max_tokens=4, overrides={"clip_low": 0.1}, path=own_code(GRPO))
