@@ -174,14 +174,26 @@ KNOBS = {
     "branch.k": knob(
         1, "K, branches of a root, and with branch.parent = previous of a branch; 0 = none", at_least=0, unit="branches"
     ),
+    "branch.at": knob(
+        "top",
+        "which of a parent's tokens t* may be; top: drawn among the branch.fraction of highest entropy; argmax: the "
+        "highest; random: any; logp: the least likely; segments: multiples of branch.segment, the first ones",
+        choices=("top", "argmax", "random", "logp", "segments"),
+    ),
     "branch.fraction": knob(
         0.05,
-        "share of a parent's own tokens, highest entropy first, among which t* is drawn (at least 2)",
+        "of top: share of a parent's own tokens, highest entropy first, among which t* is drawn (at least 2)",
         above=0,
         at_most=1,
     ),
+    "branch.segment": knob(512, "between the t* of segments", at_least=1, unit="tokens"),
     "branch.points": knob(
-        "shared", "shared: one t* a parent, K latents; distinct: K different t*", choices=("shared", "distinct")
+        "shared",
+        "shared: one t* a parent, K latents; distinct: K / branch.per_point different t*",
+        choices=("shared", "distinct"),
+    ),
+    "branch.per_point": knob(
+        1, "that share a t* with branch.points = distinct; divides branch.k", at_least=1, unit="branches"
     ),
     "branch.parent": knob(
         "root",

@@ -13,6 +13,7 @@ from iiblpo_jax.config import files
 from iiblpo_jax.config.defaults import KNOBS, METHODS, UNBOUNDED, UNGROUPED, WHOLE_GROUPS, RunConfig
 from iiblpo_jax.config.derived import (
     decay_steps,
+    divisors,
     group_size,
     kept_per_prompt,
     mesh_shape,
@@ -106,6 +107,28 @@ def _score(config: RunConfig) -> Iterator[str]:
         yield (
             "ib.estimator = none leaves no score for ib.filter = score, for contrast with ib.keep, or for "
             "ib.reward_coef; set ib.estimator=likelihood or entropy, or ib.keep=0, ib.reward_coef=0 and another filter"
+        )
+
+
+def _points(config: RunConfig) -> Iterator[str]:
+    branch, longest = config.branch, config.rollout.max_tokens
+    if branch.k == 0:
+        return
+    if branch.at == "segments" and branch.segment >= longest:
+        yield (
+            f"branch.segment = {branch.segment} is not below rollout.max_tokens = {longest}, so no response reaches "
+            f"the first point of branch.at = segments; use a part of it, such as {max(1, longest // 8)}"
+        )
+    if branch.per_point > 1 and branch.points == "shared":
+        yield (
+            f"branch.per_point = {branch.per_point} shares out distinct points and branch.points = shared has one; set "
+            "branch.points=distinct, or branch.per_point=1"
+        )
+    elif branch.k % branch.per_point:
+        more = -(-branch.k // branch.per_point) * branch.per_point
+        yield (
+            f"branch.per_point = {branch.per_point} does not divide branch.k = {branch.k}; use branch.k={more}, or one "
+            f"of {', '.join(map(str, divisors(branch.k)))} for branch.per_point"
         )
 
 
@@ -260,6 +283,7 @@ CHECKS = {
     _method: "objective.name objective.options objective.path",
     _score: "ib.estimator ib.filter ib.keep ib.reward_coef",
     _clip: "objective.name objective.path objective.clip_low",
+    _points: "branch.k branch.at branch.segment branch.points branch.per_point rollout.max_tokens",
     _credit: "branch.credit branch.parent branch.k branch.solved branch.min_entropy",
     _overlong: "reward.overlong reward.overlong_buffer rollout.max_tokens",
     _groups: "rollout.roots branch.k branch.depth branch.parent branch.credit ib.filter ib.keep objective.name "

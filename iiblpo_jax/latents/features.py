@@ -20,7 +20,8 @@ from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.devices.mesh import spread, whole
 from iiblpo_jax.model.decoder import bind, hidden_states, output_weights, project
 from iiblpo_jax.model.logprobs import chunked_logprobs, response_positions
-from iiblpo_jax.rollout.branching import Branching, candidate_mask
+from iiblpo_jax.rollout.branch_points import Record, candidate_mask
+from iiblpo_jax.rollout.branching import Branching
 
 MIN_LENGTH = 2  # one token of prefix, one of rest
 TOKENS_PER_CHUNK = 2**14  # row positions whose hidden states exist at the same time on a device
@@ -162,8 +163,15 @@ def _pairs(config, params, rows, keys_N, *, temperature, branching, window, anyw
     at_NT = response_positions(rows.prompt_len_N, rows.t)
     h_NTD = jnp.take_along_axis(h_NCD, at_NT[..., None], axis=1, mode="clip")  # [:, i] emits response token i
     targets_NT = jnp.take_along_axis(rows.tokens_NC, at_NT + 1, axis=1, mode="clip")
-    _, entropy_NT = chunked_logprobs(h_NTD, output_weights(model), targets_NT, temperature=temperature)
-    cut_N = _draw_cut(entropy_NT, rows, keys_N, branching, anywhere)
+    logp_NT, entropy_NT = chunked_logprobs(h_NTD, output_weights(model), targets_NT, temperature=temperature)
+    record = Record(
+        entropy_BT=entropy_NT,
+        logp_BT=logp_NT,
+        length_B=rows.length_N,
+        stopped_B=rows.stopped_N,
+        begin_B=jnp.zeros_like(rows.length_N),
+    )
+    cut_N = _draw_cut(candidate_mask(record, branching), rows, keys_N, anywhere)
     context_ND = jnp.take_along_axis(h_NTD, cut_N[:, None, None], axis=1)[:, 0]
     if window:
         target_ND = embedding_residual(model, h_NTD, targets_NT, rows.mask_from(cut_N), cut_N, window, temperature)
@@ -200,14 +208,13 @@ def embedding_residual(model, h_NTD, tokens_NT, mask_NT, cut_N, window: int, tem
     return jax.lax.map(of_token, jnp.arange(window)).sum(0)
 
 
-def _draw_cut(entropy_NT, rows, keys_N, branching, anywhere):
+def _draw_cut(candidates_NT, rows, keys_N, anywhere):
     """[N] a candidate branch point or, with probability `anywhere`, a uniform index in [1, length - 1].
 
     A response without candidates is cut uniformly.
     """
-    index_T = jnp.arange(entropy_NT.shape[1])
+    index_T = jnp.arange(rows.t)
     anywhere_NT = (index_T >= 1) & (index_T < rows.length_N[:, None])
-    candidates_NT = candidate_mask(entropy_NT, rows.length_N, rows.stopped_N, branching)
     keys_N2 = jax.vmap(jax.random.split)(keys_N)
     heads_N = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - anywhere))(keys_N2[:, 0])
     use_N = heads_N & candidates_NT.any(-1)

@@ -28,6 +28,11 @@ CHARTS = {
         "Response length, tokens": ("rollout/length_mean", "rollout/length_p95"),
         "Truncated": ("rollout/truncated", "rollout/root_truncated", "rollout/branch_fallback"),
         "Branches a root": ("rollout/branches",),
+        "Branches that repeat their parent, or change its outcome": (
+            "rollout/branch_same_token",
+            "rollout/branch_copies",
+            "rollout/branch_flips",
+        ),
         "Slots in use": ("rollout/slot_utilisation",),
     },
     "Information bottleneck": {

@@ -28,7 +28,7 @@ from jax.sharding import PartitionSpec
 
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.steering.psa import Projected
-from iiblpo_jax.rollout.branching import branch_points, branches_due
+from iiblpo_jax.rollout.branch_points import branch_points, branches_due
 from iiblpo_jax.rollout.cache import Cache, copy_slots, empty_cache, fill_prompts
 from iiblpo_jax.rollout.decoding import decode_step
 from iiblpo_jax.rollout.draws import Draws, draws_for
@@ -223,11 +223,11 @@ class _Engine:
     def _branches_due(self, slots: Slots, grown: Grown) -> jax.Array:
         """last_B, with the branches that roots at which idle slots stand are sure enough to do without taken off."""
         root_B = slots.stands_B & (self.spec.branching.place(slots.trajectory_B) == 0)
-        entropy_BT = grown.of(jnp.maximum(slots.trajectory_B, 0)).entropy_RT
         right_B = jnp.zeros_like(root_B)
         if self.gold and slots.heard_B:
             right_B = is_right(slots.heard_B, self.gold, self.spec.prompt(slots.trajectory_B))
-        due_B = branches_due(entropy_BT, slots.index_B, slots.stopped_B, right_B, self.spec.branching)
+        record = grown.of(jnp.maximum(slots.trajectory_B, 0)).record
+        due_B = branches_due(record, right_B, self.spec.branching)
         # The smaller one: a slot may stand at its root while others steal from it, and these branches stay gone.
         return jnp.where(root_B, jnp.minimum(slots.last_B, due_B), slots.last_B)
 
@@ -276,13 +276,7 @@ class _Engine:
         parent_B = jnp.maximum(branching.grows_on(trajectory_B), 0)
         parents = s.grown.of(parent_B)
         at_B, fallback_B = branch_points(
-            parents.entropy_RT,
-            parents.length_R,
-            parents.stopped_R,
-            parents.branch_at_R,
-            branching.nth(trajectory_B),
-            self.draws.point_keys(parent_B),
-            branching,
+            parents.record, branching.nth(trajectory_B), self.draws.point_keys(parent_B), branching
         )
         # Fed first is the token before t*: drawing t* anew needs the hidden state that it was drawn from.
         before_B = parents.tokens_RT[jnp.arange(self.spec.slots), jnp.maximum(at_B - 1, 0)]

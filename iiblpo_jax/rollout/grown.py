@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from iiblpo_jax.rollout.branch_points import Record
 from iiblpo_jax.rollout.forest import LENGTH, STOP
 from iiblpo_jax.rollout.sampling import Draw
 
@@ -49,6 +50,17 @@ class Grown(struct.PyTreeNode):
     def stopped_R(self) -> jax.Array:
         """Whether the last token is a stop token; of finished rows."""
         return self.finish_R == STOP
+
+    @property
+    def record(self) -> Record:
+        """What decides where these rows branch; of finished rows."""
+        return Record(
+            entropy_BT=self.entropy_RT,
+            logp_BT=self.raw_logp_RT,
+            length_B=self.length_R,
+            stopped_B=self.stopped_R,
+            begin_B=self.branch_at_R,
+        )
 
     def of(self, row_B: jax.Array) -> "Grown":
         """The rows that slots ask for; R is B in what comes back."""

@@ -53,3 +53,34 @@ def rollout_metrics(forest: Forest) -> dict[str, jax.Array]:
         "rollout/branches": branch_R.sum() / root_R.sum(),  # a root
         "rollout/branch_fallback": masked.mean(forest.fallback_R, branch_R),
     }
+
+
+def branch_metrics(forest: Forest, correct_R: jax.Array) -> dict[str, jax.Array]:
+    """Shares of the branches, `rollout/branch_*`: what branching changes.
+
+    same_token: the first own token is the one that the parent has there, of branches that are no fallback.
+    copies: the whole response is the parent's.
+    flips: right where the parent is wrong, or the other way round.
+
+    Args:
+      forest: of the step.
+      correct_R: 1 of right answers.
+    """
+    branch_R = (forest.length_R > 0) & (forest.parent_R >= 0)
+    tokens_RT, length_R, were_right_R = (_of_parents(forest, x) for x in (forest.tokens_RT, forest.length_R, correct_R))
+    same_RT = forest.tokens_RT == tokens_RT  # 0 behind the end of either
+    same_first_R = jnp.take_along_axis(same_RT, forest.branch_at_R[:, None], axis=1)[:, 0]
+    return {
+        "rollout/branch_same_token": masked.mean(same_first_R, branch_R & ~forest.fallback_R),
+        "rollout/branch_copies": masked.mean(same_RT.all(1) & (forest.length_R == length_R), branch_R),
+        "rollout/branch_flips": masked.mean(correct_R != were_right_R, branch_R),
+    }
+
+
+def _of_parents(forest: Forest, x_R: jax.Array) -> jax.Array:
+    """What is said of a branch's parent, in the row of the branch; prompt by prompt, so that a device takes from its
+    own. Anything in the rows of roots."""
+    x_PG = forest.by_prompt(x_R)
+    first_P1 = jnp.arange(x_PG.shape[0])[:, None] * forest.group_size
+    parent_PG = jnp.maximum(forest.by_prompt(forest.parent_R) - first_P1, 0)
+    return jax.vmap(lambda x_G, parent_G: x_G[parent_G])(x_PG, parent_PG).reshape(x_R.shape)

@@ -23,7 +23,7 @@ from iiblpo_jax.objectives.weights import prompt_weights
 from iiblpo_jax.rewards.scorer import CORRECT
 from iiblpo_jax.rollout.forest import LENGTH, Forest
 from iiblpo_jax.step.inform import Columns
-from iiblpo_jax.step.measures import reward_metrics, rollout_metrics
+from iiblpo_jax.step.measures import branch_metrics, reward_metrics, rollout_metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -238,7 +238,8 @@ def _metrics(
     spec: ScoreSpec, forest: Forest, rows: Rows, selection: Selection, columns: Columns, step: jax.Array
 ) -> dict:
     shaped_R = spec.credit.objective.reward_shaping(rows, step)
-    metrics = reward_metrics(forest, rows.reward_R, rows.correct_R, shaped_R, selection) | rollout_metrics(forest)
+    metrics = reward_metrics(forest, rows.reward_R, rows.correct_R, shaped_R, selection)
+    metrics |= rollout_metrics(forest) | branch_metrics(forest, rows.correct_R)
     correct_PG, grown_PG = forest.by_prompt(rows.correct_R) > 0, forest.by_prompt(forest.length_R > 0)
     if spec.bottleneck.estimator == "none":
         return metrics

@@ -35,9 +35,12 @@ def branching(config) -> Branching:
     b = config.branch
     return Branching(
         k=b.k,
+        at=b.at,
         fraction=b.fraction,
+        segment=b.segment,
         min_suffix=b.min_suffix,
         points=b.points,
+        per_point=b.per_point,
         parent=b.parent,
         depth=b.depth,
         min_entropy=b.min_entropy,

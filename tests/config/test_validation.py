@@ -182,6 +182,22 @@ def test_the_section_update_reads_as_an_attribute():
         ({"eval__k": (1, 8)}, r"eval\.k contains 8; .* 1 to eval\.samples = 4"),
         ({"eval__temperature": 0.0}, r"eval\.temperature = 0 makes all eval\.samples = 4 samples equal"),
         ({"latent__prior_power": 0.0}, r"prior_power = 0 gives a Gaussian no width; .* or latent\.kind=codes"),
+        (
+            {"branch__at": "segments", "rollout__max_tokens": 512},
+            r"segment = 512 is not below rollout\.max_tokens = 512, .* such as 64$",
+        ),
+        (
+            {"branch__k": 4, "branch__per_point": 2},
+            r"points = shared has one; set branch\.points=distinct, or branch\.per",
+        ),
+        (
+            {"branch__k": 6, "branch__per_point": 4, "branch__points": "distinct"},
+            r"per_point = 4 does not divide branch\.k = 6; use branch\.k=8, or one of 1, 2, 3, 6 for",
+        ),
+        (
+            {"branch__at": "argmin"},
+            r"branch\.at = 'argmin' \(did you mean argmax\?\); use one of top, argmax, random, l",
+        ),
         ({"branch__credit": "siblings", "branch__parent": "previous"}, r"siblings compares branches of one root"),
         ({"psa__layers": "some"}, r"psa\.layers = 'some'; use all"),
         ({"mesh__fsdp": 0}, r"mesh\.fsdp = 0; use 1 or more, or -1"),
@@ -276,6 +292,7 @@ def test_all_mistakes_are_told_at_once():
         {"rollout__roots": 2, "branch__k": 0},  # contrast keeps both
         {"rollout__roots": 4, "branch__k": 0, "ib__filter": "random"},  # half of them: two
         {"optim__decay_steps": 10},  # which a constant does not have
+        {"branch__k": 0, "branch__per_point": 3, "branch__at": "segments", "branch__segment": 10**6},  # no branches
         {"optim__schedule": "cosine", "optim__decay_steps": 2000, "optim__warmup": 10},
     ],
 )

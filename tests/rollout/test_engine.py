@@ -13,7 +13,8 @@ from iiblpo_jax.model.steering.codes import Codes, stratified
 from iiblpo_jax.model.steering.cvae import CVAE, bind_cvae
 from iiblpo_jax.model.steering.psa import bind_psa, latent_inputs, steer_rows
 from iiblpo_jax.rollout import cache
-from iiblpo_jax.rollout.branching import Branching, candidate_mask
+from iiblpo_jax.rollout.branch_points import Record, candidate_mask
+from iiblpo_jax.rollout.branching import Branching
 from iiblpo_jax.rollout.engine import rollout
 from iiblpo_jax.rollout.forest import STOP
 from iiblpo_jax.rollout.marker import marker_table
@@ -36,7 +37,7 @@ SHAPES = {
 
 
 def trees(shape, **changes):
-    return dataclasses.replace(TREES, **SHAPES[shape], **changes)
+    return dataclasses.replace(TREES, **(SHAPES[shape] | changes))
 
 
 @pytest.fixture(scope="module")
@@ -323,6 +324,49 @@ def test_deeper_branches_begin_among_their_parents_own_tokens(sample, points):
     assert both.any() and not both.all()
 
 
+@pytest.mark.parametrize(
+    "at, shape, changes",
+    [
+        ("argmax", "root", {"k": 4, "per_point": 2}),
+        ("random", "2 on 2", {}),
+        ("logp", "2 on 2", {}),
+        ("segments", "2 on 2", {"segment": 3}),
+    ],
+)
+def test_every_policy_branches_where_it_says_whatever_the_slots(
+    sample, tiny_config, tiny_params, tiny_psa_params, at, shape, changes
+):
+    """Points by a sort of each parent's record; log-probs of a full forward, so prefixes were found whole."""
+    branching = trees(shape, at=at, points="distinct", **changes)
+    forest, _ = sample(branching=branching)
+    other, _ = sample(branching=branching, slots=16, refill_at=7)
+    for name in ("tokens_RT", "length_R", "branch_at_R", "fallback_R"):
+        np.testing.assert_array_equal(getattr(forest, name), getattr(other, name), err_msg=name)
+    logp_RTV = teacher_forced(forest, branching.levels, tiny_config, tiny_params, tiny_psa_params)
+    logp_RT = jnp.take_along_axis(logp_RTV, forest.tokens_RT[..., None], 2)[..., 0]
+    np.testing.assert_allclose(forest.raw_logp_RT[forest.mask_RT], logp_RT[forest.mask_RT], atol=1e-4)
+    at_R, length_R, parent_R = (np.asarray(x) for x in (forest.branch_at_R, forest.length_R, forest.parent_R))
+    entropy_RT, said_RT, full = np.asarray(forest.entropy_RT), np.asarray(forest.raw_logp_RT), 0
+    for parent in sorted(set(parent_R[parent_R >= 0])):
+        mine = np.flatnonzero(parent_R == parent)
+        tail = max(min(3, length_R[parent] // 4), int(forest.finish_R[parent] == STOP))
+        eligible = range(at_R[parent] + 1, length_R[parent] - tail)
+        ranked = {
+            "argmax": sorted(eligible, key=lambda t: -entropy_RT[parent, t]),
+            "random": list(eligible),
+            "logp": sorted(eligible, key=lambda t: said_RT[parent, t]),
+            "segments": [t for t in eligible if t % 3 == 0],
+        }[at]
+        n = branching.different_points
+        allowed = ranked if at == "random" else ranked[:n]
+        assert (forest.fallback_R[mine] == (not allowed)).all()
+        if allowed:
+            assert set(at_R[mine]) <= set(allowed) and len(set(at_R[mine])) == min(n, len(allowed))
+            assert (np.diff(at_R[mine]) <= 0).all()
+            full += len(allowed) >= n
+    assert full > 3
+
+
 def test_strength_zero_is_an_ordinary_resample(sample):
     silent, _ = sample(strength=0.0)
     plain, _ = sample(with_z=False)
@@ -385,22 +429,21 @@ def test_greedy_decoding_follows_the_argmax(sample, tiny_config, tiny_params):
         np.testing.assert_array_equal(best_C[start - 1 : start + length - 1], row_C[start : start + length])
 
 
-def test_candidates_cover_the_requested_fraction():
-    entropy = jnp.arange(100.0)[None]
-    spec = Branching(k=1, fraction=0.1, min_suffix=8)
-    mask = candidate_mask(entropy, jnp.array([100]), jnp.array([True]), spec)[0]
-    assert np.flatnonzero(mask).tolist() == list(range(82, 92))  # the last 8 are not eligible, 10 highest of the rest
-
-
 @pytest.mark.parametrize("slots", [1, 3, 7])
 @pytest.mark.parametrize("shape", ["root", "2 on 2"])
 def test_sure_roots_leave_their_branches_empty(sample, slots, shape):
     """The roots of the usual Forest, and of its branches those whose root hesitates enough; tokens are counted so."""
     branching = trees(shape)
     size, (forest, _) = branching.tree_size, sample(branching=branching)
-    candidates = candidate_mask(
-        forest.entropy_RT[::size], forest.length_R[::size], forest.finish_R[::size] == STOP, TREES
+    roots = jax.tree.map(lambda x_R: x_R[::size], forest)
+    record = Record(
+        entropy_BT=roots.entropy_RT,
+        logp_BT=roots.raw_logp_RT,
+        length_B=roots.length_R,
+        stopped_B=roots.finish_R == STOP,
+        begin_B=roots.branch_at_R,
     )
+    candidates = candidate_mask(record, TREES)
     highest = np.where(candidates, forest.entropy_RT[::size], 0.0).max(1)
     least = float(np.sort(highest)[len(highest) // 2 - 1 : len(highest) // 2 + 1].mean())  # between two roots
     found, stats = sample(slots=slots, branching=dataclasses.replace(branching, min_entropy=least))

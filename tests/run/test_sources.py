@@ -205,7 +205,7 @@ def test_nothing_is_generated_and_names_stay(recorded, learned):
     assert set(metrics) == set(recorded[3])
     assert metrics["rollout/tokens"] == metrics["rollout/slot_utilisation"] == metrics["rollout/tokens_per_s"] == 0
     assert metrics["time/rollout_s"] < recorded[3]["time/rollout_s"]
-    for name in ("length_mean", "length_p95", "truncated", "branches", "branch_fallback"):
+    for name in "length_mean length_p95 truncated branches branch_fallback branch_copies branch_flips".split():
         assert metrics[f"rollout/{name}"] == recorded[3][f"rollout/{name}"], name
     assert metrics["mismatch/logp_max"] < 1e-4
 

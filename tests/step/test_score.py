@@ -60,6 +60,7 @@ def hand_made() -> Forest:
 
 
 FOREST = hand_made()
+SAID = FOREST.tokens_RT.tolist()
 
 
 PLAIN = ScoreSpec(  # everything switched off: plain GRPO
@@ -147,6 +148,9 @@ def test_metrics_by_hand():
         "rollout/entropy": ENTROPY[OWN].mean(),
         "rollout/branches": 1.0,
         "rollout/branch_fallback": 1 / 4,
+        "rollout/branch_same_token": np.mean([SAID[r][at] == SAID[r - 1][at] for r, at in ((1, 2), (3, 1), (5, 1))]),
+        "rollout/branch_copies": 0.0,  # each has another length than its root
+        "rollout/branch_flips": 2 / 4,
     }
     assert metrics == pytest.approx(expected, rel=1e-6)
 
