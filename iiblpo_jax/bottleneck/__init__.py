@@ -6,7 +6,14 @@ prompt are contiguous, so R = P * G reshapes to [P, G] with G = M * (1 + K).
 """
 
 from iiblpo_jax.bottleneck.diagnostics import bottleneck_metrics
-from iiblpo_jax.bottleneck.information import Information, Reading, entropy_score, likelihood, reference_logprobs
+from iiblpo_jax.bottleneck.information import (
+    Information,
+    Reading,
+    entropy_score,
+    likelihood,
+    prompt_logprobs,
+    reference_logprobs,
+)
 from iiblpo_jax.bottleneck.selection import (
     Selection,
     first_of_its_kind,
@@ -24,6 +31,7 @@ __all__ = [
     "first_of_its_kind",
     "likelihood",
     "likelihood_score",
+    "prompt_logprobs",
     "reference_logprobs",
     "select",
     "standardise",

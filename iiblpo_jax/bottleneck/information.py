@@ -135,6 +135,18 @@ def reference_logprobs(model: Decoder, forest: Forest, reading: Reading) -> jax.
     return logp_PGT.reshape(forest.tokens_RT.shape)
 
 
+def prompt_logprobs(model: Decoder, prompt: Padded, reading: Reading) -> jax.Array:
+    """Mean over t of log pi(q_t | q_<t) [P], nats a token; 0 for a prompt of one token.
+
+    The first token of a prompt has nothing before it that could predict it, so it is context here.
+    """
+    tokens_PS, length_P = prompt
+    first, rest = Padded(tokens_PS[:, :1], jnp.ones_like(length_P)), Padded(jnp.roll(tokens_PS, -1, 1), length_P - 1)
+    texts = join_texts([first], rest, p=length_P.shape[0], width=1 + prompt.width)
+    (logp_P1S,) = packed_texts(model, [texts], prompt.width, reading)
+    return masked.mean(logp_P1S[:, 0], jnp.arange(prompt.width) < rest.length_N[:, None], axis=1)
+
+
 @struct.dataclass
 class Texts:
     """Texts after their contexts, as rows of each prompt: tokens_PGC, context_len_PG, and length_PG of both."""

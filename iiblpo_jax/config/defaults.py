@@ -19,6 +19,11 @@ OWN_TASK = "own"  # the name of the task of task.path in a mix
 
 # The policy-optimisation methods, and what objective.options may set of each.
 METHODS = {
+    "arm": {
+        "alpha": knob(0.3, "weight of c(q) - c(o | q), the prompt's likelihood and the answer's", at_least=0),
+        "fraction": knob(0.2, "of an answer's tokens, the least likely, that its c is taken from", above=0, at_most=1),
+        "all_right": knob(True, "also in groups whose answers are all right, which then differ"),
+    },
     "bapo": {
         "target": knob(0.4, "share of the surrogate that positive tokens must carry", at_least=0, at_most=1),
         "low": knob(0.6, "where the lower bound of the ratio starts", at_least=0, at_most=1),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config.defaults import KNOBS
+from iiblpo_jax.objectives.arm import arm
 from iiblpo_jax.objectives.auxiliary import with_auxiliary
 from iiblpo_jax.objectives.bapo import bapo
 from iiblpo_jax.objectives.cispo import cispo
@@ -58,6 +59,7 @@ METHODS = {
     "forking_tokens": forking_tokens,
     "entropy_adv": entropy_adv,
     "ucpo": ucpo,
+    "arm": arm,
     "disco": disco,
 }
 

@@ -91,6 +91,7 @@ class Objective:
         policy_loss then only feeds the ratio and clip metrics.
       needs_groups: minibatches hold whole groups.
       whole_minibatch: losses or masks couple rows through current log-probs or entropies, or draw random numbers.
+      needs: names of rows.ON_REQUEST: what rows hold besides, because the method reads it.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Objective:
     group_loss: Callable[[Batch], jax.Array] | None = None
     needs_groups: bool = False
     whole_minibatch: bool = False
+    needs: tuple[str, ...] = ()
 
     def weights(self, batch: Batch) -> jax.Array:
         """[R,T] weight of every token's loss, normalised over the whole of `batch` (pass the whole minibatch)."""

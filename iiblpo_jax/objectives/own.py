@@ -15,7 +15,7 @@ from iiblpo_jax.common import own_code
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.objectives.aggregate import AGGREGATES
 from iiblpo_jax.objectives.interface import Batch, Objective, advantages
-from iiblpo_jax.objectives.rows import Rows
+from iiblpo_jax.objectives.rows import ON_REQUEST, REF_LOGP, Rows
 
 KEY = "objective.path"
 R, T, PROMPT = 4, 3, 2  # sizes of the trial
@@ -34,9 +34,12 @@ def load_objective(reference: str, *, max_tokens: int, overrides: Mapping) -> Ob
         raise InputError(
             f"{KEY} = {reference!r}: unknown aggregate {objective.aggregate!r}; use one of {', '.join(AGGREGATES)}"
         )
+    for name in objective.needs:
+        if name not in ON_REQUEST:
+            raise InputError(f"{KEY} = {reference!r} needs {name!r}, which there is not; use {', '.join(ON_REQUEST)}")
     try:
         hash(objective)
-        advantage, losses = jax.eval_shape(lambda rows: _trial(objective, rows), _rows())
+        advantage, losses = jax.eval_shape(lambda rows: _trial(objective, rows), _rows(objective.needs))
     except Exception as error:  # whatever the user's functions raise
         raise own_code.error_inside(error, reference, key=KEY) from error
     if advantage.shape not in ((R,), (R, T)):
@@ -63,7 +66,7 @@ def _trial(objective: Objective, rows: Rows) -> tuple[jax.Array, jax.Array]:
     return advantage, token.loss_RT
 
 
-def _rows() -> Rows:
+def _rows(needs: tuple[str, ...] = ()) -> Rows:
     ints, numbers, tokens = jnp.zeros(R, jnp.int32), jnp.zeros(R), jnp.zeros((R, T))
     return Rows(
         tokens_RC=jnp.zeros((R, PROMPT + T), jnp.int32),
@@ -82,4 +85,5 @@ def _rows() -> Rows:
         ib_score_R=numbers,
         advantage_R=numbers,
         ref_logp_RT=tokens,
+        extras={name: numbers for name in needs if name != REF_LOGP},
     )

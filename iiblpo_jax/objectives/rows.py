@@ -7,6 +7,11 @@ from flax import struct
 from iiblpo_jax.model.logprobs import response_positions
 from iiblpo_jax.model.steering.psa import Latent
 
+# What a method may ask for (Objective.needs); nobody reads what nobody asks for.
+REF_LOGP = "ref_logp"  # [R,T] log-probs of the reference model, in Rows.ref_logp_RT
+PROMPT_LOGP = "prompt_logp"  # [R] mean log-prob of the prompt's tokens under the policy that sampled, in Rows.extras
+ON_REQUEST = (REF_LOGP, PROMPT_LOGP)
+
 
 class Rows(struct.PyTreeNode):
     """R trajectories, those of a prompt contiguous; rows lead every array.
@@ -28,7 +33,7 @@ class Rows(struct.PyTreeNode):
       advantage_R: float32, [R] or [R,T]; 0 where nothing was assigned.
       ref_logp_RT: log-probs of the reference model, or None.
       latent: where z was on, or None without a latent.
-      extras: further arrays of one method (novelty, top-k log-probs, turns).
+      extras: further arrays by their names in ON_REQUEST, as far as the method needs them.
     """
 
     tokens_RC: jax.Array

@@ -1,4 +1,7 @@
-"""What frozen models say about a Forest: named readers, named columns. Needs no reward: the host verifies meanwhile."""
+"""What models say about a Forest: named readers, named columns. Needs no reward: the host verifies meanwhile.
+
+Most read under the frozen reference; what a method asks of the policy is read under the policy's own weights.
+"""
 
 import dataclasses
 import functools
@@ -13,7 +16,8 @@ from iiblpo_jax.bottleneck import Reading
 from iiblpo_jax.common.padded import Padded
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.model.decoder import bind
+from iiblpo_jax.model.decoder import bind, cast
+from iiblpo_jax.objectives.rows import PROMPT_LOGP, REF_LOGP
 from iiblpo_jax.rollout.forest import Forest
 from iiblpo_jax.rollout.marker import marker_cut
 from iiblpo_jax.rollout.solved import Gold
@@ -47,7 +51,7 @@ class InformationTerms:
             reading=self.reading,
             compression=self.compression,
         )
-        return {"ib_answer": found.answer_R, "ib_prompt": found.prompt_R, "ref_logp": found.ref_logp_RT}
+        return {"ib_answer": found.answer_R, "ib_prompt": found.prompt_R, REF_LOGP: found.ref_logp_RT}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,27 @@ class LogProbs:
 
     def __call__(self, weights: dict, forest: Forest, gold: Gold) -> Columns:
         """The column, under these weights."""
-        return {"ref_logp": bottleneck.reference_logprobs(bind(self.model, weights), forest, self.reading)}
+        return {REF_LOGP: bottleneck.reference_logprobs(bind(self.model, weights), forest, self.reading)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptLogProbs:
+    """Reads `prompt_logp` [R], the mean log-prob of each trajectory's prompt; a prompt is read once.
+
+    Attributes:
+      model, reading: as above.
+      dtype: of the forward; the weights may be finer.
+    """
+
+    model: ModelConfig
+    reading: Reading
+    dtype: str = "float32"
+
+    def __call__(self, weights: dict, forest: Forest, gold: Gold) -> Columns:
+        """The column, under these weights."""
+        prompt = Padded(forest.prompt_PS, forest.prompt_len_P)
+        logp_P = bottleneck.prompt_logprobs(bind(self.model, cast(weights, self.dtype)), prompt, self.reading)
+        return {PROMPT_LOGP: logp_P[forest.group_R]}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +96,7 @@ class InformSpec:
       mesh: devices among which prompts are split; None = one.
     """
 
-    readers: tuple[tuple[str, InformationTerms | LogProbs], ...]
+    readers: tuple[tuple[str, InformationTerms | LogProbs | PromptLogProbs], ...]
     mesh: Mesh | None = None
 
 
@@ -81,7 +105,7 @@ def inform(weights: Mapping[str, dict], forest: Forest, gold: Gold, *, spec: Inf
     """The columns of all readers; empty where nobody reads.
 
     Args:
-      weights: of the frozen models, by the names that the readers have: `reference`.
+      weights: by the names that the readers have: `reference`, and `policy` where somebody reads under it.
       forest: finished trajectories.
       gold: answers of the prompts, and how they are asked for.
       spec: static.

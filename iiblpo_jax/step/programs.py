@@ -2,7 +2,7 @@
 
     publish   the policy as decoding wants it
     rollout   prompts -> Forest
-    inform    frozen models read the Forest
+    inform    frozen models, and where a method asks the policy, read the Forest
               (the host verifies the responses meanwhile)
     score     rewards -> kept rows with their advantages
     update    optimizer steps on these rows
@@ -160,7 +160,7 @@ class StepPrograms:
                 "inform",
                 "lower train.prompts_per_step, or raise mesh.fsdp",
                 inform,
-                (frozen.readers, forest, asked.gold),
+                (self._readers(state, frozen), forest, asked.gold),
                 {"spec": self.inform_spec},
             )
         )
@@ -170,6 +170,11 @@ class StepPrograms:
         yield scored
         mend = "lower update.microbatch, or raise mesh.fsdp"
         yield Updated(*call(Program("update", mend, self.update, (state, scored.rows, keys.update))))
+
+    def _readers(self, state: TrainState, frozen: Frozen) -> dict:
+        """The weights that `inform` reads under: the policy's own, no copy, where somebody does."""
+        policy = specs.POLICY in dict(self.inform_spec.readers)
+        return frozen.readers | ({specs.POLICY: state.params["policy"]} if policy else {})
 
     def _gold(self, asked: Asked) -> Gold | None:
         """The answers, where branches depend on them."""
@@ -213,7 +218,7 @@ def make_programs(
     gradient = MinibatchGradient(settings=settings, objective=method, model_config=model, shardings=placement.params)
     return StepPrograms(
         rollout_spec=specs.rollout_spec(config, model, stop_ids, never_ids=never_ids, mesh=mesh),
-        inform_spec=specs.inform_spec(config, model, start_id, mesh=mesh),
+        inform_spec=specs.inform_spec(config, model, start_id, needs=method.needs, mesh=mesh),
         score_spec=specs.score_spec(config, method),
         publish=publisher(specs.publication_spec(config, model), state.params["policy"], mesh),
         gradient=gradient,

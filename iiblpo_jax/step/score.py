@@ -19,6 +19,7 @@ from iiblpo_jax.bottleneck import Selection
 from iiblpo_jax.common import masked
 from iiblpo_jax.model.steering.psa import Latent, latent_inputs
 from iiblpo_jax.objectives import Objective, Rows, advantages
+from iiblpo_jax.objectives.rows import REF_LOGP
 from iiblpo_jax.objectives.weights import prompt_weights
 from iiblpo_jax.rewards.scorer import CORRECT
 from iiblpo_jax.rollout.forest import LENGTH, Forest
@@ -162,8 +163,9 @@ def every_row(forest: Forest, reward_R: jax.Array, columns: Columns, spec: Score
         keep_R=grown_R & (forest.finish_R != LENGTH) if spec.filter.finished else grown_R,
         ib_score_R=jnp.zeros_like(reward_R),
         advantage_R=jnp.zeros_like(reward_R),
-        ref_logp_RT=columns.get("ref_logp"),
+        ref_logp_RT=columns.get(REF_LOGP),
         latent=None if latent is None else _latent(latent, forest, prompt_len_R),
+        extras={name: columns[name] for name in spec.credit.objective.needs if name != REF_LOGP},
     )
 
 

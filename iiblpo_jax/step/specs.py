@@ -16,17 +16,19 @@ from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.packed.attention import implementation
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
 from iiblpo_jax.objectives import Objective, make_objective, with_auxiliary, with_overlong, with_tree_credit
+from iiblpo_jax.objectives.rows import PROMPT_LOGP, REF_LOGP
 from iiblpo_jax.rollout.branching import Branching
 from iiblpo_jax.rollout.publication import PublicationSpec
 from iiblpo_jax.rollout.sampling import Sampling
 from iiblpo_jax.rollout.spec import RolloutSpec
-from iiblpo_jax.step.inform import InformationTerms, InformSpec, LogProbs
+from iiblpo_jax.step.inform import InformationTerms, InformSpec, LogProbs, PromptLogProbs
 from iiblpo_jax.step.score import BottleneckSpec, CreditSpec, FilterSpec, LatentSpec, ScoreSpec
 from iiblpo_jax.update.optimizer import Schedule, make_optimizer
 from iiblpo_jax.update.settings import UpdateSettings
 
 PACK_TOKENS = 2**13  # nodes of a bin where update.microbatch leaves it open
 REFERENCE = "reference"  # name of the frozen copy of the policy among the readers
+POLICY = "policy"  # that of the policy as it is
 MAX_ANSWER = 64  # tokens of a gold answer that the score reads; longer ones are cut
 
 
@@ -102,8 +104,10 @@ def objective(config) -> Objective:
     return with_auxiliary(method, entropy_coef=config.ib.entropy_coef, kl_coef=u.kl_coef, kl_form=u.kl_form)
 
 
-def inform_spec(config, model: ModelConfig, start_id: int, *, mesh: Mesh | None = None) -> InformSpec:
-    """Who reads a Forest: the reference, where S_IB or the KL term asks for it."""
+def inform_spec(
+    config, model: ModelConfig, start_id: int, *, needs: Sequence[str] = (), mesh: Mesh | None = None
+) -> InformSpec:
+    """Who reads a Forest: the reference, where S_IB or the KL term asks for it, and who the method `needs`."""
     reading = Reading(
         temperature=config.rollout.temperature,
         start_id=start_id,
@@ -111,12 +115,14 @@ def inform_spec(config, model: ModelConfig, start_id: int, *, mesh: Mesh | None 
         attention=config.attention.impl,
         shards=meshes.shards(mesh),
     )
-    readers = []
+    readers: list = []
     if config.ib.estimator == "likelihood":
-        readers = [InformationTerms(model=model, reading=reading, compression=config.ib.compression)]
-    elif config.update.kl_coef > 0:
-        readers = [LogProbs(model=model, reading=reading)]
-    return InformSpec(readers=tuple((REFERENCE, reader) for reader in readers), mesh=mesh)
+        readers = [(REFERENCE, InformationTerms(model=model, reading=reading, compression=config.ib.compression))]
+    elif config.update.kl_coef > 0 or REF_LOGP in needs:
+        readers = [(REFERENCE, LogProbs(model=model, reading=reading))]
+    if PROMPT_LOGP in needs:
+        readers += [(POLICY, PromptLogProbs(model=model, reading=reading, dtype=config.model.dtype))]
+    return InformSpec(readers=tuple(readers), mesh=mesh)
 
 
 def score_spec(config, method: Objective) -> ScoreSpec:

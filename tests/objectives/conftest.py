@@ -30,7 +30,9 @@ def rows_of(reward_R, group_R, *, t=1, **fields) -> Rows:
         "ib_score_R": np.zeros(r),
         "advantage_R": np.zeros(r),
     } | fields
-    return Rows(**{k: jnp.asarray(v, jnp.int32 if k in INTEGERS else jnp.float32) for k, v in values.items()})
+    extras = {k: jnp.asarray(v, jnp.float32) for k, v in values.pop("extras", {}).items()}
+    arrays = {k: jnp.asarray(v, jnp.int32 if k in INTEGERS else jnp.float32) for k, v in values.items()}
+    return Rows(**arrays, extras=extras)
 
 
 def random_batch(seed=0, lengths=(4, 2, 5, 1), **fields) -> Batch:

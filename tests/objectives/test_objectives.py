@@ -6,11 +6,12 @@ import pytest
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config.defaults import UNGROUPED, WHOLE_GROUPS
 from iiblpo_jax.objectives import METHODS, advantages, make_objective
+from iiblpo_jax.objectives.rows import ON_REQUEST
 
 
 def test_what_a_config_is_told_of_methods_is_so(make_rows):
-    """Which compare the trajectories of a prompt: with one a prompt the others give no advantage."""
-    alone = make_rows(np.array([1.0, 0.0]), np.array([0, 1]))
+    """Which compare the trajectories of a prompt: with one a prompt, all equally likely, the others give no advantage."""
+    alone = make_rows(np.array([1.0, 0.0]), np.array([0, 1]), extras={name: np.zeros(2) for name in ON_REQUEST})
     made = {name: make_objective(name, max_tokens=10) for name in METHODS}
     assert {name for name, method in made.items() if np.any(advantages(method, alone))} == set(UNGROUPED)
     assert {name for name, method in made.items() if method.needs_groups} == set(WHOLE_GROUPS)
@@ -40,6 +41,7 @@ def test_published_defaults():
         "forking_tokens": "token-mean",
         "entropy_adv": "token-mean",
         "ucpo": "token-mean",
+        "arm": "token-mean",
         "disco": "token-mean",
     }
 

@@ -9,11 +9,12 @@ from iiblpo_jax.model.files.loading import load_config
 from iiblpo_jax.planning.shapes import abstract_step
 
 
-def traced(**branch):
+def traced(method="grpo", **branch):
     """The programs of a small step by name, in their order; nothing is compiled."""
     config = default_config()
     config.train.prompts_per_step, config.rollout.max_prompt, config.rollout.max_tokens = 4, 8, 16
     config.branch.update(branch)
+    config.objective.name = method
     step = abstract_step(config, load_config(config.model.path), meshes.make_mesh(config.mesh, devices=jax.devices()))
     found = {}
 
@@ -27,6 +28,15 @@ def traced(**branch):
 
 def test_the_order_of_a_step():
     assert list(traced()) == ["publish", "rollout", "inform", "score", "update"]
+
+
+def test_the_policy_is_read_in_place_where_a_method_asks():
+    """Its weights, not a copy of them; nobody else's step is given them."""
+    asked = traced(method="arm")
+    readers, policy = asked["inform"].args[0], asked["publish"].args[0]
+    assert set(readers) == {"reference", "policy"} and readers["policy"] is policy
+    assert asked["update"].args[1].extras["prompt_logp"].shape == asked["update"].args[1].length_R.shape
+    assert set(traced()["inform"].args[0]) == {"reference"}
 
 
 @pytest.mark.parametrize(

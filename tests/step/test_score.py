@@ -14,7 +14,7 @@ from iiblpo_jax.objectives import make_objective, with_overlong
 from iiblpo_jax.rollout.forest import LENGTH, STOP, Forest
 from iiblpo_jax.rollout.marker import marker_table
 from iiblpo_jax.rollout.solved import Gold
-from iiblpo_jax.step.inform import InformationTerms, InformSpec, LogProbs, inform
+from iiblpo_jax.step.inform import InformationTerms, InformSpec, LogProbs, PromptLogProbs, inform
 from iiblpo_jax.step.score import BottleneckSpec, CreditSpec, FilterSpec, LatentSpec, ScoreSpec, score
 
 S, T = 3, 5
@@ -394,6 +394,31 @@ def test_reference_log_probs_alone(tiny_config, tiny_params):
     both = informed(tiny_config, tiny_params, compression="description")
     np.testing.assert_allclose(alone["ref_logp"], both["ref_logp"], atol=1e-5)
     assert set(alone) == {"ref_logp"}
+
+
+@pytest.mark.parametrize("pack_tokens", [64, 6])  # all prompts in one bin, and one each
+def test_the_prompt_under_the_policy_is_read_once_a_prompt(tiny_config, tiny_params, teacher, pack_tokens):
+    reader = PromptLogProbs(model=tiny_config, reading=Reading(temperature=0.7, start_id=1, pack_tokens=pack_tokens))
+    found = inform({"policy": tiny_params}, FOREST, None, spec=InformSpec(readers=(("policy", reader),)))
+    expected = [teacher(PROMPT[p, :1].tolist(), PROMPT[p, 1 : PROMPT_LEN[p]].tolist()).mean() for p in range(2)]
+    assert set(found) == {"prompt_logp"}
+    np.testing.assert_allclose(found["prompt_logp"], np.repeat(expected, 4), atol=1e-5)
+
+
+def test_a_prompt_of_one_token_says_nothing(tiny_config, tiny_params):
+    forest = FOREST.replace(prompt_len_P=jnp.array([3, 1]))
+    reader = PromptLogProbs(model=tiny_config, reading=Reading(pack_tokens=64))
+    found = inform({"policy": tiny_params}, forest, None, spec=InformSpec(readers=(("policy", reader),)))
+    assert found["prompt_logp"][0] < 0 and not found["prompt_logp"][4:].any()
+
+
+def test_what_a_method_needs_is_in_its_rows():
+    columns = {"prompt_logp": jnp.linspace(-2.0, -1.0, 8), "unasked": jnp.ones(8)}
+    result = scored(columns, credit={"objective": make_objective("arm", max_tokens=T)}, filter={"rule": "random", "keep": 2})
+    (name, x_R), *others = result.rows.extras.items()
+    assert name == "prompt_logp" and not others
+    np.testing.assert_array_equal(x_R, columns["prompt_logp"][result.rows.trajectory_R])
+    assert not scored(columns).rows.extras
 
 
 def test_where_nobody_reads_there_is_no_column(tiny_params):

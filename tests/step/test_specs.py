@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from iiblpo_jax.defaults import default_config
+from iiblpo_jax.model.files.loading import load_config
 from iiblpo_jax.objectives.overlong import Overlong
 from iiblpo_jax.step import specs
 from iiblpo_jax.update.optimizer import Schedule
@@ -100,6 +101,23 @@ def test_where_only_some_roots_have_branches_roots_are_the_measure():
     assert found() == (True, False)
     c.branch.k = 0
     assert found() == (False, True)
+
+
+def test_who_reads_is_who_is_asked():
+    c = default_config()
+    model = load_config(c.model.path)
+
+    def readers():
+        found = specs.inform_spec(c, model, 0, needs=specs.objective(c).needs).readers
+        return [(name, type(reader).__name__) for name, reader in found]
+
+    assert readers() == []
+    c.objective.name = "arm"
+    assert readers() == [("policy", "PromptLogProbs")]
+    c.update.kl_coef = 0.1
+    assert readers() == [("reference", "LogProbs"), ("policy", "PromptLogProbs")]
+    c.objective.name = "grpo"
+    assert readers() == [("reference", "LogProbs")]
 
 
 def test_overlong_responses():
