@@ -40,6 +40,7 @@ METHODS = {
         "cov_high": knob(5.0, "and below this"),
     },
     "dapo": {},
+    "darling": {},
     "disco": {
         "score": knob("ratio", "of a response: mean of pi / pi_old, or of log pi", choices=("ratio", "logp")),
         "negatives": knob("hardest", "how wrong answers weigh; mean: equally (DisCO-b)", choices=("hardest", "mean")),
@@ -68,12 +69,19 @@ METHODS = {
         "share": knob(2e-3, "of the tokens of a minibatch, largest covariance first, that pay", at_least=0, at_most=1),
         "kl_coef": knob(1.0, "what they pay for each nat by which they moved", at_least=0),
     },
+    "mara": {},
     "reinforce_pp": {},
     "reinforce_pp_baseline": {},
     "rloo": {},
     "sapo": {
         "tau_pos": knob(1.0, "sharpness of the gate where A > 0", above=0),
         "tau_neg": knob(1.05, "sharpness of the gate where A <= 0", above=0),
+    },
+    "spine": {
+        "fraction": knob(0.2, "of the tokens of a minibatch, highest entropy first, that learn", above=0, at_most=1),
+        "band_coef": knob(0.01, "of the loss of an entropy outside the band, on these tokens", at_least=0),
+        "low": knob(0.5, "lower end of the band", at_least=0, unit="nats"),
+        "high": knob(2.5, "upper end of the band", at_least=0, unit="nats"),
     },
     "ucpo": {
         "tau": knob(0.3, "share of the right answers' mass that goes by how unlikely they are", at_least=0, at_most=1),

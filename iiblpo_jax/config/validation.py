@@ -100,6 +100,14 @@ def _method(config: RunConfig) -> Iterator[str]:
             yield line
 
 
+def _modes(config: RunConfig) -> Iterator[str]:
+    if config.objective.name == "mara" and not config.objective.path and config.update.kl_coef == 0:
+        yield (
+            "objective.name = mara makes the optimum of a reward with a KL uniform over right answers, and "
+            "update.kl_coef = 0 leaves no KL; use a number above 0, such as 0.001"
+        )
+
+
 def _score(config: RunConfig) -> Iterator[str]:
     ib = config.ib
     ranks = ib.filter == "score" or (ib.filter == "contrast" and ib.keep > 0)
@@ -281,6 +289,7 @@ CHECKS = {
     _tasks: "task.name task.mix task.path",
     _own_code: "task.path task.options objective.path tracker.path",
     _method: "objective.name objective.options objective.path",
+    _modes: "objective.name objective.path update.kl_coef",
     _score: "ib.estimator ib.filter ib.keep ib.reward_coef",
     _clip: "objective.name objective.path objective.clip_low",
     _points: "branch.k branch.at branch.segment branch.points branch.per_point rollout.max_tokens",

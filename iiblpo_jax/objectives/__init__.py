@@ -12,6 +12,7 @@ from iiblpo_jax.objectives.bapo import bapo
 from iiblpo_jax.objectives.cispo import cispo
 from iiblpo_jax.objectives.covariance import clip_cov, kl_cov
 from iiblpo_jax.objectives.dapo import dapo
+from iiblpo_jax.objectives.darling import darling
 from iiblpo_jax.objectives.disco import disco
 from iiblpo_jax.objectives.dppo import dppo
 from iiblpo_jax.objectives.dr_grpo import dr_grpo
@@ -20,12 +21,14 @@ from iiblpo_jax.objectives.forking_tokens import forking_tokens
 from iiblpo_jax.objectives.grpo import grpo
 from iiblpo_jax.objectives.gspo import gspo
 from iiblpo_jax.objectives.interface import Batch, Objective, TokenLoss, advantages
+from iiblpo_jax.objectives.mara import mara
 from iiblpo_jax.objectives.overlong import with_overlong
 from iiblpo_jax.objectives.own import load_objective
 from iiblpo_jax.objectives.reinforce_pp import reinforce_pp, reinforce_pp_baseline
 from iiblpo_jax.objectives.rloo import rloo
 from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.objectives.sapo import sapo
+from iiblpo_jax.objectives.spine import spine
 from iiblpo_jax.objectives.tree import with_tree_credit
 from iiblpo_jax.objectives.ucpo import ucpo
 
@@ -57,14 +60,22 @@ METHODS = {
     "clip_cov": clip_cov,
     "kl_cov": kl_cov,
     "forking_tokens": forking_tokens,
+    "spine": spine,
     "entropy_adv": entropy_adv,
     "ucpo": ucpo,
     "arm": arm,
+    "darling": darling,
+    "mara": mara,
     "disco": disco,
 }
 
 
-def make_objective(name: str, *, max_tokens: int, overrides: Mapping | None = None, path: str = "") -> Objective:
+FROM_ELSEWHERE = ("max_tokens", "kl_coef")  # arguments of methods that other sections of a config set
+
+
+def make_objective(
+    name: str, *, max_tokens: int, overrides: Mapping | None = None, path: str = "", kl_coef: float = 0.0
+) -> Objective:
     """The method `name` with its published defaults, or the user's own.
 
     Args:
@@ -72,6 +83,7 @@ def make_objective(name: str, *, max_tokens: int, overrides: Mapping | None = No
       max_tokens: longest response the rollout can give (rollout.max_tokens).
       overrides: settings of the method that differ from its defaults, e.g. clip_low, aggregate; None = default.
       path: `file.py:function` of a method in place of `name` (own.py); empty = none.
+      kl_coef: of the KL that `with_auxiliary` will add, for methods whose rewards go by it (update.kl_coef).
 
     Raises:
       InputError: unknown name, setting or aggregate; a path that leads to no method.
@@ -80,8 +92,10 @@ def make_objective(name: str, *, max_tokens: int, overrides: Mapping | None = No
     if path:
         return load_objective(path, max_tokens=max_tokens, overrides=chosen)
     KNOBS["objective.name"].check("objective.name", name)
-    known = inspect.signature(METHODS[name]).parameters.keys() - {"max_tokens"}
+    taken = inspect.signature(METHODS[name]).parameters.keys()
+    known = taken - set(FROM_ELSEWHERE)
     for key in chosen.keys() - known:
         raise InputError(f"objective.{key} does not apply to {name!r}; it has {', '.join(sorted(known))}")
     KNOBS["objective.aggregate"].check("objective.aggregate", chosen.get("aggregate"))
-    return METHODS[name](max_tokens=max_tokens, **chosen)
+    given = dict(zip(FROM_ELSEWHERE, (max_tokens, kl_coef), strict=True))
+    return METHODS[name](**{key: value for key, value in given.items() if key in taken}, **chosen)

@@ -6,11 +6,13 @@ from flax import struct
 
 from iiblpo_jax.model.logprobs import response_positions
 from iiblpo_jax.model.steering.psa import Latent
+from iiblpo_jax.rewards.plans import PLAN
 
 # What a method may ask for (Objective.needs); nobody reads what nobody asks for.
 REF_LOGP = "ref_logp"  # [R,T] log-probs of the reference model, in Rows.ref_logp_RT
 PROMPT_LOGP = "prompt_logp"  # [R] mean log-prob of the prompt's tokens under the policy that sampled, in Rows.extras
-ON_REQUEST = (REF_LOGP, PROMPT_LOGP)
+# and PLAN, [R] numbers that are equal where two responses have the same plan (rewards/plans.py), in Rows.extras
+ON_REQUEST = (REF_LOGP, PROMPT_LOGP, PLAN)
 
 
 class Rows(struct.PyTreeNode):

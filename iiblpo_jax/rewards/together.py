@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from iiblpo_jax.rewards.plans import PLAN, plan_ids
 from iiblpo_jax.rewards.scorer import Grades, Scorer
 from iiblpo_jax.rewards.verifier import Job, Problem, Verified
 
@@ -29,8 +30,16 @@ def make_scorer(config, tasks: Sequence[Verified]) -> Scorer:
     )
 
 
-def score_together(scorer: Scorer, problems: Sequence[Problem], responses: Sequence[str]) -> Grades:
+def score_together(
+    scorer: Scorer,
+    problems: Sequence[Problem],
+    responses: Sequence[str],
+    *,
+    plans: Mapping[str, Callable[[str], str | None]] | None = None,
+) -> Grades:
     """`Scorer.score` of responses that every process has: each verifies its share, and all get all of the grades.
+
+    With `plans`, of every task by its name, there is a column `plan` (plans.py) as well; every process makes all of it.
 
     Raises:
       InputError: in every process, where more of them ended badly than the scorer allows.
@@ -38,7 +47,9 @@ def score_together(scorer: Scorer, problems: Sequence[Problem], responses: Seque
     score = functools.partial(scorer.score, of=len(responses))
     grades = _together(score, problems, responses, names_differ=scorer.has_own)
     scorer.check(grades.counts, len(responses))
-    return grades
+    if plans is None:
+        return grades
+    return grades._replace(columns=grades.columns | {PLAN: plan_ids(plans, problems, responses)})
 
 
 def settle_together(scorer: Scorer, decisions: Sequence[float | Job]) -> Grades:

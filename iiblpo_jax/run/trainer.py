@@ -31,6 +31,7 @@ from iiblpo_jax.latents.storage import METRICS
 from iiblpo_jax.model.files.fingerprint import fingerprint
 from iiblpo_jax.planning.memory import check_fits, device_limit, measure_step, memory_table
 from iiblpo_jax.results.evaluation import Evaluator, evaluation_tasks
+from iiblpo_jax.rewards.plans import PLAN
 from iiblpo_jax.rewards.scorer import PART
 from iiblpo_jax.rewards.together import make_scorer, score_together
 from iiblpo_jax.rollout.forest import Forest, response_tokens
@@ -45,7 +46,7 @@ from iiblpo_jax.run.rollout_log import log_columns
 from iiblpo_jax.run.setup import set_up
 from iiblpo_jax.run.task_metrics import task_metrics
 from iiblpo_jax.step import specs
-from iiblpo_jax.step.programs import AbstractStep, Frozen, abstract_of, make_programs, step_keys
+from iiblpo_jax.step.programs import AbstractStep, Frozen, Judged, abstract_of, make_programs, step_keys
 from iiblpo_jax.update.state import init_state
 
 
@@ -107,6 +108,7 @@ class Trainer:
             never_ids=self.tokenizer.textless_ids(setup.model.vocab_size),
             mesh=setup.mesh,
         )
+        self._plans = {task.name: task.plan for task in tasks} if PLAN in self._programs.judged else None
 
         # --- where the run is: data position and counters after the last finished step
         self._position = self.source.get_state()
@@ -279,9 +281,10 @@ class Trainer:
         """Waits for a rollout, verifies it, and dispatches score and update; `state` is the new one."""
         done.began = max(done.began, self._finished_at)
         rollout_s, arrived = done.wait(), time.monotonic()
-        rewards, texts, counted = self._verify(done.sampled.forest, done.batch)
+        grades, texts, counted = self._verify(done.sampled.forest, done.batch)
+        judged = Judged(grades.rewards, {name: grades.columns[name] for name in self._programs.judged})
         dispatched = time.monotonic()
-        scored = done.rest.send(meshes.to_devices(rewards, self._mesh, "batch"))
+        scored = done.rest.send(meshes.to_devices(judged, self._mesh, "batch"))
         # Before the update: the device works in the order of dispatch.
         known = scored_metrics(scored, done.sampled.stats)
         every = self.config.log.rollouts
@@ -291,7 +294,7 @@ class Trainer:
                 done.batch,
                 done.sampled,
                 texts,
-                rewards,
+                grades.rewards,
                 scored,
                 scores=self._has_score,
                 codes=self.config.latent.kind == "codes",
@@ -367,11 +370,11 @@ class Trainer:
     def _verify(self, forest: Forest, batch: PromptBatch):
         texts = self.tokenizer.decode_batch(response_tokens(forest))
         problems = [problem for problem in batch.problems for _ in range(group_size(self.config))]
-        grades = score_together(self.scorer, problems, texts)
+        grades = score_together(self.scorer, problems, texts, plans=self._plans)
         counted: dict[str, float] = {f"reward/verifier_{name}": count for name, count in grades.counts.items()}
         counted["time/verifier_s"] = float(np.nansum(grades.columns["seconds"]))
         if self.config.task.mix:
             counted |= task_metrics(batch.problems, forest, grades.rewards)
         parts = {name: column for name, column in grades.columns.items() if PART in name}
         counted |= {f"reward/{name}": float(np.nanmean(column)) for name, column in parts.items()}
-        return grades.rewards, texts, counted
+        return grades, texts, counted

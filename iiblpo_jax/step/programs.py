@@ -23,6 +23,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.objectives.rows import PLAN
 from iiblpo_jax.rollout.engine import RolloutStats, rollout
 from iiblpo_jax.rollout.forest import Forest
 from iiblpo_jax.rollout.publication import Published, publisher
@@ -91,6 +92,13 @@ class Sampled(NamedTuple):
     columns: Columns
 
 
+class Judged(NamedTuple):
+    """What the host says of the responses: rewards [R], and columns [R] that the method needs besides."""
+
+    reward_R: jax.Array
+    columns: Columns
+
+
 class Updated(NamedTuple):
     """What a step ends with: the new state, and the metrics of the update."""
 
@@ -133,7 +141,7 @@ class StepPrograms:
 
             step = programs.step(state, frozen, asked, keys)
             sampled = next(step)            # Sampled, under way on the device
-            scored = step.send(reward_R)    # Scored
+            scored = step.send(judged)      # Judged in, Scored out
             updated = next(step)            # Updated; `state` was donated
 
         Args:
@@ -164,12 +172,17 @@ class StepPrograms:
                 {"spec": self.inform_spec},
             )
         )
-        reward_R = yield Sampled(forest, stats, columns)
-        arguments = (forest, reward_R, columns, keys.select, state.step)
+        judged = yield Sampled(forest, stats, columns)
+        arguments = (forest, judged.reward_R, columns | judged.columns, keys.select, state.step)
         scored = call(Program("score", "lower train.prompts_per_step", score, arguments, {"spec": self.score_spec}))
         yield scored
         mend = "lower update.microbatch, or raise mesh.fsdp"
         yield Updated(*call(Program("update", mend, self.update, (state, scored.rows, keys.update))))
+
+    @property
+    def judged(self) -> tuple[str, ...]:
+        """Names of the columns of `Judged`: those that the method needs and the host has."""
+        return tuple(name for name in self.score_spec.credit.objective.needs if name == PLAN)
 
     def _readers(self, state: TrainState, frozen: Frozen) -> dict:
         """The weights that `inform` reads under: the policy's own, no copy, where somebody does."""
@@ -246,7 +259,8 @@ class AbstractStep(NamedTuple):
         """Calls `call` with every program in turn, which returns abstract outputs; the rows of the update."""
         step = self.programs.step(self.state, self.frozen, self.asked, abstract_of(step_keys(0, 0)), call=call)
         forest = next(step).forest
-        scored = step.send(jax.ShapeDtypeStruct(forest.length_R.shape, "float32"))
+        numbers_R = jax.ShapeDtypeStruct(forest.length_R.shape, "float32")
+        scored = step.send(Judged(numbers_R, {name: numbers_R for name in self.programs.judged}))
         next(step)
         return scored.rows
 

@@ -10,13 +10,13 @@ from jax.sharding import AbstractMesh, Mesh
 from iiblpo_jax.bottleneck import Reading
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config import derived
-from iiblpo_jax.data.task import Task, answer_ids
+from iiblpo_jax.data.task import Task, answer_ids, same_text
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.packed.attention import implementation
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
 from iiblpo_jax.objectives import Objective, make_objective, with_auxiliary, with_overlong, with_tree_credit
-from iiblpo_jax.objectives.rows import PROMPT_LOGP, REF_LOGP
+from iiblpo_jax.objectives.rows import PLAN, PROMPT_LOGP, REF_LOGP
 from iiblpo_jax.rollout.branching import Branching
 from iiblpo_jax.rollout.publication import PublicationSpec
 from iiblpo_jax.rollout.sampling import Sampling
@@ -90,7 +90,13 @@ def objective(config) -> Objective:
     """The method with the config's overrides and auxiliary terms."""
     o = config.objective
     overrides = {"clip_low": o.clip_low, "clip_high": o.clip_high, "aggregate": o.aggregate, **o.options}
-    method = make_objective(o.name, max_tokens=config.rollout.max_tokens, overrides=overrides, path=o.path)
+    method = make_objective(
+        o.name,
+        max_tokens=config.rollout.max_tokens,
+        overrides=overrides,
+        path=o.path,
+        kl_coef=config.update.kl_coef,
+    )
     if config.branch.credit != "trajectory" and config.branch.k > 0:
         method = with_tree_credit(
             method,
@@ -215,12 +221,14 @@ def check(
 
     Raises:
       InputError: slots or rows that do not split, positions that the model does not have, an unknown method, an
-        attention that does not run here.
+        attention that does not run here, a task without what the method needs of it.
     """
+    method = objective(config)
     check_mesh(config, mesh)
     check_positions(config, model, tasks, tokenizer)
     check_attention(config, model, mesh)
-    update_settings(config, objective(config), mesh=mesh)
+    check_plans(method, tasks)
+    update_settings(config, method, mesh=mesh)
 
 
 def check_positions(config, model: ModelConfig, tasks: Sequence[Task] = (), tokenizer: Tokenizer | None = None) -> None:
@@ -260,6 +268,16 @@ def check_attention(config, model: ModelConfig, mesh: Mesh) -> None:
         )
     with meshes.using(mesh):
         implementation(config.attention.impl, model.head_dim)
+
+
+def check_plans(method: Objective, tasks: Sequence[Task]) -> None:
+    """Raises InputError where the method compares plans and a task has none but the text itself."""
+    without = [task.name for task in tasks if task.plan is same_text]
+    if PLAN in method.needs and without:
+        raise InputError(
+            f"objective.name = {method.name} compares the plans of responses and the task {', '.join(without)} does "
+            "not say what a plan is; use countdown, a task of your own with a `plan`, or another objective.name"
+        )
 
 
 def answer_width(tasks: Sequence[Task], tokenizer: Tokenizer) -> int:

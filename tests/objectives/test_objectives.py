@@ -11,7 +11,8 @@ from iiblpo_jax.objectives.rows import ON_REQUEST
 
 def test_what_a_config_is_told_of_methods_is_so(make_rows):
     """Which compare the trajectories of a prompt: with one a prompt, all equally likely, the others give no advantage."""
-    alone = make_rows(np.array([1.0, 0.0]), np.array([0, 1]), extras={name: np.zeros(2) for name in ON_REQUEST})
+    asked = {"extras": {name: np.zeros(2) for name in ON_REQUEST}, "ref_logp_RT": np.zeros((2, 1))}
+    alone = make_rows(np.array([1.0, 0.0]), np.array([0, 1]), **asked)
     made = {name: make_objective(name, max_tokens=10) for name in METHODS}
     assert {name for name, method in made.items() if np.any(advantages(method, alone))} == set(UNGROUPED)
     assert {name for name, method in made.items() if method.needs_groups} == set(WHOLE_GROUPS)
@@ -39,9 +40,12 @@ def test_published_defaults():
         "clip_cov": "token-mean",
         "kl_cov": "token-mean",
         "forking_tokens": "token-mean",
+        "spine": "token-mean",
         "entropy_adv": "token-mean",
         "ucpo": "token-mean",
         "arm": "token-mean",
+        "darling": "token-mean",
+        "mara": "seq-mean-token-sum-norm",
         "disco": "token-mean",
     }
 
@@ -56,7 +60,7 @@ def test_none_keeps_the_default():
 @pytest.mark.parametrize(
     ("name", "overrides", "words"),
     [
-        ("ppo2", {}, "'ppo2'.*dapo, disco, dppo, dr_grpo, .*grpo, gspo, .*rloo"),
+        ("ppo2", {}, "'ppo2'.*arm, .*dapo, darling, disco, dppo, dr_grpo, .*grpo, gspo, .*rloo"),
         ("grpo", {"alpha": 0.4}, "objective.alpha does not apply to 'grpo'.*aggregate, clip_high, clip_low"),
         ("grpo", {"aggregate": "mean"}, "objective.aggregate = 'mean'.*token-mean"),
     ],

@@ -39,6 +39,12 @@ def test_the_policy_is_read_in_place_where_a_method_asks():
     assert set(traced()["inform"].args[0]) == {"reference"}
 
 
+def test_the_host_says_plans_where_a_method_asks():
+    score = traced(method="darling")["score"]
+    assert score.args[2]["plan"].shape == score.args[1].shape
+    assert not traced()["score"].args[2]
+
+
 @pytest.mark.parametrize(
     ("branch", "listens"), [({}, False), ({"solved": False}, True), ({"solved": False, "k": 0}, False)]
 )

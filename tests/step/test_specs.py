@@ -6,6 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.data.arithmetic import make_arithmetic
+from iiblpo_jax.data.countdown import make_countdown
 from iiblpo_jax.defaults import default_config
 from iiblpo_jax.model.files.loading import load_config
 from iiblpo_jax.objectives.overlong import Overlong
@@ -101,6 +104,23 @@ def test_where_only_some_roots_have_branches_roots_are_the_measure():
     assert found() == (True, False)
     c.branch.k = 0
     assert found() == (False, True)
+
+
+def test_mara_goes_by_the_coefficient_of_the_kl():
+    c = default_config()
+    c.objective.name, c["update"].kl_coef = "mara", 0.25
+    assert specs.objective(c).reward_shaping.keywords == {"beta": 0.25}
+
+
+def test_plans_are_compared_where_there_are_some():
+    c = default_config()
+    countdown, arithmetic = make_countdown(seed=0, train_size=1, heldout_size=1), make_arithmetic(seed=0, train_size=1)
+    c.objective.name = "darling"
+    specs.check_plans(specs.objective(c), [countdown])
+    with pytest.raises(InputError, match=r"darling compares the plans .* task arithmetic does not say .*use countdown"):
+        specs.check_plans(specs.objective(c), [countdown, arithmetic])
+    c.objective.name = "grpo"
+    specs.check_plans(specs.objective(c), [arithmetic])
 
 
 def test_who_reads_is_who_is_asked():
