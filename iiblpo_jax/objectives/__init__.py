@@ -70,11 +70,11 @@ METHODS = {
 }
 
 
-FROM_ELSEWHERE = ("max_tokens", "kl_coef")  # arguments of methods that other sections of a config set
+FROM_ELSEWHERE = ("max_tokens", "reference_kl")  # arguments of methods that other sections of a config set
 
 
 def make_objective(
-    name: str, *, max_tokens: int, overrides: Mapping | None = None, path: str = "", kl_coef: float = 0.0
+    name: str, *, max_tokens: int, overrides: Mapping | None = None, path: str = "", reference_kl: float = 0.0
 ) -> Objective:
     """The method `name` with its published defaults, or the user's own.
 
@@ -83,7 +83,7 @@ def make_objective(
       max_tokens: longest response the rollout can give (rollout.max_tokens).
       overrides: settings of the method that differ from its defaults, e.g. clip_low, aggregate; None = default.
       path: `file.py:function` of a method in place of `name` (own.py); empty = none.
-      kl_coef: of the KL that `with_auxiliary` will add, for methods whose rewards go by it (update.kl_coef).
+      reference_kl: coefficient of the KL that `with_auxiliary` will add (update.kl_coef), for rewards that go by it.
 
     Raises:
       InputError: unknown name, setting or aggregate; a path that leads to no method.
@@ -97,5 +97,5 @@ def make_objective(
     for key in chosen.keys() - known:
         raise InputError(f"objective.{key} does not apply to {name!r}; it has {', '.join(sorted(known))}")
     KNOBS["objective.aggregate"].check("objective.aggregate", chosen.get("aggregate"))
-    given = dict(zip(FROM_ELSEWHERE, (max_tokens, kl_coef), strict=True))
+    given = dict(zip(FROM_ELSEWHERE, (max_tokens, reference_kl), strict=True))
     return METHODS[name](**{key: value for key, value in given.items() if key in taken}, **chosen)

@@ -4,9 +4,9 @@
     c(o | q) = exp(mean of log p(o_t) over the ceil(fraction |o|), at least one, least likely tokens of o)
     c(q) = exp(mean_t log p(q_t | q_<t))
 
-on top of GRPO's advantages, clip-higher and token mean. Both confidences are the policy's that sampled, at the rollout's
-temperature and constant: c(o | q) from the rollout's log-probs, before truncation, c(q) from a forward over each prompt.
-c(q) is one number a prompt, added right and wrong, so it scales a question that the policy knows, not an answer.
+on top of GRPO's advantages, clip-higher and token mean. Both confidences are of the policy that sampled, at the
+rollout's temperature, and constant: c(o | q) from the rollout's log-probs, before truncation, c(q) from a forward over
+each prompt.
 
 fraction .2 as published; alpha is not, and .3 is ours. In a group whose answers are all right A is 0, and the second
 term alone spreads them; `all_right=False` leaves such groups alone. alpha = 0 is DAPO's loss on GRPO's advantages.

@@ -11,8 +11,8 @@ so that pi_ref exp(R' / beta) is the same for all right answers: the optimum is 
 
 beta is that of the KL in the loss, update.kl_coef, and log pi_ref is of whole responses. From the abstract: that equal
 rewards with a small KL specify one mode, and that a small change of the rewards makes the optimum uniform over all good
-ones. The formula is our reconstruction. So are the advantages and the aggregate, those of `dr_grpo`: after a division by
-the standard deviation, or where `advantage.weight` weighs prompts, beta would no longer be the beta of the KL.
+ones. The formula is our reconstruction. So are the advantages and the aggregate, those of `dr_grpo`: after a division
+by the standard deviation, or where `advantage.weight` weighs prompts, beta would no longer be the beta of the KL.
 """
 
 import dataclasses
@@ -28,10 +28,12 @@ from iiblpo_jax.objectives.rows import REF_LOGP, Rows
 
 
 def mara(
-    *, max_tokens: int, clip_low=0.2, clip_high=0.2, aggregate="seq-mean-token-sum-norm", kl_coef=0.0
+    *, max_tokens: int, clip_low=0.2, clip_high=0.2, aggregate="seq-mean-token-sum-norm", reference_kl=0.0
 ) -> Objective:
     base = dr_grpo(max_tokens=max_tokens, clip_low=clip_low, clip_high=clip_high, aggregate=aggregate)
-    return dataclasses.replace(base, name="mara", reward_shaping=partial(anchored, beta=kl_coef), needs=(REF_LOGP,))
+    return dataclasses.replace(
+        base, name="mara", reward_shaping=partial(anchored, beta=reference_kl), needs=(REF_LOGP,)
+    )
 
 
 def anchored(rows: Rows, step: jax.Array | None, *, beta: float) -> jax.Array:

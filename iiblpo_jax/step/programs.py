@@ -260,7 +260,7 @@ class AbstractStep(NamedTuple):
         step = self.programs.step(self.state, self.frozen, self.asked, abstract_of(step_keys(0, 0)), call=call)
         forest = next(step).forest
         numbers_R = jax.ShapeDtypeStruct(forest.length_R.shape, "float32")
-        scored = step.send(Judged(numbers_R, {name: numbers_R for name in self.programs.judged}))
+        scored = step.send(Judged(numbers_R, dict.fromkeys(self.programs.judged, numbers_R)))
         next(step)
         return scored.rows
 

@@ -95,7 +95,7 @@ def objective(config) -> Objective:
         max_tokens=config.rollout.max_tokens,
         overrides=overrides,
         path=o.path,
-        kl_coef=config.update.kl_coef,
+        reference_kl=config.update.kl_coef,
     )
     if config.branch.credit != "trajectory" and config.branch.k > 0:
         method = with_tree_credit(

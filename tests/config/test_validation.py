@@ -56,7 +56,7 @@ def test_methods_and_their_arguments_are_those_of_the_objectives():
     assert set(KNOBS["objective.aggregate"].choices) == set(AGGREGATES)
     for name, make in objectives.METHODS.items():
         found = {key: p.default for key, p in inspect.signature(make).parameters.items()}
-        common = {"max_tokens", "kl_coef", "clip_low", "clip_high", "aggregate"}
+        common = {"max_tokens", "reference_kl", "clip_low", "clip_high", "aggregate"}
         assert {key: found[key] for key in found.keys() - common} == {k: o.default for k, o in METHODS[name].items()}
 
 
@@ -212,7 +212,10 @@ def test_the_section_update_reads_as_an_attribute():
         ({"rollout__top_p": math.nan}, r"rollout\.top_p = nan; use a number above 0 and at most 1"),
         ({"eval__temperature": math.nan}, r"eval\.temperature = nan; use a number, 0 or more"),
         ({"train__steps": True}, r"train\.steps = True; use a whole number, 1 or more"),
-        ({"objective__name": "grop"}, r"objective\.name = 'grop' \(did you mean grpo\?\); use one of arm, bapo, cispo, "),
+        (
+            {"objective__name": "grop"},
+            r"objective\.name = 'grop' \(did you mean grpo\?\); use one of arm, bapo, cispo, ",
+        ),
         ({"objective__options": {"alpha": 0.1}}, r"objective\.options\.alpha does not apply to grpo; it has none"),
         ({"objective__name": "mara"}, r"update\.kl_coef = 0 leaves no KL; use a number above 0"),
         (

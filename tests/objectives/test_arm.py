@@ -18,9 +18,7 @@ def rows(make_rows):
     mask = np.arange(12) < LENGTH[:, None]
     logp = np.where(mask, np.random.default_rng(0).uniform(-3, 0, mask.shape), -50.0)
     extras = {"prompt_logp": PROMPT_LOGP}
-    return make_rows(
-        REWARD, GROUP, t=12, mask_RT=mask, length_R=LENGTH, keep_R=KEEP, raw_logp_RT=logp, extras=extras
-    )
+    return make_rows(REWARD, GROUP, t=12, mask_RT=mask, length_R=LENGTH, keep_R=KEEP, raw_logp_RT=logp, extras=extras)
 
 
 def by_hand(rows, *, alpha=0.3, fraction=0.2, all_right=True):
@@ -53,9 +51,7 @@ def test_a_confident_right_answer_gains_less_than_a_hesitant_one(rows):
 
 def test_which_groups_it_speaks_of(rows):
     grpo, arm = (np.asarray(advantages(make_objective(name, max_tokens=12), rows)) for name in ("grpo", "arm"))
-    left_alone = np.asarray(
-        advantages(make_objective("arm", max_tokens=12, overrides={"all_right": False}), rows)
-    )
+    left_alone = np.asarray(advantages(make_objective("arm", max_tokens=12, overrides={"all_right": False}), rows))
     assert not arm[8:].any() and not arm[6]  # nobody is right; not kept
     assert not grpo[4:8].any() and np.all(arm[[4, 5, 7]] != 0) and not left_alone[4:8].any()
     np.testing.assert_array_equal(left_alone[:4], arm[:4])

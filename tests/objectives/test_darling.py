@@ -36,7 +36,9 @@ def by_hand(reward=REWARD, group=GROUP, plan=PLAN, keep=KEEP):
 
 def test_advantages_by_hand(darling, rows):
     np.testing.assert_allclose(advantages(darling, rows), by_hand(), atol=1e-6)
-    assert by_hand()[2] > by_hand()[0] > 0  # the right answer that nobody else gave
+    assert (
+        by_hand()[2] > by_hand()[0] > by_hand()[1]
+    )  # the right answer that nobody else gave, a common one, a wrong one
 
 
 def test_groups_may_lie_in_any_order(darling, make_rows):

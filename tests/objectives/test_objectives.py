@@ -10,7 +10,7 @@ from iiblpo_jax.objectives.rows import ON_REQUEST
 
 
 def test_what_a_config_is_told_of_methods_is_so(make_rows):
-    """Which compare the trajectories of a prompt: with one a prompt, all equally likely, the others give no advantage."""
+    """Which compare the trajectories of a prompt: with one each, all equally likely, the others give no advantage."""
     asked = {"extras": {name: np.zeros(2) for name in ON_REQUEST}, "ref_logp_RT": np.zeros((2, 1))}
     alone = make_rows(np.array([1.0, 0.0]), np.array([0, 1]), **asked)
     made = {name: make_objective(name, max_tokens=10) for name in METHODS}

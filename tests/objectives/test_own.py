@@ -58,7 +58,9 @@ def test_what_is_no_method_is_refused(own_code, change, message):
 def test_a_method_of_ones_own_may_ask_for_columns(own_code):
     asks = GRPO.replace("max_tokens=max_tokens)", "max_tokens=max_tokens), needs=('{}',), advantage={}")
     logp = "lambda rows: rows.reward_R - rows.extras['prompt_logp']"
-    assert make_objective("grpo", max_tokens=4, path=own_code(asks.format("prompt_logp", logp))).needs == ("prompt_logp",)
+    assert make_objective("grpo", max_tokens=4, path=own_code(asks.format("prompt_logp", logp))).needs == (
+        "prompt_logp",
+    )
     with pytest.raises(InputError, match=r"needs 'novelty', which there is not; use ref_logp, prompt_logp, plan"):
         make_objective("grpo", max_tokens=4, path=own_code(asks.format("novelty", logp)))
 

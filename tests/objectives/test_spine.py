@@ -31,7 +31,9 @@ def test_the_band_by_hand(make_batch):
     options = OPTIONS | {"low": float(np.quantile(entropy[on], 0.3)), "high": float(np.quantile(entropy[on], 0.7))}
     spine = make_objective("spine", max_tokens=10, overrides=options)
     plain = make_objective("forking_tokens", max_tokens=10, overrides={"fraction": 0.5})
-    (value, (d_logp, d_entropy)), (base, (base_logp, base_entropy)) = (value_and_grads(o, batch) for o in (spine, plain))
+    (value, (d_logp, d_entropy)), (base, (base_logp, base_entropy)) = (
+        value_and_grads(o, batch) for o in (spine, plain)
+    )
     below, above = on & (entropy < options["low"]), on & (entropy > options["high"])
     assert below.any() and above.any() and (on & ~below & ~above).any()
     outside = (options["low"] - entropy)[below].sum() + (entropy - options["high"])[above].sum()

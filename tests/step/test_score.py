@@ -414,7 +414,9 @@ def test_a_prompt_of_one_token_says_nothing(tiny_config, tiny_params):
 
 def test_what_a_method_needs_is_in_its_rows():
     columns = {"prompt_logp": jnp.linspace(-2.0, -1.0, 8), "unasked": jnp.ones(8)}
-    result = scored(columns, credit={"objective": make_objective("arm", max_tokens=T)}, filter={"rule": "random", "keep": 2})
+    result = scored(
+        columns, credit={"objective": make_objective("arm", max_tokens=T)}, filter={"rule": "random", "keep": 2}
+    )
     (name, x_R), *others = result.rows.extras.items()
     assert name == "prompt_logp" and not others
     np.testing.assert_array_equal(x_R, columns["prompt_logp"][result.rows.trajectory_R])
