@@ -129,6 +129,11 @@ CASES = {
         "marginal",
         (2,),
     ),
+    "SPINE, a band on the entropy of forking tokens": (
+        make_objective("spine", max_tokens=T, overrides={"fraction": 0.5, "band_coef": 0.5, "low": 2.5, "high": 2.6}),
+        "marginal",
+        (2,),
+    ),
 }
 
 
