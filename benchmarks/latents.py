@@ -24,7 +24,7 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from learning_arms import CODES
+from compare_arms import CODES
 
 from iiblpo_jax.cli import enable_compilation_cache
 from iiblpo_jax.common.padded import pad_rows

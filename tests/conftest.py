@@ -29,7 +29,7 @@ LONGEST = (
     "test_mesh_runs.py",
     "test_killed.py",
     "test_benchmarks.py",
-    "test_learning_benchmark.py",
+    "test_compare.py",
     "test_engine.py",
     "test_smollm2.py",
     "test_trainer.py",

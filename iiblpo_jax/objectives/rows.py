@@ -69,6 +69,11 @@ class Rows(struct.PyTreeNode):
         return self.mask_RT.shape[1]
 
     @property
+    def inputs_R(self) -> jax.Array:
+        """int32 input positions of the row, one less than its tokens; 0 where no token counts."""
+        return jnp.where(self.mask_RT.any(-1), self.prompt_len_R + self.length_R - 1, 0)
+
+    @property
     def advantage_RT(self) -> jax.Array:
         """The advantage of every token."""
         advantage = self.advantage_R if self.advantage_R.ndim == 2 else self.advantage_R[:, None]

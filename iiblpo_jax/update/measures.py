@@ -68,6 +68,7 @@ def metrics(totals: dict) -> dict:
         "update/skipped": t["skipped"],
         "update/empty": t["empty"],
         "update/packing_ratio": mean("inputs", "positions"),
+        "update/tokens": t["nodes"],
         "mismatch/logp_mean": mean("gap", "gap_tokens"),
         "mismatch/logp_max": t["gap_max"],
         "mismatch/outside": mean("outside", "weight_tokens"),
@@ -82,6 +83,6 @@ def add_up(a, b):
 
 
 def input_positions(rows: Rows, pieces) -> dict:
-    """Input positions that rows with a counted token have, and those that a forward computes for them."""
-    inputs_R = jnp.where(rows.mask_RT.any(-1), rows.prompt_len_R + rows.length_R - 1, 0)
-    return {"inputs": inputs_R.sum().astype(jnp.float32), "positions": jnp.float32(pieces.positions)}
+    """Input positions that rows with a counted token have, how many of them differ, and what a forward computes."""
+    counts = {"inputs": rows.inputs_R.sum(), "nodes": pieces.nodes, "positions": pieces.positions}
+    return {name: jnp.float32(count) for name, count in counts.items()}

@@ -28,6 +28,7 @@ class PaddedPieces:
       count: pieces.
       one: there is one piece, known when the program is traced.
       latent: rows carry latents.
+      nodes: input positions of the rows with a counted token.
       positions: input positions that a forward of all pieces computes, padding included.
     """
 
@@ -36,7 +37,7 @@ class PaddedPieces:
         self._rows, self._settings, self._size = rows, settings, settings.microbatch or n
         self.count = n // self._size
         self.one, self.latent = self.count == 1, rows.latent is not None
-        self.positions = rows.tokens_RC.size
+        self.nodes, self.positions = rows.inputs_R.sum(), rows.tokens_RC.size
 
     def cut(self, tree, i):
         """Piece i of arrays with the N rows leading."""
@@ -77,6 +78,7 @@ class PackedPieces:
       count: bins of the fullest shard, data-dependent.
       one: False: the number of bins is not known when the program is traced.
       latent: rows carry latents.
+      nodes: those of the rows with a counted token; what rows of a bin have in common is there once.
       positions: nodes that a forward of all bins computes, unused ones included.
     """
 
@@ -99,7 +101,7 @@ class PackedPieces:
             shards=settings.shards,
             private_N=private_R,
         )
-        self.count = self._packed.count
+        self.count, self.nodes = self._packed.count, self._packed.nodes
         self.positions = self.count * settings.shards * self._packed.spec.tokens
 
     def cut(self, tree, i):

@@ -106,7 +106,7 @@ def metrics_of(workdir):
 
 def depends_on_the_run(name):
     """Neither on the clock nor on how the work is spread."""
-    apart = ("rollout/slot_utilisation", "update/packing_ratio")
+    apart = ("rollout/slot_utilisation", "update/packing_ratio", "update/tokens")
     return not (name.startswith("time/") or name.endswith("_per_s") or name in apart)
 
 

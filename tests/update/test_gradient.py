@@ -162,6 +162,8 @@ def test_packed_bins_give_the_same_loss_and_gradient(tiny_config, params, rows, 
     plain, packed = run(microbatch=0), run(pack_tokens=tokens)
     assert_same(packed, plain)
     assert plain[2].pop("positions") == N * (S + T)
+    # What relatives have in common is fed once: fewer nodes than the inputs of all rows.
+    assert packed[2].pop("nodes") < plain[2].pop("nodes") == (rows.prompt_len_R + rows.length_R - 1).sum()
     for key, value in plain[2].items():
         np.testing.assert_allclose(packed[2][key], value, rtol=1e-5, atol=1e-5, err_msg=key)
 
@@ -228,6 +230,7 @@ def test_packed_bins_of_branches_on_branches(tiny_config, params, truth, conditi
     assert_same(packed, plain)
     assert norm(plain[1]) > 1e-2
     assert plain[2].pop("positions") == 14 * (S + T)
+    assert packed[2].pop("nodes") < plain[2].pop("nodes")
     for key, value in plain[2].items():
         np.testing.assert_allclose(packed[2][key], value, rtol=1e-5, atol=1e-5, err_msg=key)
 
@@ -322,6 +325,7 @@ def test_metrics_from_their_definitions(tiny_config, params, rows, truth):
         "update/grad_norm": 2.5,
         "update/ratio_mean": 1.0,
         "update/packing_ratio": float((rows.prompt_len_R + rows.length_R - 1).sum()) / (N * (S + T)),
+        "update/tokens": float((rows.prompt_len_R + rows.length_R - 1).sum()),
         "update/clip_low": 0.0,
         "update/clip_high": 0.0,
         "update/kl_ref": (drawn[mask] * (np.exp(d) - d - 1)).mean(),

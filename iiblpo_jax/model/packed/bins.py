@@ -271,6 +271,7 @@ class PackedRows:
       spec: capacities of a bin.
       tokens_WNC: the rows.
       count: bins of the fullest shard, data-dependent.
+      nodes: nodes in all bins of all shards.
     """
 
     def __init__(self, tokens_NC, length_N, *, tokens: int, group: int, shards: int = 1, private_N=None):
@@ -287,7 +288,7 @@ class PackedRows:
             return make_packing(rows, length, group=group, spec=spec, private_N=private)
 
         self._packing = jax.vmap(pack)(self.tokens_WNC, split(length_N), split(private_N))
-        self.count = self._packing.bins.max()
+        self.count, self.nodes = self._packing.bins.max(), self._packing.nodes.sum()
 
     def bins(self, i) -> Bin:
         """Bin i of every shard, stacked."""

@@ -1,4 +1,4 @@
-"""The learning-curve benchmark: which runs it does, what its tables say, and one tiny series from end to end."""
+"""The comparison of methods: which runs it does, what its tables say, and one tiny series from end to end."""
 
 import json
 import math
@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from scipy import stats
 
 from iiblpo_jax import InputError
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
-MODULES = ("arms", "clock", "plot", "run", "store", "table")
+MODULES = ("arms", "clock", "plot", "run", "series", "stats", "store", "sweep", "table")
 HOW = {"points": 3, "problems": 4, "samples": 4, "final_problems": 8, "final_samples": 16}
 
 
@@ -29,7 +28,15 @@ def benchmark_modules(monkeypatch):
 
 
 def a_line(
-    arm="a", seed=0, *, file="configs/arithmetic.py", overrides=(), late=(0.5, 0.5), final=0.5, tokens=900
+    arm="a",
+    seed=0,
+    *,
+    file="configs/arithmetic.py",
+    overrides=(),
+    late=(0.5, 0.5),
+    final=0.5,
+    tokens=900,
+    rate=None,
 ) -> dict:
     """A finished run of 900 tokens: points at 0, 300, 600 and 900, of which the last two are `late`."""
     curve = (0.1, 0.3, *late)
@@ -37,6 +44,7 @@ def a_line(
         {
             "tokens": 300 * i,
             "trajectories": 30 * i,
+            "update_tokens": 400 * i,
             "seconds": float(i),
             "steps": 3 * i,
             "entropy": 0.2 * i or None,
@@ -50,11 +58,16 @@ def a_line(
         "overrides": list(overrides),
         "seed": seed,
         "budget": {"tokens": 900},
+        "rate": rate,
+        "sweep": False,
+        "lr": 3e-4,
         "evaluation": HOW,
         "tokens": tokens,
         "trajectories": 90,
+        "update_tokens": 1200,
         "seconds": 3.0,
         "steps": 9,
+        "stopped": None,
         "points": points,
         "before": {"sums": {"pass@1": 0.1}},
         "final": {"sums": {"pass@1": final}},
@@ -73,7 +86,7 @@ def cells(markdown: str, arm: str) -> dict[str, str]:
 
 
 def test_an_arm_of_the_command_line():
-    from learning_arms import parse_arm
+    from compare_arms import parse_arm
 
     arm = parse_arm("mine:configs/arithmetic_grpo.py:optim.lr=1e-3:task.name=gym:chain_sum:train.steps=7")
     assert (arm.name, arm.family) == ("mine", "arithmetic")
@@ -84,27 +97,66 @@ def test_an_arm_of_the_command_line():
 
 @pytest.mark.parametrize("text", ["mine", ":configs/arithmetic.py", "mine:", "mine:configs/arithmetic.py:nonsense"])
 def test_an_arm_that_is_none_is_refused(text):
-    from learning_arms import parse_arm
+    from compare_arms import parse_arm
 
     with pytest.raises(InputError, match="is not NAME:FILE:KEY=VALUE"):
         parse_arm(text)
 
 
 def test_every_named_arm_has_a_config():
-    from learning_arms import NAMED, TESTBEDS, named_arm, trajectories_per_step
+    from compare_arms import NAMED, TESTBEDS, named_arm, trajectories_per_step
 
     for testbed in TESTBEDS:
         for name in NAMED:
             arm = named_arm(name, testbed)
             assert arm.family == testbed
-            if name == ("branches_weight" if testbed == "arithmetic" else "iib_lpo"):
-                with pytest.raises(InputError, match=f"the arm {name} "):  # only arithmetic has latents and a score
-                    arm.config(0)
-            else:
-                arm.config(0)
-    assert trajectories_per_step(named_arm("iib_lpo", "arithmetic").config(0)) == 32 * 4 * (1 + 1)
+            arm.config(0, ["update.minibatches=4"])
+    assert trajectories_per_step(named_arm("as_shipped", "arithmetic").config(0)) == 32 * 4 * (1 + 1)
     with pytest.raises(InputError, match="no arm is called 'gpro'"):
         named_arm("gpro", "arithmetic")
+
+
+def test_every_method_and_every_weight_is_compared():
+    from compare_arms import COMPARED, named_arm
+
+    from iiblpo_jax.config.defaults import METHODS
+    from iiblpo_jax.objectives.weights import WEIGHTS
+
+    configs = [named_arm(name, "countdown").config(0) for name in COMPARED]
+    assert len({config.to_json_best_effort() for config in configs}) == len(COMPARED)
+    assert {config.objective.name for config in configs} == METHODS.keys()
+    assert {config.advantage.weight for config in configs} == WEIGHTS.keys()
+
+
+def test_a_preset_comes_before_the_changes():
+    from compare_arms import parse_arm
+
+    arm = parse_arm("mine:configs/countdown.py:ib.beta=2.0:preset=paper:latent.z=5")
+    config = arm.config(0)
+    assert (config.rollout.roots, config.branch.k, config.ib.filter) == (2, 3, "score")  # the paper's
+    assert (config.latent.z, config.ib.beta) == (5, 2.0)
+    with pytest.raises(InputError, match="preset=papers: no preset is called so; use one of paper"):
+        parse_arm("mine:configs/countdown.py:preset=papers").config(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("iib_lpo", "configs/arithmetic.py:latent.z=0"),
+        ("iib_lpo", "configs/arithmetic.py:ib.estimator=none"),
+        ("iib_lpo_mine", "configs/arithmetic_grpo.py:ib.estimator=likelihood:latent.z=4"),
+        ("branches", "configs/countdown.py"),  # has the weight
+        ("branches_weight", "configs/countdown.py:advantage.weight=none"),
+        ("branches_weight", "configs/arithmetic.py"),  # has a latent and the score
+        ("branches_weight", "configs/countdown_grpo.py:advantage.weight=surprise"),
+    ],
+)
+def test_an_arm_is_called_by_what_it_has(name, text):
+    from compare_arms import parse_arm
+
+    parse_arm(f"other:{text}").config(0)
+    with pytest.raises(InputError, match=f"the arm {name} "):
+        parse_arm(f"{name}:{text}").config(0)
 
 
 # ---- which runs are done -------------------------------------------------------------------------------------------
@@ -112,18 +164,19 @@ def test_every_named_arm_has_a_config():
 
 @pytest.fixture
 def store(tmp_path):
-    from learning_store import Store
+    from compare_store import Store
 
     return Store(tmp_path / "runs.jsonl")
 
 
 @pytest.fixture
 def key():
-    from learning_arms import Arm, Budget
-    from learning_store import key_of
+    from compare_arms import Arm, Budget, Job
+    from compare_store import key_of
 
-    return lambda seed=0, tokens=900: key_of(
-        Arm(name="a", file="configs/arithmetic.py"), seed, Budget(unit="tokens", amount=tokens)
+    arm = Arm(name="a", file="configs/arithmetic.py")
+    return lambda seed=0, tokens=900, **more: key_of(
+        Job(arm=arm, seed=seed, budget=Budget(unit="tokens", amount=tokens), **more)
     )
 
 
@@ -132,7 +185,8 @@ def test_a_finished_run_is_not_done_again(store, key):
         assert mine
         store.append(a_line())
     assert not store.path.with_name("runs.jsonl.claims").exists()
-    for again, todo in ((key(), False), (key(seed=1), True), (key(tokens=901), True)):
+    others = (key(seed=1), key(tokens=901), key(rate=0.1), key(sweep=True))
+    for again, todo in ((key(), False), *((other, True) for other in others)):
         with store.claim(again) as mine:
             assert mine == todo
 
@@ -148,7 +202,7 @@ def test_half_a_line_of_a_killed_process_is_replaced(store, key):
 def _worker(path: str, name: str, keys: list[dict], barrier, log: str) -> None:
     """Another invocation: it claims what it can, and says so."""
     sys.path.insert(0, str(FOLDER))
-    from learning_store import Store
+    from compare_store import Store
 
     store = Store(Path(path))
     barrier.wait()
@@ -180,7 +234,7 @@ def test_a_run_under_way_elsewhere_is_left_alone_and_taken_over_if_that_dies(sto
     script = (
         f"import sys, time, json; sys.path[:0] = [{str(FOLDER)!r}, {str(ROOT)!r}]\n"
         "from pathlib import Path\n"
-        "from learning_store import Store\n"
+        "from compare_store import Store\n"
         f"with Store(Path({str(store.path)!r})).claim(json.loads({json.dumps(json.dumps(key()))})) as mine:\n"
         "    print(mine, flush=True)\n"
         "    time.sleep(60)\n"
@@ -197,7 +251,7 @@ def test_a_run_under_way_elsewhere_is_left_alone_and_taken_over_if_that_dies(sto
 
 
 def test_an_arm_with_the_name_of_another_is_refused(store):
-    from learning_arms import Arm
+    from compare_arms import Arm
 
     store.append(a_line("a", overrides=["optim.lr=0.1"]))
     same = Arm(name="a", file="configs/arithmetic.py", overrides=("optim.lr=0.1",))
@@ -217,11 +271,32 @@ def test_an_arm_with_the_name_of_another_is_refused(store):
         store.check([same], HOW | {"points": 9})
 
 
+def test_a_line_from_before_there_were_sweeps_is_a_run_without_one(store, key):
+    line = a_line()
+    store.append({name: value for name, value in line.items() if name not in ("rate", "sweep")})
+    assert store.lines() == [line]
+    assert store.has(key()) and not store.has(key(rate=3e-4))
+
+
+def test_one_arm_has_one_learning_rate_in_a_comparison(store):
+    from compare_arms import Arm, Budget
+
+    arm, budget = Arm(name="a", file="configs/arithmetic.py"), Budget(unit="tokens", amount=900)
+    store.append(a_line(rate=1e-3))
+    store.append(a_line(rate=9e-3) | {"sweep": True})
+    store.check_rates(arm, budget, [1e-4, 1e-3])
+    store.check_rates(arm, Budget(unit="tokens", amount=901), [None])
+    with pytest.raises(InputError, match=r"a run of a with learning rate 0\.001, and .* have learning rate 0\.1; use"):
+        store.check_rates(arm, budget, [0.1])
+    with pytest.raises(InputError, match="this one would have the learning rate of its config"):
+        store.check_rates(arm, budget, [None])
+
+
 # ---- the clock -----------------------------------------------------------------------------------------------------
 
 
 def test_compilations_inside_others_count_once():
-    from learning_clock import Compilations
+    from compare_clock import Compilations
 
     heard = Compilations()
     for span in ((1.0, 2.0), (2.5, 3.0), (0.5, 4.0), (6.0, 7.0)):  # the third one holds the first two
@@ -230,13 +305,13 @@ def test_compilations_inside_others_count_once():
 
 
 def test_the_clock_leaves_out_evaluation_and_compilation(monkeypatch):
-    import learning_clock
+    import compare_clock
 
-    now, compilations = [100.0], learning_clock.Compilations()
-    monkeypatch.setattr(learning_clock, "COMPILATIONS", compilations)
-    monkeypatch.setattr(learning_clock.time, "monotonic", lambda: now[0])
+    now, compilations = [100.0], compare_clock.Compilations()
+    monkeypatch.setattr(compare_clock, "COMPILATIONS", compilations)
+    monkeypatch.setattr(compare_clock.time, "monotonic", lambda: now[0])
     compilations.add(90.0, 95.0)  # before
-    clock = learning_clock.Clock()
+    clock = compare_clock.Clock()
     now[0] = 110.0
     compilations.add(101.0, 104.0)
     assert clock.seconds() == pytest.approx(10 - 3)
@@ -254,11 +329,11 @@ def test_the_clock_leaves_out_evaluation_and_compilation(monkeypatch):
 
 
 def test_arms_share_latents_if_they_train_the_same():
-    from learning_arms import named_arm
-    from learning_run import latent_digest
+    from compare_arms import named_arm
+    from compare_run import latent_digest
 
     def digest(*changes, seed=0):
-        return latent_digest(named_arm("iib_lpo", "arithmetic").config(seed, changes))
+        return latent_digest(named_arm("as_shipped", "arithmetic").config(seed, changes))
 
     same = ("ib.filter=none", "optim.lr=1e-2", "rollout.roots=3", "latent.condition=conditioned", "eval.samples=16")
     assert {digest(change) for change in same} == {digest()}
@@ -270,14 +345,15 @@ def test_arms_share_latents_if_they_train_the_same():
 
 
 def test_the_table_by_hand():
-    from learning_table import tables
+    from compare_table import tables
 
     lines = [a_line("a", seed, final=value) for seed, value in enumerate((0.2, 0.4, 0.9))]
     lines += [a_line("grpo", 0, file="configs/arithmetic_grpo.py", final=0.3, tokens=1100)]
     text = tables(lines, against="grpo")
     assert text.startswith("**arithmetic, sums: 900 generated tokens a run.**")
     a = cells(text, "a")
-    assert (a["seeds"], a["steps"], a["generated tokens"]) == ("3", "9", "900")
+    assert (a["seeds"], a["steps"], a["generated tokens"], a["update tokens"]) == ("3", "9", "900", "1,200")
+    assert a["learning rate"] == "0.0003"
     assert a["pass@1"] == f"0.500 +- {math.sqrt((0.09 + 0.01 + 0.16) / 2 / 3):.3f}" == "0.500 +- 0.208"
     assert a["entropy"] == "0.600 +- 0.000"
     grpo = cells(text, "grpo")
@@ -287,7 +363,7 @@ def test_the_table_by_hand():
 
 
 def test_budgets_and_families_have_tables_of_their_own():
-    from learning_table import tables
+    from compare_table import tables
 
     other = a_line("a", 1, final=0.8) | {"budget": {"seconds": 3.0}}
     text = tables([a_line("a"), other, a_line("a", file="configs/countdown.py")], against="grpo")
@@ -299,21 +375,8 @@ def test_budgets_and_families_have_tables_of_their_own():
     ]
 
 
-def test_the_paired_test():
-    from learning_table import difference, paired_p
-
-    # t with 2 degrees of freedom: p = 1 - t / sqrt(2 + t^2); differences 1, 2, 3 have t = 2 sqrt(3)
-    assert paired_p([1.0, 2.0, 3.0]) == pytest.approx(1 - math.sqrt(12 / 14))
-    a, b = [0.71, 0.74, 0.69, 0.73, 0.75], [0.70, 0.70, 0.70, 0.71, 0.72]
-    differences = [x - y for x, y in zip(a, b, strict=True)]
-    assert paired_p(differences) == pytest.approx(stats.ttest_rel(a, b).pvalue)
-    assert paired_p([0.1]) is None and paired_p([0.1, 0.1]) is None
-    assert difference([1.0, 2.0, 3.0]) == "+2.000 +- 0.577 (p 0.074)"
-    assert difference([-0.5]) == "-0.500" and difference([]) == "-"
-
-
 def test_the_last_third_of_a_curve():
-    from learning_table import plateau
+    from compare_table import plateau
 
     # from two thirds of the budget to its end pass@1 rises from .5 to .5 + gain, which is all of the last third
     def said(*gains):
@@ -327,29 +390,46 @@ def test_the_last_third_of_a_curve():
 
 
 def test_curves_are_read_off_at_what_the_shortest_run_spent():
-    from learning_table import tables, value_at
+    from compare_table import tables, value_at
 
     slow = a_line("slow", late=(0.5, 0.9))
     for point in slow["points"]:
         point["seconds"] *= 2  # 0, 2, 4, 6 against 0, 1, 2, 3
     assert value_at(slow, "sums", "pass@1", "seconds", 5.0) == pytest.approx(0.7)
     text = tables([slow, a_line("fast", late=(0.5, 0.8))], against="fast")
-    text = text[text.index("At equal trajectories and equal seconds of training") :]
+    text = text[text.index("At equal trajectories and equal update tokens and equal seconds of training") :]
     assert cells(text, "slow") == {
         "arm": "slow",
         "pass@1 at 90 trajectories": "0.900",
+        "pass@1 at 1,200 update_tokens": "0.900",
         "pass@1 at 3 seconds": "0.400",
     }
     assert cells(text, "fast")["pass@1 at 3 seconds"] == "0.800"
 
 
 def test_the_band_of_a_curve():
-    from learning_plot import band
-    from learning_table import points_of
+    from compare_plot import band
+    from compare_table import points_of
 
     assert points_of(a_line(), "sums", "pass@1", "tokens") == [(0, 0.1), (300, 0.3), (600, 0.5), (900, 0.5)]
     assert [x for x, _ in points_of(a_line(), "sums", "entropy", "trajectories")] == [30, 60, 90]
-    assert band([[(0, 1.0), (10, 2.0), (20, 9.0)], [(0, 1.0), (14, 4.0)]]) == [(0, 1.0, 0.0), (12, 3.0, 1.0)]
+    # the second run ended at 15 and stays at 4; the error of two values is half their distance
+    assert band([[(0, 1.0), (10, 2.0), (20, 9.0)], [(0, 1.0), (15, 4.0)]]) == [
+        (0, 1.0, 0.0),
+        (10, 2.5, 0.5),
+        (20, 6.5, 2.5),
+    ]
+    assert band([[(0, 1.0), (10, 2.0)]]) == [(0, 1.0, 0.0), (10, 2.0, 0.0)] and band([[]]) == []
+
+
+def test_a_run_that_ended_before_its_time_does_not_shorten_the_others():
+    from compare_table import tables
+
+    short = a_line("short") | {"points": a_line()["points"][:2], "stopped": "nothing to learn from", "steps": 3}
+    text = tables([short, a_line("long", late=(0.5, 0.8))], against="long")
+    found = cells(text[text.index("At equal") :], "short")
+    assert found["pass@1 at 90 trajectories"] == "0.300"
+    assert "short, seed 0, ended after 3 steps: nothing to learn from." in text
 
 
 # ---- from end to end -----------------------------------------------------------------------------------------------
@@ -366,7 +446,7 @@ def test_a_tiny_series(tmp_path):
     def invoke(*arguments: str) -> subprocess.CompletedProcess:
         command = [
             sys.executable,
-            str(FOLDER / "learning.py"),
+            str(FOLDER / "compare.py"),
             f"--out={out}",
             "--seeds=0",
             "--points=2",
@@ -385,7 +465,8 @@ def test_a_tiny_series(tmp_path):
 
     arms = [f"--arm=grpo:configs/arithmetic_grpo.py:{small}", f"--arm=iib:configs/arithmetic.py:{small}"]
     arms += [f"--arm=hot:configs/arithmetic.py:{small}:ib.filter=none"]
-    done = invoke("--trajectories=60", *arms, f"--plot={tmp_path / 'curves.svg'}")
+    plain = ("--trajectories=60", "--no_sweep", *arms)
+    done = invoke(*plain, f"--plot={tmp_path / 'curves.svg'}")
     assert done.returncode == 0, done.stderr
     lines = {line["arm"]: line for line in map(json.loads, out.read_text().splitlines())}
     assert lines.keys() == {"grpo", "iib", "hot"}
@@ -397,16 +478,29 @@ def test_a_tiny_series(tmp_path):
         assert {"pass@1", "pass@16", "greedy", "unique_correct", "self_bleu"} <= line["final"]["arithmetic"].keys()
         assert line["points"][0]["entropy"] is None and line["points"][-1]["entropy"] > 0
         assert line["points"][-1]["tokens"] == line["tokens"] and line["seconds"] > 0
+        assert 0 < line["points"][1]["update_tokens"] < line["update_tokens"]
+        assert (line["rate"], line["lr"], line["stopped"]) == (None, 3e-4, None)
     assert len([p for p in Path(f"{out}.latents").iterdir() if p.is_dir()]) == 1  # hot took those of iib
     assert "<svg" in (tmp_path / "curves.svg").read_text()
     assert "iib" in done.stdout.split("Difference to grpo")[1]
 
     before = out.read_bytes()
-    again = invoke("--trajectories=60", *arms)
+    again = invoke(*plain)
     assert again.returncode == 0 and "[" not in again.stdout.split("**")[0] and out.read_bytes() == before
     clash = invoke("--trajectories=60", "--arm=grpo:configs/arithmetic_grpo.py")
     assert clash.returncode == 2 and clash.stderr.count("\n") == 1 and "two arms of arithmetic" in clash.stderr
     both = invoke("--trajectories=60", "--tokens=5", *arms)
     assert both.returncode == 2 and "--tokens and --trajectories are both given" in both.stderr
+    swept = invoke("--trajectories=60", arms[0])
+    assert swept.returncode == 2 and "with the learning rate of its config, and this one would" in swept.stderr
+    seconds = invoke("--seconds=0.01", "--rates=1e-5,1e-3", arms[0])
+    assert seconds.returncode == 0, seconds.stderr
+    *sweep, run = [json.loads(line) for line in out.read_text().splitlines()][3:]
+    assert [(line["rate"], line["seed"], line["sweep"], "final" in line) for line in sweep] == [
+        (1e-5, 1000, True, False),
+        (1e-3, 1000, True, False),
+    ]
+    assert sweep[0]["points"][0] == sweep[1]["points"][0] and len(sweep[0]["points"]) == 2
+    assert (run["rate"], run["seed"], run["sweep"], run["lr"]) == (run["lr"], 0, False, run["rate"])
     printed = invoke("--arms=")
     assert printed.returncode == 0 and cells(printed.stdout, "hot")["seeds"] == "1"

@@ -1,4 +1,4 @@
-"""One run of a learning curve: train, measure at even shares of the budget, and once more with many samples."""
+"""One run: train, measure at even shares of the budget, and once more with many samples."""
 
 import dataclasses
 import hashlib
@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-from learning_arms import ROOT, Arm, Budget, trajectories_per_step
-from learning_clock import Clock
-from learning_store import key_of, locked
+from compare_arms import ROOT, WORDS, Budget, Job, trajectories_per_step
+from compare_clock import Clock
+from compare_store import key_of, locked
 from rich.console import Console
 
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.common.jsonl import write_atomic
 from iiblpo_jax.config import files
 from iiblpo_jax.defaults import RunConfig
@@ -80,52 +81,62 @@ def _ks(samples: int) -> str:
     return ",".join(str(k) for k in (1, 4, 16, 64) if k <= samples)
 
 
-def run(
-    arm: Arm, seed: int, budget: Budget, plan: Plan, *, latents: Path, say: Callable[[float, dict, dict], None]
-) -> dict:
+def run(job: Job, plan: Plan, *, latents: Path, say: Callable[[float, dict, dict], None]) -> dict:
     """Trains one arm with one seed and measures it.
 
     Args:
-      arm, seed, budget, plan: of the run.
+      job, plan: which run, and how it is measured. One of a sweep is measured before its first step and at its end.
       latents: folder of what runs have in common, shared by arms and processes: latents, the model before training.
       say: called with the share of the budget that is used up, what was spent, and the last point.
 
     Returns:
       The line of the run.
     """
-    config = arm.config(seed, (*QUIET, *plan.changes()))
+    config = job.config((*QUIET, *plan.changes()))
     with tempfile.TemporaryDirectory() as workdir:
         trainer = prepared(config, Path(workdir), latents)
-        per_step = trajectories_per_step(config)
-        spent = {"tokens": 0, "trajectories": 0, "seconds": 0.0, "steps": 0}
-        before = _before(trainer, plan.final(config), latents)
-        points = [_point(spent, [], trainer.evaluate())]
-        say(0.0, spent, points[-1])
-        since = []
-        clock = Clock()
+        start, ends = _before(trainer, config, latents), {}
+        if not job.sweep:
+            ends["before"] = _before(trainer, plan.final(config), latents)
+        course = _train(trainer, config, job.budget, 1 if job.sweep else plan.points, start, say)
+        if not job.sweep:
+            ends["final"] = _final(trainer, plan.final(config))
+        trainer.close()
+    jax.clear_caches()
+    return key_of(job) | {"lr": config.optim.lr, "evaluation": plan.facts()} | course | ends
+
+
+def _train(trainer: Trainer, config: RunConfig, budget: Budget, shares: int, start: dict, say: Callable) -> dict:
+    """Steps until the budget is used up, or until the trainer finds no sense in going on: what a line holds of that.
+
+    Args:
+      shares: even shares of the budget at whose ends the policy is measured.
+      start: held-out metrics before the first step, by task.
+    """
+    spent, stopped = dict.fromkeys((*WORDS, "steps"), 0), None
+    points, since, clock = [_point(spent, [], start)], [], Clock()
+    say(0.0, spent, points[-1])
+    try:
         for _, metrics, _ in trainer.steps(1, sys.maxsize):
             since.append(metrics)
-            spent["tokens"] += metrics["rollout/tokens"]
-            spent["trajectories"] += per_step
-            spent["steps"] += 1
-            spent["seconds"] = clock.seconds()
+            spent = {
+                "tokens": spent["tokens"] + metrics["rollout/tokens"],
+                "trajectories": spent["trajectories"] + trajectories_per_step(config),
+                "update_tokens": spent["update_tokens"] + metrics["update/tokens"],
+                "seconds": clock.seconds(),
+                "steps": spent["steps"] + 1,
+            }
             share = budget.share(spent)
-            if share * plan.points >= len(points):
-                measured = clock.aside(trainer.evaluate)
-                points.append(_point(spent, since, measured))
+            if share * shares >= len(points):
+                points.append(_point(spent, since, _by_task(clock.aside(trainer.evaluate))))
                 since = []
             say(share, spent, points[-1])
             if share >= 1:
                 break
-        final = _final(trainer, plan.final(config))
-        trainer.close()
-    jax.clear_caches()
-    return (
-        key_of(arm, seed, budget)
-        | {"evaluation": plan.facts()}
-        | spent
-        | {"points": points, "before": before, "final": final}
-    )
+    except InputError as error:  # updates that were bad or empty, too many in a row: the policy stays what it is
+        stopped = str(error)
+        points.append(_point(spent, since, _by_task(clock.aside(trainer.evaluate))))
+    return spent | {"stopped": stopped, "points": points}
 
 
 def prepared(config: RunConfig, workdir: Path, latents: Path) -> Trainer:
@@ -161,7 +172,7 @@ def _read(config: RunConfig, sections: tuple[str, ...]) -> bytes:
 
 
 def _before(trainer: Trainer, config: RunConfig, folder: Path) -> dict:
-    """`_final` of the model as it came, which many runs share: measured once and kept in `folder`."""
+    """`_final` of the model as it came, which all runs share: measured once and kept in `folder`."""
     digest = hashlib.sha256(_read(config, ("model", "task", "rollout", "eval"))).hexdigest()[:16]
     path = folder / f"before_{digest}.json"
     with locked(path.with_suffix(".lock"), wait=True):
@@ -171,9 +182,9 @@ def _before(trainer: Trainer, config: RunConfig, folder: Path) -> dict:
 
 
 def _point(spent: dict, since: list[dict], measured: dict) -> dict:
-    """One point of the curve; `since` are the metrics of the steps after the point before."""
+    """One point of the curve; `since` are the metrics of the steps after the point before, `measured` is by task."""
     means = {name: statistics.fmean(m[key] for m in since) if since else None for name, key in STEP_MEANS.items()}
-    return spent | means | {"eval": _by_task(measured)}
+    return spent | means | {"eval": measured}
 
 
 def _final(trainer: Trainer, config: RunConfig) -> dict:

@@ -5,24 +5,28 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from learning_arms import Arm, Budget
+from compare_arms import Arm, Budget, Job
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.common.jsonl import read_jsonl
 
+OLDER = {"rate": None, "sweep": False}  # of a line from before there were sweeps
 
-def key_of(arm: Arm, seed: int, budget: Budget) -> dict:
+
+def key_of(job: Job) -> dict:
     """What a run is known by; the line of a finished run holds it."""
     return {
-        "arm": arm.name,
-        "file": arm.file,
-        "overrides": list(arm.overrides),
-        "seed": seed,
-        "budget": {budget.unit: budget.amount},
+        "arm": job.arm.name,
+        "file": job.arm.file,
+        "overrides": list(job.arm.overrides),
+        "seed": job.seed,
+        "budget": {job.budget.unit: job.budget.amount},
+        "rate": job.rate,
+        "sweep": job.sweep,
     }
 
 
@@ -63,7 +67,7 @@ class Store:
 
     def lines(self) -> list[dict]:
         """Runs done so far."""
-        return list(read_jsonl(self.path)) if self.path.exists() else []
+        return [OLDER | line for line in read_jsonl(self.path)] if self.path.exists() else []
 
     def has(self, key: dict) -> bool:
         """Whether this run is done."""
@@ -88,6 +92,20 @@ class Store:
                 raise InputError(
                     f"{self.path} holds runs evaluated with {_flags(line['evaluation'])}, and this one has "
                     f"{_flags(evaluation)}; use the same flags, or another --out"
+                )
+
+    def check_rates(self, arm: Arm, budget: Budget, rates: Sequence[float | None]) -> None:
+        """Refuses runs of one arm with several learning rates in one comparison.
+
+        Raises:
+          InputError: the file holds one with a rate that is none of `rates`; None is that of the arm's config.
+        """
+        for line in self.lines():
+            mine = arm_of(line) == arm and line["budget"] == {budget.unit: budget.amount} and not line["sweep"]
+            if mine and line["rate"] not in rates:
+                raise InputError(
+                    f"{self.path} holds a run of {arm.name} with {_rate(line['rate'])}, and this one would have "
+                    f"{' or '.join(map(_rate, rates))}; use the same --rates and --no_sweep, or another --out"
                 )
 
     @contextlib.contextmanager
@@ -117,6 +135,10 @@ class Store:
 
 def _words(arm: Arm) -> str:
     return ":".join((arm.file, *arm.overrides))
+
+
+def _rate(rate: float | None) -> str:
+    return "the learning rate of its config" if rate is None else f"learning rate {rate:g}"
 
 
 def _flags(evaluation: dict) -> str:
