@@ -159,8 +159,9 @@ def show(store: Store) -> None:
     from compare_table import tables
 
     lines = store.lines()
-    print(tables(lines, against=AGAINST.value) if lines else f"{store.path} holds no run yet")
-    if lines and PLOT.value:
+    compared = any(not line["sweep"] for line in lines)
+    print(tables(lines, against=AGAINST.value) if compared else f"{store.path} holds no run yet to compare")
+    if compared and PLOT.value:
         plot(lines, Path(PLOT.value))
 
 

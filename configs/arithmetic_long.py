@@ -5,7 +5,7 @@
 Model: the embedded checkpoint `arithmetic_long` (3 layers, width 64), grown from that of `arithmetic` on worked sums
 of that length: pass@1 .43, pass@16 .97.
 Time: about 4 minutes of training on one idle CPU core; memory below 3 GiB.
-Result: after 3 M generated tokens, 200 steps, held-out pass@1 .88, pass@16 1.00 (5 seeds, benchmarks/learning.py
+Result: after 3 M generated tokens, 200 steps, held-out pass@1 .88, pass@16 1.00 (5 seeds, benchmarks/compare.py
 --testbed=arithmetic_long).
 """
 

@@ -6,7 +6,7 @@ Model: the embedded checkpoint `countdown` (3 layers, width 64), warm-started on
 pass@1 .09, pass@16 .70.
 Time: about 14 minutes of training on one idle CPU core; memory below 3 GiB.
 Result: after 12 M generated tokens, these 2,200 steps, held-out pass@1 .63, pass@16 .84, pass@64 .89 (5 seeds,
-benchmarks/learning.py --testbed=countdown); after half of them .39, .74 and .84.
+benchmarks/compare.py --testbed=countdown); after half of them .39, .74 and .84.
 """
 
 from pathlib import Path

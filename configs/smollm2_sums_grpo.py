@@ -5,7 +5,7 @@
 What is off: as in arithmetic_grpo.py. A prompt has 11 independent samples, which generate about as many tokens as 7
 roots with a branch each (790 and 800 a step).
 Time: about 10 minutes on one CPU core or 2, compilation included; memory about 7 GiB.
-Result: after 16,000 generated tokens, 20 steps, held-out pass@1 .49, .01 and .59 (3 seeds, benchmarks/learning.py
+Result: after 16,000 generated tokens, 20 steps, held-out pass@1 .49, .01 and .59 (3 seeds, benchmarks/compare.py
 --testbed=smollm2_sums).
 """
 

@@ -362,6 +362,42 @@ def test_the_table_by_hand():
     assert cells(text[text.index("Difference") :], "a") == {"arm": "a", "pairs": "1", "pass@1": "-0.100"}
 
 
+def test_the_table_says_how_rates_were_chosen_and_what_the_arms_are():
+    from compare_table import tables
+
+    def sweep(rate, value, **more):
+        line = a_line("a", 1000, rate=rate, late=(0.5, value), overrides=["ib.beta=2.0"], **more)
+        del line["final"], line["before"]
+        return line | {"sweep": True, "budget": {"tokens": 90}}
+
+    sweeps = [sweep(3e-4, 0.2), sweep(1e-4, 0.3), sweep(1e-5, 0.9, file="configs/countdown.py")]
+    text = tables([*sweeps, a_line("a", rate=1e-4, overrides=["ib.beta=2.0"]), a_line("grpo")], against="grpo")
+    assert cells(text, "a")["seeds"] == "1" and text.count("**arithmetic, sums") == 1  # the sweep is no run of it
+    legend = text[text.index("What the arms are") :]
+    assert "learning rates, 90 generated tokens with seed 1000." in legend
+    assert cells(legend, "a") == {
+        "arm": "a",
+        "config": "configs/arithmetic.py",
+        "changes": "ib.beta=2.0",
+        "sweep: learning rate: pass@1": "**0.0001: 0.300**, 0.0003: 0.200",
+    }
+    assert cells(legend, "grpo")["sweep: learning rate: pass@1"] == "-"
+
+
+def test_ranks_stand_in_the_table_from_three_seeds_on():
+    from compare_table import tables
+
+    good, bad = (0.80, 0.82, 0.81), (0.30, 0.31, 0.33)
+    lines = [a_line(arm, s, final=x) for arm, of in (("grpo", bad), ("a", good)) for s, x in enumerate(of)]
+    text = tables(lines, against="grpo")
+    assert [cells(text, arm)["rank by pass@1"] for arm in ("a", "grpo")] == ["1", "2"]
+    # differences .50, .51, .48: t = mean / (sd / sqrt 3), p = 1 - t / sqrt(2 + t^2), alone and so not corrected
+    t = 0.49667 / (0.015275 / math.sqrt(3))
+    p = 1 - t / math.sqrt(2 + t * t)
+    assert cells(text[text.index("Difference") :], "a")["pass@1"] == f"+0.497 +- 0.009 (p {p:.3f}, Holm {p:.3f})"
+    assert "rank" not in tables(lines[1:], against="grpo")
+
+
 def test_budgets_and_families_have_tables_of_their_own():
     from compare_table import tables
 
