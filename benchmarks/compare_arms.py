@@ -26,6 +26,7 @@ PRESETS = {"paper": paper}  # `preset=NAME` among the changes comes before all o
 # truncated importance sampling (update.importance).
 INDEPENDENT = {name: (f"objective.name={name}",) if name != "grpo" else () for name in ("grpo", *METHODS)} | {
     "dapo": ("objective.name=dapo", "ib.filter=contrast"),
+    "mara": ("objective.name=mara", "update.kl_coef=0.001"),  # which weighs nothing without a KL
     "dppo_kl": ("objective.name=dppo", "objective.options.divergence=kl"),
     "disco_logp": ("objective.name=disco", "objective.options.score=logp"),
     "disco_mean": ("objective.name=disco", "objective.options.negatives=mean"),
