@@ -9,7 +9,7 @@ from flax import struct
 
 from iiblpo_jax.common import masked
 
-_EPSILON = 1e-4  # nats, or reward: differences below it are float32 noise and must not be blown up to unit size
+EPSILON = 1e-4  # nats, or reward: differences below it are float32 noise and must not be blown up to unit size
 _STEP = 1e-3  # of a score: what two devices compute differently must not decide which of two equal trajectories stays
 
 
@@ -36,7 +36,7 @@ def standardise(x_PG: jax.Array, valid_PG: jax.Array) -> jax.Array:
     """(x - mean) / (std + 1e-4) over the valid trajectories of each prompt; 0 for the others."""
     centred_PG = x_PG - masked.mean(x_PG, valid_PG, axis=1, keepdims=True)
     std_P1 = masked.std(x_PG, valid_PG, axis=1, keepdims=True)
-    return jnp.where(valid_PG, centred_PG / (std_P1 + _EPSILON), 0.0)
+    return jnp.where(valid_PG, centred_PG / (std_P1 + EPSILON), 0.0)
 
 
 def likelihood_score(
@@ -104,7 +104,7 @@ def contrast_priority(score_PG: jax.Array, reward_PG: jax.Array, valid_PG: jax.A
     are as many of either kind as there are: the subset of the largest reward variance (for right and wrong answers;
     Xu et al., arXiv 2504.13818), and of those the one that the score ranks highest.
     """
-    better_PG = valid_PG & (reward_PG > masked.mean(reward_PG, valid_PG, axis=1, keepdims=True) + _EPSILON)
+    better_PG = valid_PG & (reward_PG > masked.mean(reward_PG, valid_PG, axis=1, keepdims=True) + EPSILON)
     worse_PG = valid_PG & ~better_PG
     ahead_PGG = (score_PG[:, None] > score_PG[:, :, None]) | (
         (score_PG[:, None] == score_PG[:, :, None]) & jnp.tri(score_PG.shape[1], k=-1, dtype=bool)

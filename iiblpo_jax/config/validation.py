@@ -245,6 +245,22 @@ def _importance(config: RunConfig) -> Iterator[str]:
         )
 
 
+def _refills(config: RunConfig) -> Iterator[str]:
+    refills = config.train.refills
+    if refills == 0:
+        return
+    if config.data.recorded:
+        yield (
+            f"train.refills = {refills} samples other prompts and data.recorded samples none; set train.refills=0, "
+            "and ib.filter=contrast to drop groups of one kind"
+        )
+    if group_size(config) == 1:
+        yield (
+            f"train.refills = {refills} looks for prompts whose rewards differ, and rollout.roots = 1 with "
+            "branch.k = 0 samples one response a prompt; use rollout.roots=2 or more, or train.refills=0"
+        )
+
+
 def _recorded(config: RunConfig) -> Iterator[str]:
     if not config.data.recorded:
         return
@@ -301,6 +317,7 @@ CHECKS = {
     _minibatches: "train.prompts_per_step rollout.roots branch.k branch.depth branch.parent ib.filter ib.keep "
     "update.minibatches update.packed update.microbatch mesh.data mesh.fsdp objective.name",
     _importance: "update.importance_floor update.importance_cap",
+    _refills: "train.refills data.recorded rollout.roots branch.k branch.depth branch.parent",
     _recorded: "data.recorded latent.z latent.condition ib.estimator log.entropies",
     _evaluation: "eval.k eval.samples eval.temperature",
     _mesh: "mesh.data mesh.fsdp mesh.sequence mesh.tensor",

@@ -21,7 +21,8 @@ class PromptPipeline(Endless[PromptBatch]):
     """An endless iterator of `PromptBatch`.
 
     Every epoch of every task is shuffled anew. The sequence of prompts is a function of (tasks, weights, seed), and
-    step n takes items n*P .. (n+1)*P of it. In a run of several processes every one has all of them.
+    the n-th rollout, refills included, takes items n*P .. (n+1)*P of it. In a run of several processes every one has
+    all of them.
 
     Args:
       tasks: (task, weight) pairs; weights are relative.

@@ -191,3 +191,9 @@ def spread(tree):
 def whole(tree):
     """A tree of arrays, all of it on every device of the mesh of the program being traced."""
     return jax.tree.map(constrain, tree)
+
+
+def as_rolled_out(tree, prompts: int):
+    """A tree of arrays whose first axis counts prompts or trajectories, split as a rollout of so many prompts is."""
+    axes = rollout_axes(current(), prompts)
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec(axes)), tree) if axes else tree

@@ -5,6 +5,7 @@ donated arguments. While it runs, other arrays of the run live beside its argume
 state and reference model); the sum of both is held against the memory of the device.
 """
 
+import copy
 import dataclasses
 import math
 import os
@@ -62,7 +63,6 @@ def measure(program: Program, alive, *, compiler_options: dict | None = None) ->
     lowered = program.function.lower(*program.args, **program.kwargs)
     compiled = lowered.compile(compiler_options=compiler_options)
     found = compiled.memory_analysis()
-    mine = {id(leaf) for leaf in jax.tree.leaves((program.args, dict(program.kwargs)))}
     memory = ProgramMemory(
         name=program.name,
         mend=program.mend,
@@ -70,13 +70,24 @@ def measure(program: Program, alive, *, compiler_options: dict | None = None) ->
         outputs=found.output_size_in_bytes,
         temporaries=found.temp_size_in_bytes,
         donated=found.alias_size_in_bytes,
-        beside=sum(bytes_per_device(leaf) for leaf in jax.tree.leaves(alive) if id(leaf) not in mine),
+        beside=bytes_beside(program, alive),
     )
 
     def place(out, sharding):
         return jax.ShapeDtypeStruct(out.shape, out.dtype, sharding=sharding)
 
     return memory, jax.tree.map(place, lowered.out_info, compiled.output_shardings)
+
+
+def measure_again(memory: ProgramMemory, outputs, program: Program, alive) -> tuple[ProgramMemory, Any]:
+    """What `measure` gave, of the same program with other arrays beside it; its outputs are other arrays, too."""
+    return dataclasses.replace(memory, beside=bytes_beside(program, alive)), jax.tree.map(copy.copy, outputs)
+
+
+def bytes_beside(program: Program, alive) -> int:
+    """Bytes a device of what lives while a program runs and is none of its arguments."""
+    mine = {id(leaf) for leaf in jax.tree.leaves((program.args, dict(program.kwargs)))}
+    return sum(bytes_per_device(leaf) for leaf in jax.tree.leaves((alive, program.beside)) if id(leaf) not in mine)
 
 
 def bytes_per_device(leaf: jax.ShapeDtypeStruct) -> int:
@@ -117,13 +128,13 @@ def memory_table(programs: Sequence[ProgramMemory], limit: int) -> Table:
 
 
 def measure_step(step: AbstractStep) -> list[ProgramMemory]:
-    """Memory of every program of a step, in their order; compiles all of them."""
-    found = []
+    """Memory of every program of a step, in their order; compiles all of them, each once."""
+    found: dict[str, tuple[ProgramMemory, Any]] = {}
 
     def compiled(program: Program):
-        memory, outputs = measure(program, step.alive)
-        found.append(memory)
-        return outputs
+        seen = found.get(program.name)
+        found[program.name] = measure_again(*seen, program, step.alive) if seen else measure(program, step.alive)
+        return found[program.name][1]
 
     step.trace(compiled)
-    return found
+    return [memory for memory, _ in found.values()]

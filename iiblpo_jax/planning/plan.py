@@ -16,7 +16,15 @@ from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.planning.hlo import Collective, collectives
-from iiblpo_jax.planning.memory import GIB, ProgramMemory, bytes_per_device, check_fits, device_limit, measure
+from iiblpo_jax.planning.memory import (
+    GIB,
+    ProgramMemory,
+    bytes_per_device,
+    check_fits,
+    device_limit,
+    measure,
+    measure_again,
+)
 from iiblpo_jax.planning.roofline import CHIPS, Lengths, Work, generated_tokens, kv_bytes, step_work
 from iiblpo_jax.planning.shapes import abstract_step
 from iiblpo_jax.rollout.publication import kv_heads_held
@@ -200,17 +208,25 @@ def make_plan(
 
 def _compile_all(plan: Plan, step: AbstractStep, progress: Callable[[str], None]) -> str:
     """Compiles the programs of a step into the plan; why they do not fit, empty if they do."""
+    found: dict[str, tuple[Compiled, object]] = {}
 
     def compiled(program: Program):
-        progress(f"compiling {program.name}")
-        done, outputs = _compile(program, step.alive)
-        plan.programs.append(done)
+        if program.name in found:  # that of a refill
+            done, outputs = found[program.name]
+            memory, outputs = measure_again(done.memory, outputs, program, step.alive)
+            done = dataclasses.replace(done, memory=memory)
+        else:
+            progress(f"compiling {program.name}")
+            done, outputs = _compile(program, step.alive)
+        found[program.name] = done, outputs
         return outputs
 
     try:
         step.trace(compiled)
     except _TooLarge as error:
         return str(error)
+    finally:
+        plan.programs = [done for done, _ in found.values()]
     try:
         check_fits([p.memory for p in plan.programs], plan.limit)
     except InputError as error:

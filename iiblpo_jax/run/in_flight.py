@@ -4,6 +4,7 @@ Both are handles: everything in them has been dispatched and nothing has been wa
 """
 
 import dataclasses
+import statistics
 import time
 from collections.abc import Generator
 from typing import Any
@@ -15,7 +16,8 @@ from iiblpo_jax.data.prompts import PromptBatch
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.rollout.engine import RolloutStats
-from iiblpo_jax.step.programs import Sampled
+from iiblpo_jax.step.programs import Refill
+from iiblpo_jax.step.sampled import Sampled
 from iiblpo_jax.step.score import Scored
 
 
@@ -27,7 +29,6 @@ class PendingRollout:
       step, batch: what it is for.
       rest: what is left of the step (StepPrograms.step); sampled: its first part, under way.
       update_key: of the update, should it turn out to be bad.
-      position: of the data iterator after `batch`.
       began: time.monotonic() at which the device was free for it.
     """
 
@@ -36,7 +37,6 @@ class PendingRollout:
     rest: Generator[Any, Any, None]
     sampled: Sampled
     update_key: jax.Array
-    position: bytes
     began: float
     _seconds: float | None = None
 
@@ -46,6 +46,11 @@ class PendingRollout:
         if self._seconds is None:
             self._seconds = time.monotonic() - self.began
         return self._seconds
+
+    def refill(self, batch: PromptBatch, refill: Refill) -> None:
+        """Dispatches a further rollout of the step, which is the one that is waited for from here on."""
+        self.batch, self.began, self._seconds = batch, time.monotonic(), None
+        self.sampled = self.rest.send(refill)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -59,6 +64,7 @@ class PendingUpdate:
       rows, key: what the update took, should it turn out to be bad.
       counted: metrics that the host knows.
       scored, updated: metrics on the device; `updated` those of the update.
+      sampled: with train.refills, `sampled_metrics` of every rollout; their means replace those of `scored`.
       log: columns of the rollout log as far as the host has them, {} where no log is due.
       per_row: the other columns, [R] on the device.
       rollout_s, reward_s: seconds of the phases that are over.
@@ -71,6 +77,7 @@ class PendingUpdate:
     counted: dict
     scored: dict
     updated: dict
+    sampled: list[dict]
     log: dict
     per_row: dict
     rollout_s: float
@@ -88,7 +95,7 @@ class PendingUpdate:
             "score": scored_at - self.dispatched,
             "update": time.monotonic() - scored_at,
         }
-        found = self.counted | _numbers(self.scored | self.updated)
+        found = self.counted | _numbers(self.scored | self.updated) | _means(list(map(_numbers, self.sampled)))
         trained = found.pop("tokens_trained")
         return found | {
             "rollout/tokens_per_s": found["rollout/tokens"] / max(seconds["rollout"], 1e-9),
@@ -113,6 +120,10 @@ def updated_metrics(updated: dict, params: dict) -> dict:
 
 
 _sum, _norm = jax.jit(jnp.sum), jax.jit(jnp.linalg.norm)
+
+
+def _means(rollouts: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.fmean(found[name] for found in rollouts) for name in (rollouts[0] if rollouts else ())}
 
 
 def _numbers(metrics: dict) -> dict[str, float]:

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from iiblpo_jax.update.optimizer import Schedule
 
 
-def nothing_learned(step: int, rollouts: int, metrics: Mapping[str, float]) -> str:
-    """Why the last rollouts taught nothing, and what to change.
+def nothing_learned(step: int, steps: int, metrics: Mapping[str, float]) -> str:
+    """Why the last steps taught nothing, and what to change.
 
     Args:
       step: the last one.
-      rollouts: how many in a row.
+      steps: how many in a row.
       metrics: of the last step.
     """
     if metrics["reward/pass@group"] == 0 and metrics["reward/mean"] == 0:
@@ -28,7 +28,7 @@ def nothing_learned(step: int, rollouts: int, metrics: Mapping[str, float]) -> s
         found = "responses to a prompt differed in reward, and no token of them counted or none had an advantage"
         mend = "see ib.filter, ib.keep, ib.surprise and branch.prefix_loss"
     return (
-        f"step {step}: train.max_empty_steps = {rollouts} rollouts in a row had nothing to learn from, no token that "
+        f"step {step}: train.max_empty_steps = {steps} steps in a row had nothing to learn from, no token that "
         f"counts or no advantage but 0: {found}; {mend}. The same command goes on after step {step}, which is saved"
     )
 

@@ -1,4 +1,8 @@
-"""The rollout log: every trajectory of a step as a line of JSON."""
+"""The rollout log: every trajectory that a step learns from as a line of JSON.
+
+With train.refills that is not every one that was sampled: groups which gave way to others are only counted, so that a
+file is as long as any other and holds what off-line training takes.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,15 +10,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from iiblpo_jax.common import masked
 from iiblpo_jax.common.errors import warn
 from iiblpo_jax.common.jsonl import plain, write_atomic
-from iiblpo_jax.data.prompts import PromptBatch
 from iiblpo_jax.rewards.scorer import CORRECT
 from iiblpo_jax.rollout.forest import FINISH_NAMES, Forest, by_token, response_tokens
-from iiblpo_jax.step.programs import Sampled
+from iiblpo_jax.run.graded import Graded
+from iiblpo_jax.step.sampled import Sampled
 from iiblpo_jax.step.score import Scored
 
 ROLLOUT_KEYS = (
@@ -81,10 +84,8 @@ def _named(row: dict) -> dict:
 
 
 def log_columns(
-    batch: PromptBatch,
+    graded: Graded,
     sampled: Sampled,
-    texts: list[str],
-    rewards: np.ndarray,
     scored: Scored,
     *,
     scores: bool,
@@ -95,13 +96,13 @@ def log_columns(
     """(columns that the host has, columns still on the device) of the rollout log.
 
     Args:
-        batch, sampled, texts, rewards, scored: of the step.
+        graded, sampled, scored: of the step.
         scores: there is an S_IB.
         codes: z stands for a code (latent.kind).
         logprobs, entropies: with the log-probs before truncation, and the entropies, of all tokens.
     """
-    forest = sampled.forest
-    problems = [problem for problem in batch.problems for _ in range(forest.group_size)]
+    forest, texts, rewards = sampled.forest, graded.texts, graded.rewards
+    problems = [problem for problem in graded.problems for _ in range(forest.group_size)]
     host = {
         "prompt_id": [problem.id for problem in problems],
         "question": [problem.question for problem in problems],

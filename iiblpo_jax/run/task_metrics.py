@@ -1,25 +1,22 @@
 """What a step came to task by task, where several are mixed: `reward/<task>/*`. On the host."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from iiblpo_jax.devices.mesh import to_host
-from iiblpo_jax.rewards.verifier import Problem
-from iiblpo_jax.rollout.forest import LENGTH, Forest
+from iiblpo_jax.rollout.forest import LENGTH
 
 
-def task_metrics(problems: Sequence[Problem], forest: Forest, reward_R: np.ndarray) -> dict[str, float]:
+def task_metrics(
+    task_R: np.ndarray, parent_R: np.ndarray, length_R: np.ndarray, finish_R: np.ndarray, reward_R: np.ndarray
+) -> dict[str, float]:
     """Mean reward, response length in tokens and share of truncated responses of every task that was asked.
 
     Over the roots alone: they are samples of the policy, whichever of them have branches.
 
     Args:
-      problems: of the P prompts.
-      forest, reward_R: of the step.
+      task_R: name of the task that a response answers.
+      parent_R, length_R, finish_R: as in Forest.
+      reward_R: of the responses.
     """
-    parent_R, length_R, finish_R = to_host((forest.parent_R, forest.length_R, forest.finish_R))
-    task_R = np.repeat([problem.task for problem in problems], forest.group_size)
     found: dict[str, float] = {}
     for task in sorted(set(task_R.tolist())):
         mine_R = (parent_R < 0) & (task_R == task)

@@ -10,6 +10,9 @@ device is busy with it, the host reads what step n was:
 
     device  rollout n | inform n | score, update n, publish | rollout n+1                | inform n+1
     host    (waits)     verify n   dispatch all of it        metrics, log, checkpoint of n  verify n+1
+
+With train.refills a step whose prompts teach too little takes further rollouts between its verification and its score:
+what they ask depends on the verdict, so the device waits for it.
 """
 
 import json
@@ -19,34 +22,40 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
 from iiblpo_jax.common.errors import InputError
-from iiblpo_jax.config.derived import group_size
 from iiblpo_jax.config.validation import validate
-from iiblpo_jax.data.prompts import PromptBatch
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.latents.storage import METRICS
 from iiblpo_jax.model.files.fingerprint import fingerprint
 from iiblpo_jax.planning.memory import check_fits, device_limit, measure_step, memory_table
 from iiblpo_jax.results.evaluation import Evaluator, evaluation_tasks
 from iiblpo_jax.rewards.plans import PLAN
-from iiblpo_jax.rewards.scorer import PART
 from iiblpo_jax.rewards.together import make_scorer, score_together
-from iiblpo_jax.rollout.forest import Forest, response_tokens
+from iiblpo_jax.rollout.forest import response_tokens
 from iiblpo_jax.rollout.publication import Published
 from iiblpo_jax.run import remarks
 from iiblpo_jax.run.checkpoints import Checkpoints, check_writable
+from iiblpo_jax.run.graded import Graded, Verified, first_informative, graded
 from iiblpo_jax.run.in_flight import PendingRollout, PendingUpdate, scored_metrics, updated_metrics
 from iiblpo_jax.run.lock import WorkdirLock
 from iiblpo_jax.run.replay import examine, finding_table, load_batch, save_batch
 from iiblpo_jax.run.resumable import check_resumable
 from iiblpo_jax.run.rollout_log import log_columns
 from iiblpo_jax.run.setup import set_up
-from iiblpo_jax.run.task_metrics import task_metrics
 from iiblpo_jax.step import specs
-from iiblpo_jax.step.programs import AbstractStep, Frozen, Judged, abstract_of, make_programs, step_keys
+from iiblpo_jax.step.measures import sampled_metrics
+from iiblpo_jax.step.programs import (
+    AbstractStep,
+    Frozen,
+    Judged,
+    Refill,
+    abstract_of,
+    make_programs,
+    refill_key,
+    step_keys,
+)
 from iiblpo_jax.update.state import init_state
 
 
@@ -113,7 +122,7 @@ class Trainer:
         # --- where the run is: data position and counters after the last finished step
         self._position = self.source.get_state()
         self._counts = {"bad_steps": 0, "zero_std_steps": 0}
-        self._empty_steps = 0  # rollouts in a row with nothing to learn from
+        self._empty_steps = 0  # steps in a row with nothing to learn from
         self._last: dict = {}  # metrics of the last step
         self._pending: PendingRollout | None = None
         self._score: float | None = None  # of the last evaluation, if it was of this state
@@ -262,13 +271,7 @@ class Trainer:
         keys = step_keys(self.config.train.seed, step)
         rest = self._programs.step(self.state, self._frozen, asked, keys)
         return PendingRollout(
-            step=step,
-            batch=batch,
-            rest=rest,
-            sampled=next(rest),
-            update_key=keys.update,
-            position=self.source.get_state(),
-            began=began,
+            step=step, batch=batch, rest=rest, sampled=next(rest), update_key=keys.update, began=began
         )
 
     def _take(self) -> PendingRollout:
@@ -280,9 +283,8 @@ class Trainer:
     def _finish(self, done: PendingRollout) -> PendingUpdate:
         """Waits for a rollout, verifies it, and dispatches score and update; `state` is the new one."""
         done.began = max(done.began, self._finished_at)
-        rollout_s, arrived = done.wait(), time.monotonic()
-        grades, texts, counted = self._verify(done.sampled.forest, done.batch)
-        judged = Judged(grades.rewards, {name: grades.columns[name] for name in self._programs.judged})
+        kept, verified = self._refilled(done)
+        judged = Judged(kept.rewards, kept.columns)
         dispatched = time.monotonic()
         scored = done.rest.send(meshes.to_devices(judged, self._mesh, "batch"))
         # Before the update: the device works in the order of dispatch.
@@ -291,10 +293,8 @@ class Trainer:
         log = per_row = {}
         if every and done.step % every == 0:
             log, per_row = log_columns(
-                done.batch,
+                kept,
                 done.sampled,
-                texts,
-                grades.rewards,
                 scored,
                 scores=self._has_score,
                 codes=self.config.latent.kind == "codes",
@@ -303,21 +303,38 @@ class Trainer:
             )
         updated = next(done.rest)
         self.state = updated.state
-        self._position, self._score = done.position, None
+        self._position, self._score = self.source.get_state(), None
         self._checkpoints.prepare(done.step, self.state)
         return PendingUpdate(
             step=done.step,
             rows=scored.rows,
             key=done.update_key,
-            counted=counted,
+            counted=verified.metrics(by_task=bool(self.config.task.mix)),
             scored=known,
             updated=updated_metrics(updated.metrics, self.state.params),
+            sampled=verified.sampled,
             log=log,
             per_row=per_row,
-            rollout_s=rollout_s,
-            reward_s=dispatched - arrived,
+            rollout_s=verified.rollout_s,
+            reward_s=verified.reward_s,
             dispatched=dispatched,
         )
+
+    def _refilled(self, done: PendingRollout) -> tuple[Graded, Verified]:
+        """Waits for the rollout and has others follow it while too few prompts have anything to teach, and while
+        train.refills allows; the P prompts to learn from, which `done.sampled` is of, and what all were like."""
+        verified = Verified(refills=self._programs.refills)
+        kept = self._verify(done, verified)
+        for refill in range(1, self._programs.refills + 1):
+            if kept.informative_P.all():
+                break
+            batch, asked = next(self.source)
+            done.refill(batch, Refill(asked, refill_key(self.config.train.seed, done.step, refill)))
+            fresh = self._verify(done, verified)
+            take_P = first_informative(kept, fresh)
+            done.sampled = done.rest.send(meshes.to_devices(take_P, self._mesh))
+            kept = kept.merged(fresh, take_P)
+        return kept, verified
 
     def _outcome(self, update: PendingUpdate) -> tuple[dict, dict | None]:
         """Waits for an update: the step's metrics and log columns."""
@@ -367,14 +384,17 @@ class Trainer:
     def _has_score(self) -> bool:
         return self._programs.score_spec.bottleneck.estimator != "none"
 
-    def _verify(self, forest: Forest, batch: PromptBatch):
+    def _verify(self, done: PendingRollout, verified: Verified) -> Graded:
+        """Waits for a rollout and grades its responses; notes in `verified` what they were like and took."""
+        rollout_s, arrived = done.wait(), time.monotonic()
+        forest, problems = done.sampled.forest, done.batch.problems
         texts = self.tokenizer.decode_batch(response_tokens(forest))
-        problems = [problem for problem in batch.problems for _ in range(group_size(self.config))]
-        grades = score_together(self.scorer, problems, texts, plans=self._plans)
-        counted: dict[str, float] = {f"reward/verifier_{name}": count for name, count in grades.counts.items()}
-        counted["time/verifier_s"] = float(np.nansum(grades.columns["seconds"]))
-        if self.config.task.mix:
-            counted |= task_metrics(batch.problems, forest, grades.rewards)
-        parts = {name: column for name, column in grades.columns.items() if PART in name}
-        counted |= {f"reward/{name}": float(np.nanmean(column)) for name, column in parts.items()}
-        return grades, texts, counted
+        asked = [problem for problem in problems for _ in range(forest.group_size)]
+        grades = score_together(self.scorer, asked, texts, plans=self._plans)
+        finished = self._programs.score_spec.filter.finished
+        found, told = graded(problems, texts, grades, forest, columns=self._programs.judged, finished=finished)
+        measured = None
+        if self._programs.refills:
+            measured = sampled_metrics(forest, meshes.to_devices(grades.rewards, self._mesh, "batch"))
+        verified.add(told, found, measured, rollout_s=rollout_s, reward_s=time.monotonic() - arrived)
+        return found

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from iiblpo_jax.bottleneck import Selection
 from iiblpo_jax.common import masked
+from iiblpo_jax.rewards.scorer import CORRECT
 from iiblpo_jax.rollout.forest import LENGTH, Forest
 
 
@@ -19,9 +20,25 @@ def reward_metrics(
       forest, reward_R, correct_R, selection: of the step.
       shaped_R: the rewards that advantages are made of: `frac_zero_std` is about those of the kept.
     """
+    grown_PG = forest.by_prompt(forest.length_R > 0)
+    spread_P = masked.spread(forest.by_prompt(shaped_R), selection.kept_PG, axis=1) > 0
+    return _policy_metrics(forest, reward_R, correct_R) | {
+        "reward/frac_zero_std": 1.0 - spread_P.mean(),
+        "reward/frac_kept": masked.mean(selection.kept_PG, grown_PG),
+    }
+
+
+@jax.jit
+def sampled_metrics(forest: Forest, reward_R: jax.Array) -> dict[str, jax.Array]:
+    """The scalars of a rollout that depend on no selection: those of `rollout_metrics`, `branch_metrics` and all of
+    `reward_metrics` but two."""
+    correct_R = (reward_R >= CORRECT).astype(jnp.float32)
+    return _policy_metrics(forest, reward_R, correct_R) | rollout_metrics(forest) | branch_metrics(forest, correct_R)
+
+
+def _policy_metrics(forest: Forest, reward_R: jax.Array, correct_R: jax.Array) -> dict[str, jax.Array]:
     reward_PG, correct_PG = forest.by_prompt(reward_R), forest.by_prompt(correct_R) > 0
     grown_PG, root_PG = forest.by_prompt(forest.length_R > 0), forest.by_prompt(forest.parent_R < 0)
-    spread_P = masked.spread(forest.by_prompt(shaped_R), selection.kept_PG, axis=1) > 0
     mixed_P = correct_PG.any(1) & (grown_PG & ~correct_PG).any(1)
     return {
         "reward/mean": masked.mean(reward_PG, grown_PG),
@@ -30,9 +47,7 @@ def reward_metrics(
         "reward/root_mean": masked.mean(reward_PG, root_PG),
         "reward/root_pass@1": masked.mean(correct_PG, root_PG),
         "reward/root_pass@group": (correct_PG & root_PG).any(1).mean(),
-        "reward/frac_zero_std": 1.0 - spread_P.mean(),
         "reward/frac_mixed": mixed_P.mean(),
-        "reward/frac_kept": masked.mean(selection.kept_PG, grown_PG),
     }
 
 

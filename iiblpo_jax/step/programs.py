@@ -4,6 +4,8 @@
     rollout   prompts -> Forest
     inform    frozen models, and where a method asks the policy, read the Forest
               (the host verifies the responses meanwhile)
+    merge     with train.refills, where too few prompts have anything to teach: the first three again with other
+              prompts, and the P best of both
     score     rewards -> kept rows with their advantages
     update    optimizer steps on these rows
 
@@ -31,6 +33,7 @@ from iiblpo_jax.rollout.solved import Gold
 from iiblpo_jax.rollout.spec import RolloutSpec
 from iiblpo_jax.step import specs
 from iiblpo_jax.step.inform import Columns, InformSpec, inform
+from iiblpo_jax.step.sampled import Sampled, merge
 from iiblpo_jax.step.score import Rows, ScoreSpec, score
 from iiblpo_jax.update.epochs import make_update
 from iiblpo_jax.update.gradient import MinibatchGradient
@@ -38,13 +41,15 @@ from iiblpo_jax.update.state import TrainState
 
 
 class Program(NamedTuple):
-    """A jitted function with its arguments, arrays or their shapes; `mend` is what makes it smaller."""
+    """A jitted function with its arguments, arrays or their shapes; `mend` is what makes it smaller, and `beside` what
+    else a step holds while it runs."""
 
     name: str
     mend: str
     function: Any  # what jax.jit returns
     args: tuple
     kwargs: Mapping = MappingProxyType({})
+    beside: Any = ()
 
 
 @struct.dataclass
@@ -84,12 +89,11 @@ class Keys(NamedTuple):
     update: jax.Array
 
 
-class Sampled(NamedTuple):
-    """What there is before the rewards."""
+class Refill(NamedTuple):
+    """A further rollout of a step: P other prompts, and its random key."""
 
-    forest: Forest
-    stats: RolloutStats
-    columns: Columns
+    asked: Asked
+    key: jax.Array
 
 
 class Judged(NamedTuple):
@@ -111,6 +115,12 @@ def step_keys(seed: int, step: int) -> Keys:
     return Keys(*jax.random.split(jax.random.fold_in(jax.random.key(seed), step), 3))
 
 
+def refill_key(seed: int, step: int, refill: int) -> jax.Array:
+    """Key of refill number `refill`, from 1, of a step: a child of the step's key that is none of `step_keys`."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.random.fold_in(jax.random.fold_in(key, len(Keys._fields)), refill)
+
+
 def run(program: Program) -> Any:
     """Dispatches a program."""
     return program.function(*program.args, **program.kwargs)
@@ -125,6 +135,7 @@ class StepPrograms:
       publish: jitted, policy weights -> Published.
       gradient: loss and gradient of a minibatch, what `update` is made of.
       update: jitted, (TrainState, donated; Rows; key) -> (TrainState, metrics).
+      refills: most further rollouts of a step; the host says how many there are.
     """
 
     rollout_spec: RolloutSpec
@@ -133,6 +144,7 @@ class StepPrograms:
     publish: Callable[[dict], Published]
     gradient: MinibatchGradient
     update: Callable
+    refills: int = 0
 
     def step(
         self, state: TrainState, frozen: Frozen, asked: Asked, keys: Keys, *, call: Callable[[Program], Any] = run
@@ -144,20 +156,47 @@ class StepPrograms:
             scored = step.send(judged)      # Judged in, Scored out
             updated = next(step)            # Updated; `state` was donated
 
+        Where too few of the P prompts have anything to teach it has others sampled first, as often as it likes:
+
+            fresh = step.send(Refill(...))  # Sampled, of these prompts alone
+            sampled = step.send(take_P)     # Sampled, P prompts of both (sampled.merge)
+
         Args:
           state, frozen, asked, keys: arrays, or their shapes where `call` does not run anything.
           call: what is done with a Program; returns its outputs.
         """
+        sampled = self._sample(state, frozen, asked, keys.rollout, call)
+        said = yield sampled
+        while isinstance(said, Refill):
+            fresh = self._sample(state, frozen, said.asked, said.key, call, beside=sampled)
+            take_P = yield fresh
+            both, mesh = (sampled, fresh, take_P), self.rollout_spec.mesh
+            sampled = call(Program("merge", "lower train.prompts_per_step", merge, both, {"mesh": mesh}))
+            del fresh, both
+            said = yield sampled
+        forest, _, columns = sampled
+        arguments = (forest, said.reward_R, columns | said.columns, keys.select, state.step)
+        scored = call(Program("score", "lower train.prompts_per_step", score, arguments, {"spec": self.score_spec}))
+        yield scored
+        mend = "lower update.microbatch, or raise mesh.fsdp"
+        yield Updated(*call(Program("update", mend, self.update, (state, scored.rows, keys.update))))
+
+    def _sample(
+        self, state: TrainState, frozen: Frozen, asked: Asked, key: jax.Array, call: Callable, beside: Any = ()
+    ) -> Sampled:
+        """What becomes of P prompts before their rewards; `beside`: what the step holds already."""
         if asked.forest is None:
             policy = state.params["policy"]
-            published = call(Program("publish", "use rollout.dtype=bfloat16", self.publish, (policy,)))
+            publish = Program("publish", "use rollout.dtype=bfloat16", self.publish, (policy,), beside=beside)
+            published = call(publish)
             forest, stats = call(
                 Program(
                     "rollout",
                     "lower rollout.slots",
                     rollout,
-                    (published, asked.prompt_PS, asked.prompt_len_P, keys.rollout),
+                    (published, asked.prompt_PS, asked.prompt_len_P, key),
                     {"spec": self.rollout_spec, "latents": latents(state, frozen), "gold": self._gold(asked)},
+                    beside,
                 )
             )
             del published  # a copy of the weights, which the update can use the room of
@@ -170,14 +209,10 @@ class StepPrograms:
                 inform,
                 (self._readers(state, frozen), forest, asked.gold),
                 {"spec": self.inform_spec},
+                beside,
             )
         )
-        judged = yield Sampled(forest, stats, columns)
-        arguments = (forest, judged.reward_R, columns | judged.columns, keys.select, state.step)
-        scored = call(Program("score", "lower train.prompts_per_step", score, arguments, {"spec": self.score_spec}))
-        yield scored
-        mend = "lower update.microbatch, or raise mesh.fsdp"
-        yield Updated(*call(Program("update", mend, self.update, (state, scored.rows, keys.update))))
+        return Sampled(forest, stats, columns)
 
     @property
     def judged(self) -> tuple[str, ...]:
@@ -236,6 +271,7 @@ def make_programs(
         publish=publisher(specs.publication_spec(config, model), state.params["policy"], mesh),
         gradient=gradient,
         update=make_update(gradient, optimizer, specs.schedule(config), state_shardings=placement),
+        refills=config.train.refills,
     )
 
 
@@ -256,9 +292,16 @@ class AbstractStep(NamedTuple):
         return self.state, self.frozen
 
     def trace(self, call: Callable[[Program], Any]) -> Rows:
-        """Calls `call` with every program in turn, which returns abstract outputs; the rows of the update."""
-        step = self.programs.step(self.state, self.frozen, self.asked, abstract_of(step_keys(0, 0)), call=call)
+        """Calls `call` with every program in turn, which returns abstract outputs; the rows of the update.
+
+        Of a step with refills there is one: its programs are those of the first rollout, with more beside them.
+        """
+        keys = abstract_of(step_keys(0, 0))
+        step = self.programs.step(self.state, self.frozen, self.asked, keys, call=call)
         forest = next(step).forest
+        if self.programs.refills:
+            step.send(Refill(self.asked, keys.rollout))
+            forest = step.send(jax.ShapeDtypeStruct(forest.prompt_len_P.shape, "int32")).forest
         numbers_R = jax.ShapeDtypeStruct(forest.length_R.shape, "float32")
         scored = step.send(Judged(numbers_R, dict.fromkeys(self.programs.judged, numbers_R)))
         next(step)

@@ -121,7 +121,7 @@ STEPS = """
             "update": {"minibatches": 2, "microbatch": 4, "kl_coef": 0.1}, "mesh": dict(zip(AXES, axes)),
             "eval": {"problems": 4, "samples": 2, "k": (1,), "greedy": False},
         }
-        for section, values in sizes.items():
+        for section, values in [*sizes.items(), *sections.items()]:
             config[section].update(values)
         workdir = folder / name
         if not workdir.exists():
@@ -172,6 +172,12 @@ STEPS = """
             assert resumed.restore() == 1
             compare(second, outcome(resumed, 2), "resumed")
         print(json.dumps([axes, "fine"]))
+
+    alone = trainer("refilled", 1, 1, 1, 1, train={"refills": 1})
+    first = outcome(alone, 1)
+    assert first[0]["rollout/refills"] == 1
+    compare(first, outcome(trainer("refilled on eight", 2, 2, 1, 2, train={"refills": 1}), 1), "refilled")
+    print(json.dumps(["refilled", "fine"]))
 """
 
 
@@ -188,4 +194,4 @@ def test_a_rollout_draws_the_same_tokens_on_every_mesh(run_script):
 
 
 def test_a_step_is_the_same_on_every_mesh(tmp_path, run_script):
-    assert len([json.loads(line) for line in run_script(STEPS, str(tmp_path), devices=8).splitlines()]) == 5
+    assert len([json.loads(line) for line in run_script(STEPS, str(tmp_path), devices=8).splitlines()]) == 6

@@ -26,7 +26,7 @@ def test_why_nothing_was_learnt_and_what_to_change(mean, right, group, flat, wor
     metrics = {"reward/mean": mean, "reward/pass@1": right, "reward/pass@group": group, "reward/frac_zero_std": flat}
     line = nothing_learned(40, 20, metrics)
     assert (
-        line.startswith("step 40: train.max_empty_steps = 20 rollouts in a row had nothing to learn from")
+        line.startswith("step 40: train.max_empty_steps = 20 steps in a row had nothing to learn from")
         and words in line
     )
     assert line.endswith("The same command goes on after step 40, which is saved") and "\n" not in line

@@ -21,6 +21,7 @@ from iiblpo_jax.run import sources
 from iiblpo_jax.run.metrics import MetricWriter
 from iiblpo_jax.run.setup import set_up
 from iiblpo_jax.run.trainer import Trainer
+from iiblpo_jax.step.programs import Judged
 from iiblpo_jax.update.importance import importance
 
 QUIET = Console(quiet=True)
@@ -168,8 +169,8 @@ def learned(recorded, tmp_path_factory):
 def weights_of(trainer, **changes):
     """Importance weights [R,T], under changed settings, and rows of the next step of a trainer, which stays there."""
     pending = trainer._start(1)
-    rewards, *_ = trainer._verify(pending.sampled.forest, pending.batch)
-    rows = pending.rest.send(jnp.asarray(rewards)).rows
+    graded, _ = trainer._refilled(pending)
+    rows = pending.rest.send(Judged(jnp.asarray(graded.rewards), {})).rows
     trainer.source.set_state(trainer._position)
     gradient = trainer._programs.gradient.sized_for(rows.count)
     old_logp_RT, _ = gradient.log_probs(trainer.state.params, rows)

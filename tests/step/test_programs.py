@@ -7,6 +7,7 @@ from iiblpo_jax.defaults import default_config
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.files.loading import load_config
 from iiblpo_jax.planning.shapes import abstract_step
+from iiblpo_jax.step.programs import refill_key, step_keys
 
 
 def traced(method="grpo", **branch):
@@ -53,3 +54,34 @@ def test_a_rollout_gets_the_answers_where_branches_depend_on_them(branch, listen
     assert (gold is not None) == listens
     if listens:
         assert gold.answer_len_P.shape == (4,)
+
+
+def test_a_refill_runs_the_first_three_again_beside_what_is_kept():
+    config = default_config()
+    config.train.prompts_per_step, config.rollout.max_prompt, config.rollout.max_tokens = 4, 8, 16
+    config.train.refills = 2
+    step = abstract_step(config, load_config(config.model.path), meshes.make_mesh(config.mesh, devices=jax.devices()))
+    found = []
+
+    def call(program):
+        found.append(program)
+        return jax.eval_shape(lambda *args: program.function(*args, **program.kwargs), *program.args)
+
+    rows = step.trace(call)
+    first = ["publish", "rollout", "inform"]
+    assert [program.name for program in found] == [*first, *first, "merge", "score", "update"]
+    assert [bool(jax.tree.leaves(program.beside)) for program in found] == [False] * 3 + [True] * 3 + [False] * 3
+    assert found[4].beside.forest.tokens_RT.shape == (4 * 8, 16)
+    config.train.refills = 0
+    assert jax.tree.map(lambda x: x.shape, rows) == jax.tree.map(
+        lambda x: x.shape,
+        abstract_step(
+            config, load_config(config.model.path), meshes.make_mesh(config.mesh, devices=jax.devices())
+        ).rows(),
+    )
+
+
+def test_keys_of_refills_are_nobody_elses():
+    keys = [*step_keys(3, 5), *(refill_key(3, 5, n) for n in (1, 2, 3)), refill_key(3, 6, 1), refill_key(4, 5, 1)]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == len(keys)
+    assert (jax.random.key_data(refill_key(3, 5, 2)) == jax.random.key_data(refill_key(3, 5, 2))).all()
