@@ -1,6 +1,19 @@
-"""What a config file starts from: `default_config`, presets, and other files to build on (config/defaults.py)."""
+"""What a config file starts from: `default_config` (config/defaults.py), presets (config/presets.py), and other files
+to build on."""
 
-from iiblpo_jax.config.defaults import RunConfig, dapo, default_config, paper, plain_grpo
+from iiblpo_jax.config.defaults import RunConfig, default_config
 from iiblpo_jax.config.files import load_file
+from iiblpo_jax.config.presets import dapo, fr3e, paper, plain_grpo, released, treepo, treerl
 
-__all__ = ["RunConfig", "dapo", "default_config", "load_file", "paper", "plain_grpo"]
+__all__ = [
+    "RunConfig",
+    "dapo",
+    "default_config",
+    "fr3e",
+    "load_file",
+    "paper",
+    "plain_grpo",
+    "released",
+    "treepo",
+    "treerl",
+]

@@ -235,10 +235,11 @@ KNOBS = {
     "branch.solved": knob(True, "a root that has given the gold answer gets branches too"),
     "branch.credit": knob(
         "trajectory",
-        "trajectory: one advantage each; tree, siblings: along segments (objectives/tree.py)",
-        choices=("trajectory", "tree", "siblings"),
+        "trajectory: one advantage each; the others look at what trajectories have in common, a file each of "
+        "objectives/credit: tree, siblings, treerl, treepo, fr3e",
+        choices=("trajectory", "tree", "siblings", "treerl", "treepo", "fr3e"),
     ),
-    "branch.local_credit": knob(1.0, "weight of the comparison with siblings in tree credit", at_least=0),
+    "branch.local_credit": knob(1.0, "weight of the comparison with siblings in credit tree and siblings", at_least=0),
     "branch.prefix_loss": knob(
         True,
         "tokens inherited from the parent count in a branch's loss too; with trajectory credit not where only some "
@@ -476,49 +477,3 @@ def default_config() -> RunConfig:
             section, name = key.split(".")
             config[section][name].unlock()
     return config
-
-
-def plain_grpo(c: RunConfig, *, samples: int) -> RunConfig:
-    """`c` with `samples` independent samples a prompt and all that IIB-LPO adds switched off, in place."""
-    c.rollout.roots = samples
-    c.branch.k = 0
-    c.latent.z = 0
-    c.ib.estimator = "none"
-    c.ib.filter = "none"
-    c.ib.reward_coef = 0.0
-    c.ib.entropy_coef = 0.0
-    c.advantage.weight = "none"
-    return c
-
-
-def dapo(c: RunConfig, *, samples: int) -> RunConfig:
-    """`c` with all of DAPO (Yu et al., arXiv 2503.14476), in place: plain GRPO with `samples` samples a prompt, and
-    clip-higher, token-mean, dynamic sampling, soft overlong punishment over the last fifth, no KL.
-
-    Set rollout.max_tokens before. A rollout asks P prompts, where the authors' script asks 3P at a time; right and
-    wrong are 1 apart and there 2, so the punishment is half of theirs. Importance weights pi_old / mu, which the paper
-    does not have, stay as they are in `c`.
-    """
-    plain_grpo(c, samples=samples)
-    c.objective.update({"name": "dapo", "clip_low": 0.2, "clip_high": 0.28, "aggregate": "token-mean"})
-    c.ib.update({"filter": "contrast", "keep": 0})
-    c.train.refills = 10
-    c.rollout.update({"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0})
-    c.reward.update({"overlong": "shape", "overlong_penalty": 0.5})
-    c.reward.overlong_buffer = max(1, c.rollout.max_tokens // 5)
-    c.update.kl_coef = 0.0
-    return c
-
-
-def paper(c: RunConfig) -> RunConfig:
-    """`c` with IIB-LPO as the paper's words and the released hyper-parameters have it, in place.
-
-    What the paper leaves open is as the README's section on the method says.
-    """
-    c.rollout.roots = 2
-    c.branch.update({"k": 3, "points": "shared", "parent": "root", "solved": True, "credit": "trajectory"})
-    c.latent.update({"kind": "gaussian", "z": 128, "siblings": "independent", "prior_power": 1.0})
-    c.ib.update({"estimator": "likelihood", "compression": "information", "length_cost": 0.0})
-    c.ib.update({"filter": "score", "keep": 0, "reward_coef": 0.1, "entropy_coef": 0.005})
-    c.advantage.weight = "none"
-    return c

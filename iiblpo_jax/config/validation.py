@@ -141,16 +141,17 @@ def _points(config: RunConfig) -> Iterator[str]:
 
 
 def _credit(config: RunConfig) -> Iterator[str]:
-    if config.branch.credit == "siblings" and config.branch.parent != "root":
+    credit = config.branch.credit
+    if credit == "siblings" and config.branch.parent != "root":
         yield (
             "branch.credit = siblings compares branches of one root and branch.parent = previous grows more on them; "
             "set branch.parent=root, or branch.credit=tree"
         )
-    if config.branch.credit == "tree" and selective_branches(config):
+    if credit not in ("trajectory", "siblings") and selective_branches(config):
         yield (
-            "branch.credit = tree takes what became of a root's branches for the value of what they inherit, and with "
-            "branch.solved = False or branch.min_entropy above 0 only roots chosen by what they said have any; set "
-            "branch.credit=siblings or trajectory"
+            f"branch.credit = {credit} takes what became of a root's branches for the value of what they inherit, and "
+            "with branch.solved = False or branch.min_entropy above 0 only roots chosen by what they said have any; "
+            "set branch.credit=siblings or trajectory"
         )
 
 

@@ -11,6 +11,7 @@ from iiblpo_jax.objectives.auxiliary import with_auxiliary
 from iiblpo_jax.objectives.bapo import bapo
 from iiblpo_jax.objectives.cispo import cispo
 from iiblpo_jax.objectives.covariance import clip_cov, kl_cov
+from iiblpo_jax.objectives.credit import with_credit
 from iiblpo_jax.objectives.dapo import dapo
 from iiblpo_jax.objectives.darling import darling
 from iiblpo_jax.objectives.disco import disco
@@ -29,7 +30,6 @@ from iiblpo_jax.objectives.rloo import rloo
 from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.objectives.sapo import sapo
 from iiblpo_jax.objectives.spine import spine
-from iiblpo_jax.objectives.tree import with_tree_credit
 from iiblpo_jax.objectives.ucpo import ucpo
 
 __all__ = [
@@ -41,8 +41,8 @@ __all__ = [
     "advantages",
     "make_objective",
     "with_auxiliary",
+    "with_credit",
     "with_overlong",
-    "with_tree_credit",
 ]
 
 METHODS = {

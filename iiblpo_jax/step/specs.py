@@ -15,7 +15,7 @@ from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.packed.attention import implementation
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
-from iiblpo_jax.objectives import Objective, make_objective, with_auxiliary, with_overlong, with_tree_credit
+from iiblpo_jax.objectives import Objective, make_objective, with_auxiliary, with_credit, with_overlong
 from iiblpo_jax.objectives.rows import PLAN, PROMPT_LOGP, REF_LOGP
 from iiblpo_jax.rollout.branching import Branching
 from iiblpo_jax.rollout.publication import PublicationSpec
@@ -98,11 +98,11 @@ def objective(config) -> Objective:
         reference_kl=config.update.kl_coef,
     )
     if config.branch.credit != "trajectory" and config.branch.k > 0:
-        method = with_tree_credit(
+        method = with_credit(
             method,
+            config.branch.credit,
             parent_J=branching(config).shape.parent_J,
             local=config.branch.local_credit,
-            siblings=config.branch.credit == "siblings",
         )
     if config.reward.overlong == "shape":
         method = with_overlong(method, buffer=config.reward.overlong_buffer, penalty=config.reward.overlong_penalty)

@@ -98,6 +98,10 @@ def test_the_section_update_reads_as_an_attribute():
             r"branch\.credit = tree .* set branch\.credit=siblings or",
         ),
         ({"branch__credit": "tree", "branch__min_entropy": 1.0}, r"branch\.credit = tree .* branch\.min_entropy above"),
+        (
+            {"branch__credit": "treepo", "branch__solved": False},
+            r"branch\.credit = treepo .* set branch\.credit=siblings",
+        ),
         ({"rollout__min_tokens": 5000}, r"rollout\.min_tokens = 5000 exceeds rollout\.max_tokens = 4096"),
         ({"ib__estimator": "likelihood", "ib__keep": 9}, r"ib\.keep.*9.* 8 trajectories"),
         ({"ib__estimator": "none", "ib__filter": "score"}, r"ib\.estimator = none leaves no score"),
