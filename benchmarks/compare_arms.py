@@ -13,19 +13,21 @@ from iiblpo_jax.config.derived import group_size
 from iiblpo_jax.config.files import load_file
 from iiblpo_jax.config.overrides import override
 from iiblpo_jax.config.validation import validate
-from iiblpo_jax.defaults import RunConfig, paper
+from iiblpo_jax.defaults import RunConfig, dapo, paper
 
 ROOT = Path(__file__).parents[1]
 # Every testbed T is configs/T.py and, for plain GRPO, configs/T_grpo.py; what follows are the changes that make an arm.
 TESTBEDS = ("arithmetic", "arithmetic_long", "countdown", "smollm2_sums")
-PRESETS = {"paper": paper}  # `preset=NAME` among the changes comes before all of them
+# `preset=NAME` among the changes comes before all of them.
+PRESETS = {"dapo": lambda c: dapo(c, samples=c.rollout.roots), "paper": paper}
 
 # Independent samples, on configs/T_grpo.py: every method by its name and as published, then its variants, then weights
-# of prompts by difficulty. With equal groups dropped (their tokens count) dapo is DAPO but for its overlong reward.
+# of prompts by difficulty. `dapo` is the whole method, `dapo_no_refills` only drops equal groups (their tokens count).
 # int8 decodes with rounded weights and corrects nothing; int8_tis corrects as everything does where it has to:
 # truncated importance sampling (update.importance).
 INDEPENDENT = {name: (f"objective.name={name}",) if name != "grpo" else () for name in ("grpo", *METHODS)} | {
-    "dapo": ("objective.name=dapo", "ib.filter=contrast"),
+    "dapo": ("preset=dapo",),
+    "dapo_no_refills": ("objective.name=dapo", "ib.filter=contrast"),
     "mara": ("objective.name=mara", "update.kl_coef=0.001"),  # which weighs nothing without a KL
     "dppo_kl": ("objective.name=dppo", "objective.options.divergence=kl"),
     "disco_logp": ("objective.name=disco", "objective.options.score=logp"),
@@ -238,6 +240,6 @@ def parse_arm(text: str) -> Arm:
     return Arm(name=name, file=file, overrides=tuple(overrides))
 
 
-def trajectories_per_step(config: RunConfig) -> int:
-    """Sampled a step, those that a filter drops included."""
-    return config.train.prompts_per_step * group_size(config)
+def trajectories_of(config: RunConfig, metrics: dict) -> int:
+    """Sampled in the step of `metrics`, those that a filter drops and those that gave way to others included."""
+    return config.train.prompts_per_step * group_size(config) * (1 + int(metrics.get("rollout/refills", 0)))

@@ -1,5 +1,6 @@
 """One run: train, measure at even shares of the budget, and once more with many samples."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-from compare_arms import ROOT, WORDS, Budget, Job, trajectories_per_step
+from compare_arms import ROOT, WORDS, Budget, Job, trajectories_of
 from compare_clock import Clock
 from compare_store import key_of, locked
 from rich.console import Console
@@ -93,15 +94,16 @@ def run(job: Job, plan: Plan, *, latents: Path, say: Callable[[float, dict, dict
       The line of the run.
     """
     config = job.config((*QUIET, *plan.changes()))
-    with tempfile.TemporaryDirectory() as workdir:
-        trainer = prepared(config, Path(workdir), latents)
+    with (
+        tempfile.TemporaryDirectory() as workdir,
+        contextlib.closing(prepared(config, Path(workdir), latents)) as trainer,
+    ):
         start, ends = _before(trainer, config, latents), {}
         if not job.sweep:
             ends["before"] = _before(trainer, plan.final(config), latents)
         course = _train(trainer, config, job.budget, 1 if job.sweep else plan.points, start, say)
         if not job.sweep:
             ends["final"] = _final(trainer, plan.final(config))
-        trainer.close()
     jax.clear_caches()
     return key_of(job) | {"lr": config.optim.lr, "evaluation": plan.facts()} | course | ends
 
@@ -121,7 +123,7 @@ def _train(trainer: Trainer, config: RunConfig, budget: Budget, shares: int, sta
             since.append(metrics)
             spent = {
                 "tokens": spent["tokens"] + metrics["rollout/tokens"],
-                "trajectories": spent["trajectories"] + trajectories_per_step(config),
+                "trajectories": spent["trajectories"] + trajectories_of(config, metrics),
                 "update_tokens": spent["update_tokens"] + metrics["update/tokens"],
                 "seconds": clock.seconds(),
                 "steps": spent["steps"] + 1,

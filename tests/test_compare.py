@@ -104,14 +104,16 @@ def test_an_arm_that_is_none_is_refused(text):
 
 
 def test_every_named_arm_has_a_config():
-    from compare_arms import NAMED, TESTBEDS, named_arm, trajectories_per_step
+    from compare_arms import NAMED, TESTBEDS, named_arm, trajectories_of
 
     for testbed in TESTBEDS:
         for name in NAMED:
             arm = named_arm(name, testbed)
             assert arm.family == testbed
             arm.config(0, ["update.minibatches=4"])
-    assert trajectories_per_step(named_arm("as_shipped", "arithmetic").config(0)) == 32 * 4 * (1 + 1)
+    config = named_arm("as_shipped", "arithmetic").config(0)
+    assert trajectories_of(config, {}) == 32 * 4 * (1 + 1)
+    assert trajectories_of(config, {"rollout/refills": 2.0}) == 3 * 32 * 4 * (1 + 1)
     with pytest.raises(InputError, match="no arm is called 'gpro'"):
         named_arm("gpro", "arithmetic")
 
@@ -135,7 +137,7 @@ def test_a_preset_comes_before_the_changes():
     config = arm.config(0)
     assert (config.rollout.roots, config.branch.k, config.ib.filter) == (2, 3, "score")  # the paper's
     assert (config.latent.z, config.ib.beta) == (5, 2.0)
-    with pytest.raises(InputError, match="preset=papers: no preset is called so; use one of paper"):
+    with pytest.raises(InputError, match="preset=papers: no preset is called so; use one of dapo, paper"):
         parse_arm("mine:configs/countdown.py:preset=papers").config(0)
 
 
