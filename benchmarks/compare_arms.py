@@ -4,22 +4,45 @@ A new method is one line of INDEPENDENT or TREES.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config.defaults import METHODS
 from iiblpo_jax.config.derived import group_size
-from iiblpo_jax.config.files import load_file
+from iiblpo_jax.config.files import flatten, load_file
 from iiblpo_jax.config.overrides import override
 from iiblpo_jax.config.validation import validate
-from iiblpo_jax.defaults import RunConfig, dapo, paper
+from iiblpo_jax.defaults import RunConfig, dapo, fr3e, paper, released, treepo, treerl
 
 ROOT = Path(__file__).parents[1]
 # Every testbed T is configs/T.py and, for plain GRPO, configs/T_grpo.py; what follows are the changes that make an arm.
 TESTBEDS = ("arithmetic", "arithmetic_long", "countdown", "smollm2_sums")
-# `preset=NAME` among the changes comes before all of them.
-PRESETS = {"dapo": lambda c: dapo(c, samples=c.rollout.roots), "paper": paper}
+
+
+def sized(preset: Callable[[RunConfig], RunConfig], share: float) -> Callable[[RunConfig], RunConfig]:
+    """A preset that grows many trajectories a prompt, with the lengths of a testbed, and with `share` of its prompts a
+    step, in fours: a step generates about as many tokens as that of the other arms."""
+
+    def made(c: RunConfig) -> RunConfig:
+        c = preset(c)
+        c.train.prompts_per_step = 4 * max(1, round(share * c.train.prompts_per_step / 4))
+        c.branch.segment, c.reward.overlong_buffer = (max(1, c.rollout.max_tokens // n) for n in (6, 5))
+        return c
+
+    return made
+
+
+# `preset=NAME` among the changes comes before all of them, and changes neither the sampler nor the learning rate.
+PRESETS = {
+    "dapo": lambda c: dapo(c, samples=c.rollout.roots),
+    "fr3e": sized(fr3e, 5 / 8),
+    "paper": paper,
+    "released": released,
+    "treepo": sized(treepo, 1 / 2),
+    "treerl": sized(treerl, 3 / 8),
+}
+TESTBEDS_OWN = ("rollout.temperature", "rollout.top_k", "rollout.top_p", "rollout.min_p", "optim.lr")
 
 # Independent samples, on configs/T_grpo.py: every method by its name and as published, then its variants, then weights
 # of prompts by difficulty. `dapo` is the whole method, `dapo_no_refills` only drops equal groups (their tokens count).
@@ -44,10 +67,15 @@ INDEPENDENT = {name: (f"objective.name={name}",) if name != "grpo" else () for n
     "int8_tis": ("rollout.weights=int8",),
 }
 PLAIN = ("latent.z=0", "ib.estimator=none")
-# Trees, on configs/T.py. The paper's latent is 128 wide; 16 is what the models of the testbeds can fill.
+# Trees, on configs/T.py. The paper's latent is 128 wide; 16 is what the models of the testbeds can fill. The code
+# that its authors released comes to branches at the most hesitant token and A H.
 TREES = {
     "branches": (*PLAIN, "advantage.weight=none"),
     "branches_weight": PLAIN,
+    "branches_released": ("preset=released",),
+    "treerl": ("preset=treerl",),
+    "treepo": ("preset=treepo",),
+    "fr3e": ("preset=fr3e",),
     "iib_lpo": ("preset=paper", "latent.z=16"),
 }
 COMPARED = (*INDEPENDENT, *TREES)
@@ -116,8 +144,11 @@ class Arm:
         """
         config = load_file(str(ROOT / self.file))
         presets = [text for text in self.overrides if text.startswith("preset=")]
+        own = flatten(config)
         for text in presets:
             config = _preset(text)(config)
+        for section, name in (key.split(".") for key in TESTBEDS_OWN):
+            config[section][name] = own[f"{section}.{name}"]
         rest = [text for text in self.overrides if text not in presets]
         last = [f"train.seed={seed}", f"data.seed={seed}", *changes]
         config = override(config, [f"--config.{change}" for change in (*rest, *last)])

@@ -137,8 +137,18 @@ def test_a_preset_comes_before_the_changes():
     config = arm.config(0)
     assert (config.rollout.roots, config.branch.k, config.ib.filter) == (2, 3, "score")  # the paper's
     assert (config.latent.z, config.ib.beta) == (5, 2.0)
-    with pytest.raises(InputError, match="preset=papers: no preset is called so; use one of dapo, paper"):
+    with pytest.raises(InputError, match="preset=papers: no preset is called so; use one of dapo, fr3e, paper"):
         parse_arm("mine:configs/countdown.py:preset=papers").config(0)
+
+
+def test_a_preset_leaves_a_testbed_its_sampler_rate_and_tokens_a_step():
+    from compare_arms import named_arm
+
+    config = named_arm("treerl", "countdown").config(0)  # which has 1.2, .95 and 1.5e-6
+    assert (config.rollout.temperature, config.rollout.top_p, config.optim.lr) == (1.0, 1.0, 3e-4)
+    assert (config.rollout.roots, config.branch.k, config.branch.credit) == (6, 4, "treerl")
+    assert config.train.prompts_per_step == 12  # of 32
+    assert named_arm("treepo", "arithmetic_long").config(0).branch.segment == 20  # of 120
 
 
 @pytest.mark.parametrize(
