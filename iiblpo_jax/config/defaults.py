@@ -236,10 +236,11 @@ KNOBS = {
     "branch.credit": knob(
         "trajectory",
         "trajectory: one advantage each; the others look at what trajectories have in common, a file each of "
-        "objectives/credit: tree, siblings, treerl, treepo, fr3e",
-        choices=("trajectory", "tree", "siblings", "treerl", "treepo", "fr3e"),
+        "objectives/credit: tree, siblings, treerl, treepo, fr3e, ib_tpo",
+        choices=("trajectory", "tree", "siblings", "treerl", "treepo", "fr3e", "ib_tpo"),
     ),
     "branch.local_credit": knob(1.0, "weight of the comparison with siblings in credit tree and siblings", at_least=0),
+    "branch.ib_credit": knob(0.1, "of credit ib_tpo: weight of what a segment pays for being likely", at_least=0),
     "branch.prefix_loss": knob(
         True,
         "tokens inherited from the parent count in a branch's loss too; with trajectory credit not where only some "

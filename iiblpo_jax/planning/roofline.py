@@ -134,7 +134,8 @@ def step_work(config, m: ModelConfig, lengths: Lengths, shape: dict[str, int], p
 def _informed(config) -> str:
     if config.ib.estimator == "likelihood":
         return "likelihood"
-    return "reference" if config.update.kl_coef > 0 else ""
+    tree_asks = config.branch.k > 0 and config.branch.credit == "ib_tpo"
+    return "reference" if config.update.kl_coef > 0 or tree_asks else ""
 
 
 def _rollout(config, m: ModelConfig, lengths: Lengths, shape, parts: int) -> Work:

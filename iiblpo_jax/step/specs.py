@@ -103,6 +103,7 @@ def objective(config) -> Objective:
             config.branch.credit,
             parent_J=branching(config).shape.parent_J,
             local=config.branch.local_credit,
+            ib_coef=config.branch.ib_credit,
         )
     if config.reward.overlong == "shape":
         method = with_overlong(method, buffer=config.reward.overlong_buffer, penalty=config.reward.overlong_penalty)

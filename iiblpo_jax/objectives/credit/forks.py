@@ -68,6 +68,24 @@ def segment_values(reward_NJ, keep_NJ, whole_NJ, fork_NJJ, t: int) -> tuple[jax.
     return here_TNJ.reshape(t, -1).T, before_TNJ.reshape(t, -1).T
 
 
+def segment_bounds(fork_NJJ: jax.Array, length_NJ: jax.Array, t: int) -> tuple[jax.Array, jax.Array]:
+    """Where every token's segment begins, and where the next one does, both [N*J,T]; the last ends with the response.
+
+    Behind the end of a response both are its length.
+    """
+
+    def along(t):
+        start_NJ = jnp.where(fork_NJJ <= t, fork_NJJ, 0).max(-1)
+        end_NJ = jnp.minimum(jnp.where(fork_NJJ > t, fork_NJJ, NEVER).min(-1), length_NJ)
+        inside_NJ = t < length_NJ
+        return jnp.where(inside_NJ, start_NJ, length_NJ), jnp.where(
+            inside_NJ, jnp.minimum(end_NJ, length_NJ), length_NJ
+        )
+
+    start_TNJ, end_TNJ = jax.lax.map(along, jnp.arange(t))
+    return start_TNJ.reshape(t, -1).T, end_TNJ.reshape(t, -1).T
+
+
 def _mean(reward_NJ, keep_NJ, share_NJJ):
     """[N,J] mean reward of the kept trajectories that share."""
     weight_NJJ = share_NJJ * keep_NJ[:, None]
