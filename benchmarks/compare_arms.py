@@ -36,11 +36,11 @@ def sized(preset: Callable[[RunConfig], RunConfig], share: float) -> Callable[[R
 # `preset=NAME` among the changes comes before all of them, and changes neither the sampler nor the learning rate.
 PRESETS = {
     "dapo": lambda c: dapo(c, samples=c.rollout.roots),
-    "fr3e": sized(fr3e, 5 / 8),
+    "fr3e": sized(fr3e, 1 / 2),
     "paper": paper,
     "released": released,
-    "treepo": sized(treepo, 1 / 2),
-    "treerl": sized(treerl, 3 / 8),
+    "treepo": sized(treepo, 1 / 4),
+    "treerl": sized(treerl, 1 / 4),
 }
 TESTBEDS_OWN = ("rollout.temperature", "rollout.top_k", "rollout.top_p", "rollout.min_p", "optim.lr")
 

@@ -147,7 +147,7 @@ def test_a_preset_leaves_a_testbed_its_sampler_rate_and_tokens_a_step():
     config = named_arm("treerl", "countdown").config(0)  # which has 1.2, .95 and 1.5e-6
     assert (config.rollout.temperature, config.rollout.top_p, config.optim.lr) == (1.0, 1.0, 3e-4)
     assert (config.rollout.roots, config.branch.k, config.branch.credit) == (6, 4, "treerl")
-    assert config.train.prompts_per_step == 12  # of 32
+    assert config.train.prompts_per_step == 8  # of 32
     assert named_arm("treepo", "arithmetic_long").config(0).branch.segment == 20  # of 120
 
 
