@@ -76,6 +76,7 @@ TREES = {
     "treerl": ("preset=treerl",),
     "treepo": ("preset=treepo",),
     "fr3e": ("preset=fr3e",),
+    "ib_tpo": (*PLAIN, "advantage.weight=none", "branch.credit=ib_tpo"),
     "iib_lpo": ("preset=paper", "latent.z=16"),
 }
 COMPARED = (*INDEPENDENT, *TREES)
