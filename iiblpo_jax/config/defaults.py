@@ -54,6 +54,9 @@ METHODS = {
         "delta_high": knob(None, "bound where A > 0; None = .15 of tv, .05 of kl", at_least=0, kind=float),
         "cap": knob(20.0, "truncation of the ratio", above=0),
         "anchor": knob("rollout", "the ratio is to the policy that sampled, or to pi_old", choices=("rollout", "old")),
+        "top_k": knob(
+            0, "likeliest tokens of the rollout that are compared, such as 20; 0 = the sampled one", at_least=0
+        ),
     },
     "dr_grpo": {},
     "entropy_adv": {

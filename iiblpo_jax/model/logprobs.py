@@ -86,12 +86,44 @@ def _logprobs(h_BtD, targets_Bt, w_VD, temperature):
     return target_Bt - norm_Bt, norm_Bt - expected_Bt
 
 
+def other_logprobs(h_NUD, at_NX, w_VD, targets_NX, logp_NX, others_NXK, *, temperature=1.0):
+    """Log-probabilities [N,X,K] of other tokens than the target, constants.
+
+    log p(v) = log p(target) + h . (w_v - w_target) / temperature: that of the target, which is known, has the
+    normaliser in it, so only K + 1 columns of the projection are needed.
+
+    Args:
+      h_NUD: final hidden states; at_NX: which of them emits each target.
+      w_VD: output weights.
+      targets_NX, logp_NX: tokens and their log-probs, as of `chunked_logprobs`.
+      others_NXK: tokens.
+      temperature: divides the logits.
+    """
+    h_NUD, w_VD, logp_NX = jax.lax.stop_gradient((h_NUD, w_VD, logp_NX))
+    (n, x, k), d = others_NXK.shape, w_VD.shape[1]
+    chunks = min(x, math.ceil(n * x * (k + 1) * d / LOGITS_PER_CHUNK))  # [tokens, K + 1, D] never exists whole
+
+    def split(x_NX):
+        pad = [(0, 0), (0, -x % chunks)] + [(0, 0)] * (x_NX.ndim - 2)
+        return jnp.pad(x_NX, pad).reshape(n, chunks, -1, *x_NX.shape[2:]).swapaxes(0, 1)
+
+    def chunk(args):
+        at_Nx, ids_Nxk, logp_Nx = args
+        h_NxD = jnp.take_along_axis(h_NUD, at_Nx[..., None], axis=1, mode="clip")
+        logits_Nxk = jnp.einsum("nxd,nxkd->nxk", h_NxD, w_VD[ids_Nxk], preferred_element_type=jnp.float32)
+        return logp_Nx[..., None] + (logits_Nxk[..., 1:] - logits_Nxk[..., :1]) / temperature
+
+    ids_NXk = jnp.concatenate([targets_NX[..., None], others_NXK], axis=-1)
+    found_CNxK = jax.lax.map(chunk, tuple(map(split, (at_NX, ids_NXk, logp_NX))))
+    return found_CNxK.swapaxes(0, 1).reshape(n, -1, k)[:, :x]
+
+
 def response_positions(prompt_len_N, t):
     """[N,T] row position of the *input* token whose output distribution emits response token t."""
     return prompt_len_N[:, None] + jnp.arange(t)[None, :] - 1
 
 
-def response_logprobs(model, rows_NC, prompt_len_N, t, *, temperature=1.0, inject=None, remat=True):
+def response_logprobs(model, rows_NC, prompt_len_N, t, *, temperature=1.0, inject=None, remat=True, others_NTK=None):
     """Log-probabilities and entropies of the first `t` response tokens of each row, teacher-forced.
 
     Args:
@@ -101,12 +133,17 @@ def response_logprobs(model, rows_NC, prompt_len_N, t, *, temperature=1.0, injec
       t: response length T; entries past a row's end are finite and meaningless.
       temperature: divides the logits.
       inject, remat: of `hidden_states`.
+      others_NTK: tokens whose log-probs in place of each response token are wanted too; None = none.
 
     Returns:
-      (logp_NT, entropy_NT), float32, differentiable.
+      (logp_NT, entropy_NT), float32, differentiable; with `others_NTK` and their log-probs [N,T,K], constants.
     """
     h_NCD = hidden_states(model, rows_NC, inject=inject, remat=remat)
     at_NT = response_positions(prompt_len_N, t)
     h_NTD = jnp.take_along_axis(h_NCD, at_NT[..., None], axis=1, mode="clip")
     targets_NT = jnp.take_along_axis(rows_NC, at_NT + 1, axis=1, mode="clip")
-    return chunked_logprobs(h_NTD, output_weights(model), targets_NT, temperature=temperature)
+    w_VD = output_weights(model)
+    found = chunked_logprobs(h_NTD, w_VD, targets_NT, temperature=temperature)
+    if others_NTK is None:
+        return found
+    return *found, other_logprobs(h_NCD, at_NT, w_VD, targets_NT, found[0], others_NTK, temperature=temperature)

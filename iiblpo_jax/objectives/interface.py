@@ -34,6 +34,8 @@ class Batch(struct.PyTreeNode):
       importance_RT: pi_old / mu within bounds where another distribution than pi_old drew the token, else 1 (constant).
       step: int32 scalar, rollouts done so far.
       key: random key of the minibatch; None unless the method asked for `whole_minibatch`.
+      top_logp_RTK: of the current policy, for the tokens that rows have as TOP_TOKEN (constant); None where logp_RT is,
+        and without Objective.record.
     """
 
     rows: Rows
@@ -43,6 +45,7 @@ class Batch(struct.PyTreeNode):
     importance_RT: jax.Array
     step: jax.Array | None = None
     key: jax.Array | None = None
+    top_logp_RTK: jax.Array | None = None
 
 
 class TokenLoss(struct.PyTreeNode):
@@ -92,6 +95,7 @@ class Objective:
       needs_groups: minibatches hold whole groups.
       whole_minibatch: losses or masks couple rows through current log-probs or entropies, or draw random numbers.
       needs: names of rows.ON_REQUEST: what rows hold besides, because the method reads it.
+      record: K likeliest tokens of every draw that the rollout notes (rows.TOP_*), for Batch.top_logp_RTK; 0 = none.
     """
 
     name: str
@@ -107,6 +111,7 @@ class Objective:
     needs_groups: bool = False
     whole_minibatch: bool = False
     needs: tuple[str, ...] = ()
+    record: int = 0
 
     def weights(self, batch: Batch) -> jax.Array:
         """[R,T] weight of every token's loss, normalised over the whole of `batch` (pass the whole minibatch)."""

@@ -15,7 +15,7 @@ from iiblpo_jax.common import own_code
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.objectives.aggregate import AGGREGATES
 from iiblpo_jax.objectives.interface import Batch, Objective, advantages
-from iiblpo_jax.objectives.rows import ON_REQUEST, REF_LOGP, Rows
+from iiblpo_jax.objectives.rows import ON_REQUEST, REF_LOGP, TOP_LOGP, TOP_TOKEN, Rows
 
 KEY = "objective.path"
 R, T, PROMPT = 4, 3, 2  # sizes of the trial
@@ -39,7 +39,7 @@ def load_objective(reference: str, *, max_tokens: int, overrides: Mapping) -> Ob
             raise InputError(f"{KEY} = {reference!r} needs {name!r}, which there is not; use {', '.join(ON_REQUEST)}")
     try:
         hash(objective)
-        advantage, losses = jax.eval_shape(lambda rows: _trial(objective, rows), _rows(objective.needs))
+        advantage, losses = jax.eval_shape(lambda rows: _trial(objective, rows), _rows_for(objective))
     except Exception as error:  # whatever the user's functions raise
         raise own_code.error_inside(error, reference, key=KEY) from error
     if advantage.shape not in ((R,), (R, T)):
@@ -61,12 +61,21 @@ def _trial(objective: Objective, rows: Rows) -> tuple[jax.Array, jax.Array]:
         importance_RT=rows.mask_RT,
         step=jnp.int32(0),
         key=jax.random.key(0),
+        top_logp_RTK=rows.extras.get(TOP_LOGP),
     )
     _, token = objective.loss(batch, objective.weights(batch))
     return advantage, token.loss_RT
 
 
-def _rows(needs: tuple[str, ...] = ()) -> Rows:
+def _rows_for(objective: Objective) -> Rows:
+    rows, top = _rows(), jnp.zeros((R, T, objective.record))
+    extras = {name: rows.reward_R for name in objective.needs if name != REF_LOGP}
+    if objective.record:
+        extras |= {TOP_TOKEN: top.astype(jnp.int32), TOP_LOGP: top}
+    return rows.replace(extras=extras)
+
+
+def _rows() -> Rows:
     ints, numbers, tokens = jnp.zeros(R, jnp.int32), jnp.zeros(R), jnp.zeros((R, T))
     return Rows(
         tokens_RC=jnp.zeros((R, PROMPT + T), jnp.int32),
@@ -85,5 +94,4 @@ def _rows(needs: tuple[str, ...] = ()) -> Rows:
         ib_score_R=numbers,
         advantage_R=numbers,
         ref_logp_RT=tokens,
-        extras={name: numbers for name in needs if name != REF_LOGP},
     )

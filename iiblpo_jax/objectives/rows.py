@@ -13,6 +13,8 @@ REF_LOGP = "ref_logp"  # [R,T] log-probs of the reference model, in Rows.ref_log
 PROMPT_LOGP = "prompt_logp"  # [R] mean log-prob of the prompt's tokens under the policy that sampled, in Rows.extras
 # and PLAN, [R] numbers that are equal where two responses have the same plan (rewards/plans.py), in Rows.extras
 ON_REQUEST = (REF_LOGP, PROMPT_LOGP, PLAN)
+# In Rows.extras where Objective.record asks: of every draw the K likeliest tokens and their log-probs [R,T,K].
+TOP_TOKEN, TOP_LOGP = "top_token", "top_logp"
 
 
 class Rows(struct.PyTreeNode):
@@ -35,7 +37,7 @@ class Rows(struct.PyTreeNode):
       advantage_R: float32, [R] or [R,T]; 0 where nothing was assigned.
       ref_logp_RT: log-probs of the reference model, or None.
       latent: where z was on, or None without a latent.
-      extras: further arrays by their names in ON_REQUEST, as far as the method needs them.
+      extras: further arrays by their names above (ON_REQUEST, TOP_*), as far as the method needs them.
     """
 
     tokens_RC: jax.Array

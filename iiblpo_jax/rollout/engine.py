@@ -178,7 +178,7 @@ class _Engine:
                 spec.model, b, capacity, spec.kv_dtype, unrolled=layout.unrolled, kv_copies=layout.kv_copies
             ),
             projected=self.steering and self.steering.project(jnp.zeros((b, z_width))),
-            grown=nothing_grown(self.rows, spec.max_tokens, z_width),
+            grown=nothing_grown(self.rows, spec.max_tokens, z_width, noted=spec.sampling.record),
             next_tree=jnp.zeros((), jnp.int32),
             steps=jnp.zeros((), jnp.int32),
         )

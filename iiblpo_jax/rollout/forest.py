@@ -35,6 +35,8 @@ class Forest:
       branch_at_R: response index t* of a branch's first own token, 0 for roots.
       z_RZ: latent of a branch, zeros for roots (Z may be 0).
       fallback_R: branch whose parent had no candidate position: a plain resample without z.
+      top_token_RTK, top_logp_RTK: the K likeliest tokens of every position, likeliest first, with log-probabilities as
+        in raw_logp_RT; None where the rollout did not note them (Sampling.record).
     """
 
     prompt_PS: jax.Array
@@ -48,6 +50,8 @@ class Forest:
     branch_at_R: jax.Array
     z_RZ: jax.Array
     fallback_R: jax.Array
+    top_token_RTK: jax.Array | None = None
+    top_logp_RTK: jax.Array | None = None
 
     @property
     def group_size(self) -> int:

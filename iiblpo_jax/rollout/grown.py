@@ -9,6 +9,7 @@ from iiblpo_jax.rollout.forest import LENGTH, STOP
 from iiblpo_jax.rollout.sampling import Draw
 
 TOKEN, RAW_LOGP, ENTROPY = range(3)  # columns of packed_RTX
+TOP = ENTROPY + 1  # and from here on the likeliest tokens, then their log-probs, where the rollout notes them
 COLUMNS = "tokens_RT raw_logp_RT entropy_RT length_R finish_R branch_at_R fallback_R z_RZ".split()  # of Forest
 
 
@@ -20,7 +21,8 @@ class Grown(struct.PyTreeNode):
     every slot its row.
 
     Attributes:
-      packed_RTX: token, log-prob and entropy of every position. A token id is exact in float32 below 2^24.
+      packed_RTX: token, log-prob and entropy of every position, and its likeliest tokens where they are noted. A token
+        id is exact in float32 below 2^24.
       length_R, finish_R, branch_at_R, fallback_R, z_RZ: as in Forest.
     """
 
@@ -47,6 +49,21 @@ class Grown(struct.PyTreeNode):
         return self.packed_RTX[..., ENTROPY]
 
     @property
+    def top_token_RTK(self) -> jax.Array:
+        """The likeliest tokens of every position."""
+        return self.packed_RTX[..., TOP : TOP + self._noted].astype(jnp.int32)
+
+    @property
+    def top_logp_RTK(self) -> jax.Array:
+        """Their log-probabilities before truncation, nats."""
+        return self.packed_RTX[..., TOP + self._noted :]
+
+    @property
+    def _noted(self) -> int:
+        """K."""
+        return (self.packed_RTX.shape[-1] - TOP) // 2
+
+    @property
     def stopped_R(self) -> jax.Array:
         """Whether the last token is a stop token; of finished rows."""
         return self.finish_R == STOP
@@ -70,6 +87,8 @@ class Grown(struct.PyTreeNode):
         """One more token, at response index index_B."""
         token_B = draw.token_B.astype(jnp.float32)
         packed_BX = jnp.stack([token_B, draw.raw_logp_B, draw.entropy_B], axis=-1)
+        if draw.top_token_BK is not None:
+            packed_BX = jnp.concatenate([packed_BX, draw.top_token_BK, draw.top_logp_BK], axis=-1)
         row_B = _only(where_B, row_B, self.length_R)
         return self.replace(packed_RTX=self.packed_RTX.at[row_B, index_B].set(packed_BX, mode="drop"))
 
@@ -91,14 +110,15 @@ class Grown(struct.PyTreeNode):
 
     def columns(self) -> dict[str, jax.Array]:
         """The fields of a Forest that are recorded here, by their names there."""
-        return {name: getattr(self, name) for name in COLUMNS}
+        noted = ["top_token_RTK", "top_logp_RTK"] if self._noted else []
+        return {name: getattr(self, name) for name in [*COLUMNS, *noted]}
 
 
-def nothing_grown(rows: int, max_tokens: int, z_width: int) -> Grown:
-    """Before the first token: R rows of T tokens and latents of z_width numbers."""
+def nothing_grown(rows: int, max_tokens: int, z_width: int, *, noted: int = 0) -> Grown:
+    """Before the first token: R rows of T tokens, `noted` likeliest ones each, and latents of z_width numbers."""
     zero_R = jnp.zeros(rows, jnp.int32)
     return Grown(
-        packed_RTX=jnp.zeros((rows, max_tokens, 3)),
+        packed_RTX=jnp.zeros((rows, max_tokens, TOP + 2 * noted)),
         length_R=zero_R,
         finish_R=zero_R + LENGTH,
         branch_at_R=zero_R,

@@ -24,21 +24,28 @@ class Sampling:
       top_k: keep the k likeliest tokens; 0 = all.
       top_p: keep the smallest set of likeliest tokens that holds this probability; 1 = all.
       min_p: drop tokens below this fraction of the likeliest one's probability; 0 = none.
+      record: likeliest tokens that are noted with every draw; 0 = none.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    record: int = 0
 
 
 @struct.dataclass
 class Draw:
-    """One sampled token a slot: id, log-prob and entropy (nats), both at the temperature and before truncation."""
+    """One sampled token a slot: id, log-prob and entropy (nats), both at the temperature and before truncation.
+
+    With Sampling.record the likeliest tokens and their log-probs too, in the same way, likeliest first.
+    """
 
     token_B: jax.Array
     raw_logp_B: jax.Array
     entropy_B: jax.Array
+    top_token_BK: jax.Array | None = None
+    top_logp_BK: jax.Array | None = None
 
 
 def sample(
@@ -66,11 +73,15 @@ def sample(
     q_BV = truncate(q_BV, sampling)
     token_B = q_BV.argmax(-1) if greedy else _inverse_cdf(q_BV, uniform_B)
     at_token_B = jnp.take_along_axis(shifted_BV, token_B[:, None], axis=1)[:, 0]
-    return Draw(
+    draw = Draw(
         token_B=token_B,
         raw_logp_B=at_token_B - jnp.log(total_B),
         entropy_B=jnp.log(total_B) - _row_sum(p_BV * shifted_BV) / total_B,
     )
+    if not sampling.record:
+        return draw
+    shifted_BK, top_token_BK = jax.lax.top_k(shifted_BV, sampling.record)
+    return draw.replace(top_token_BK=top_token_BK, top_logp_BK=shifted_BK - jnp.log(total_B)[:, None])
 
 
 def sample_on_mesh(logits_BV, uniform_B, sampling: Sampling, forbidden_BV=None) -> Draw:

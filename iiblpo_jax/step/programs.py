@@ -265,7 +265,7 @@ def make_programs(
     settings = specs.update_settings(config, method, mesh=mesh)
     gradient = MinibatchGradient(settings=settings, objective=method, model_config=model, shardings=placement.params)
     return StepPrograms(
-        rollout_spec=specs.rollout_spec(config, model, stop_ids, never_ids=never_ids, mesh=mesh),
+        rollout_spec=specs.rollout_spec(config, model, stop_ids, never_ids=never_ids, record=method.record, mesh=mesh),
         inform_spec=specs.inform_spec(config, model, start_id, needs=method.needs, mesh=mesh),
         score_spec=specs.score_spec(config, method),
         publish=publisher(specs.publication_spec(config, model), state.params["policy"], mesh),

@@ -19,7 +19,7 @@ from iiblpo_jax.bottleneck import Selection
 from iiblpo_jax.common import masked
 from iiblpo_jax.model.steering.psa import Latent, latent_inputs
 from iiblpo_jax.objectives import Objective, Rows, advantages
-from iiblpo_jax.objectives.rows import REF_LOGP
+from iiblpo_jax.objectives.rows import REF_LOGP, TOP_LOGP, TOP_TOKEN
 from iiblpo_jax.objectives.weights import prompt_weights
 from iiblpo_jax.rewards.scorer import CORRECT
 from iiblpo_jax.rollout.forest import LENGTH, Forest
@@ -165,8 +165,14 @@ def every_row(forest: Forest, reward_R: jax.Array, columns: Columns, spec: Score
         advantage_R=jnp.zeros_like(reward_R),
         ref_logp_RT=columns.get(REF_LOGP),
         latent=None if latent is None else _latent(latent, forest, prompt_len_R),
-        extras={name: columns[name] for name in spec.credit.objective.needs if name != REF_LOGP},
+        extras=_extras(spec.credit.objective, forest, columns),
     )
+
+
+def _extras(method: Objective, forest: Forest, columns: Columns) -> dict:
+    """What the method asks for that is no field of Rows."""
+    noted = {TOP_TOKEN: forest.top_token_RTK, TOP_LOGP: forest.top_logp_RTK} if method.record else {}
+    return {name: columns[name] for name in method.needs if name != REF_LOGP} | noted
 
 
 def _latent(spec: LatentSpec, forest: Forest, prompt_len_R) -> Latent:

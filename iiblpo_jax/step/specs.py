@@ -62,9 +62,15 @@ def publication_spec(config, model: ModelConfig) -> PublicationSpec:
 
 
 def rollout_spec(
-    config, model: ModelConfig, stop_ids: Sequence[int], *, never_ids: Sequence[int] = (), mesh: Mesh | None = None
+    config,
+    model: ModelConfig,
+    stop_ids: Sequence[int],
+    *,
+    never_ids: Sequence[int] = (),
+    record: int = 0,
+    mesh: Mesh | None = None,
 ) -> RolloutSpec:
-    """The training rollout."""
+    """The training rollout; `record`: likeliest tokens that it notes of every draw."""
     r = config.rollout
     return RolloutSpec(
         model=model,
@@ -77,7 +83,7 @@ def rollout_spec(
         stop_ids=tuple(stop_ids),
         never_ids=tuple(never_ids),
         kv_dtype=r.kv_dtype,
-        sampling=Sampling(temperature=r.temperature, top_k=r.top_k, top_p=r.top_p, min_p=r.min_p),
+        sampling=Sampling(temperature=r.temperature, top_k=r.top_k, top_p=r.top_p, min_p=r.min_p, record=record),
         half_life=config.psa.half_life,
         strength=config.psa.strength,
         stratified=config.latent.siblings == "stratified",
@@ -229,6 +235,7 @@ def check(
     check_positions(config, model, tasks, tokenizer)
     check_attention(config, model, mesh)
     check_plans(method, tasks)
+    check_record(config, method, model)
     update_settings(config, method, mesh=mesh)
 
 
@@ -278,6 +285,20 @@ def check_plans(method: Objective, tasks: Sequence[Task]) -> None:
         raise InputError(
             f"objective.name = {method.name} compares the plans of responses and the task {', '.join(without)} does "
             "not say what a plan is; use countdown, a task of your own with a `plan`, or another objective.name"
+        )
+
+
+def check_record(config, method: Objective, model: ModelConfig) -> None:
+    """Raises InputError where the likeliest tokens that the method compares are more than there are, or unrecorded."""
+    if method.record > model.vocab_size:
+        raise InputError(
+            f"objective.name = {method.name} compares the {method.record} likeliest tokens and the vocabulary has "
+            f"{model.vocab_size}; lower objective.options.top_k"
+        )
+    if method.record and config.data.recorded:
+        raise InputError(
+            f"objective.name = {method.name} compares the {method.record} likeliest tokens of every draw, which "
+            "recorded rollouts (data.recorded) do not have; set objective.options.top_k=0"
         )
 
 

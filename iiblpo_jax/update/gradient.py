@@ -63,8 +63,8 @@ class MinibatchGradient:
 
         def piece_loss(params, i):
             rows, (old_logp, weights) = pieces.rows(i), pieces.cut((old_logp_RT, weights_RT), i)
-            logp, entropy = self._forward(params, pieces, i)
-            batch = self._batch(rows, logp, entropy, old_logp, step=step, key=key if coupled else None)
+            logp, entropy, *top = self._forward(params, pieces, i, others=self.objective.record > 0)
+            batch = self._batch(rows, logp, entropy, old_logp, *top, step=step, key=key if coupled else None)
             weights = self.objective.weights(batch) if coupled else pieces.counted(weights, i)
             loss, token = self.objective.loss(batch, weights)
             return loss, totals_of(batch, token, self.settings)
@@ -76,12 +76,13 @@ class MinibatchGradient:
         # Gradient caching (Gao et al., arXiv 2101.06983): the loss and its gradient with respect to the log-probs need
         # all rows but no activations; the chain rule through the model then goes one piece at a time.
         def whole_loss(logp, entropy):
-            batch = self._batch(rows, logp, entropy, old_logp_RT, step=step, key=key)
+            batch = self._batch(rows, logp, entropy, old_logp_RT, *top, step=step, key=key)
             loss, token = self.objective.loss(batch, self.objective.weights(batch))
             return loss, totals_of(batch, token, self.settings)
 
+        now_RT, entropy_RT, *top = self._collect(params, pieces, others=self.objective.record > 0)
         outer = jax.value_and_grad(whole_loss, argnums=(0, 1), has_aux=True)
-        (loss, totals), cotangents = outer(*self._collect(params, pieces))
+        (loss, totals), cotangents = outer(now_RT, entropy_RT)
 
         def piece_loss(params, i):
             d_logp, d_entropy = pieces.counted(pieces.cut(cotangents, i), i)
@@ -97,26 +98,27 @@ class MinibatchGradient:
             totals |= {"taught": (optax.tree.norm(gradients) > 0).astype(jnp.float32)}
         return totals | input_positions(rows, pieces)
 
-    def log_probs(self, params, rows: Rows):
+    def log_probs(self, params, rows: Rows, *, others: bool = False):
         """(logp_RT, entropy_RT) of the response tokens of any number of rows, piece by piece; constants.
 
-        z is injected if `conditioned`.
+        z is injected if `conditioned`; with `others` and those [R,T,K] of the tokens that rows have as TOP_TOKEN.
         """
-        return self._collect(params, make_pieces(rows, self.settings))
+        return self._collect(params, make_pieces(rows, self.settings), others=others)
 
-    def _collect(self, params, pieces):
-        return jax.lax.stop_gradient(pieces.collect_log_probs(**self._forward_arguments(params, pieces)))
+    def _collect(self, params, pieces, *, others=False):
+        found = pieces.collect_log_probs(others=others, **self._forward_arguments(params, pieces))
+        return jax.lax.stop_gradient(found)
 
-    def _forward(self, params, pieces, i):
-        """(logp, entropy) [rows, T] of piece i."""
-        return pieces.log_probs(i=i, **self._forward_arguments(params, pieces))
+    def _forward(self, params, pieces, i, *, others=False):
+        """(logp, entropy) [rows, T] of piece i; with `others` and log-probs [rows, T, K] of TOP_TOKEN."""
+        return pieces.log_probs(i=i, others=others, **self._forward_arguments(params, pieces))
 
     def _forward_arguments(self, params, pieces):
         inject = self.settings.condition == "conditioned" and pieces.latent
         model = bind(self.model_config, cast(params["policy"], self.settings.dtype))
         return {"model": model, "psa": bind_psa(params["psa"], self.model_config) if inject else None}
 
-    def _batch(self, rows: Rows, logp, entropy, old_logp, *, step, key=None) -> Batch:
+    def _batch(self, rows: Rows, logp, entropy, old_logp, top_logp=None, *, step, key=None) -> Batch:
         old_logp = jax.lax.stop_gradient(logp) if old_logp is None else old_logp
         ones = jnp.ones_like(rows.mask_RT)
         return Batch(
@@ -127,6 +129,7 @@ class MinibatchGradient:
             importance_RT=ones if old_logp is None else importance(rows, old_logp, self.settings),
             step=step,
             key=key,
+            top_logp_RTK=top_logp,
         )
 
     def _accumulate(self, piece_loss, params, pieces):

@@ -12,7 +12,7 @@ from iiblpo_jax.model.logprobs import response_logprobs
 from iiblpo_jax.model.packed.bins import PackedRows
 from iiblpo_jax.model.packed.forward import packed_logprobs
 from iiblpo_jax.model.steering.psa import PSA, steer_nodes, steer_rows
-from iiblpo_jax.objectives.rows import Rows
+from iiblpo_jax.objectives.rows import TOP_TOKEN, Rows
 from iiblpo_jax.update.settings import UpdateSettings
 
 
@@ -52,8 +52,11 @@ class PaddedPieces:
         del i
         return tree
 
-    def log_probs(self, model: Decoder, i, *, psa: PSA | None = None):
-        """(logp, entropy) of the response tokens of piece i, [rows, T]; with `psa`, z is injected."""
+    def log_probs(self, model: Decoder, i, *, psa: PSA | None = None, others: bool = False):
+        """(logp, entropy) of the response tokens of piece i, [rows, T]; with `psa`, z is injected.
+
+        With `others` and the log-probs of the tokens that rows have as TOP_TOKEN, [rows, T, K].
+        """
         rows, settings = self.rows(i), self._settings
         return response_logprobs(
             model,
@@ -63,11 +66,12 @@ class PaddedPieces:
             temperature=settings.temperature,
             inject=None if psa is None or rows.latent is None else steer_rows(psa, model.config.n_layers, rows.latent),
             remat=settings.remat,
+            others_NTK=rows.extras[TOP_TOKEN] if others else None,
         )
 
-    def collect_log_probs(self, model: Decoder, *, psa: PSA | None = None):
+    def collect_log_probs(self, model: Decoder, *, psa: PSA | None = None, others: bool = False):
         """`log_probs` of all N rows."""
-        outputs = jax.lax.map(lambda i: self.log_probs(model, i, psa=psa), jnp.arange(self.count))
+        outputs = jax.lax.map(lambda i: self.log_probs(model, i, psa=psa, others=others), jnp.arange(self.count))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
 
 
@@ -119,12 +123,12 @@ class PackedPieces:
         valid = self._packed.bins(i).valid_J.ravel()
         return jax.tree.map(lambda x: jnp.where(valid[:, None], x, 0.0), tree)
 
-    def log_probs(self, model: Decoder, i, *, psa: PSA | None = None):
-        """(logp, entropy) of the response tokens of `rows(i)`, [rows, T]; with `psa`, z is injected."""
-        outputs = self._log_probs(model, self._packed.bins(i), psa)
-        return tuple(x.reshape(-1, x.shape[-1]) for x in outputs)
+    def log_probs(self, model: Decoder, i, *, psa: PSA | None = None, others: bool = False):
+        """As of PaddedPieces, of `rows(i)`."""
+        outputs = self._log_probs(model, self._packed.bins(i), psa, others)
+        return tuple(x.reshape(-1, *x.shape[2:]) for x in outputs)
 
-    def _log_probs(self, model, bins, psa):
+    def _log_probs(self, model, bins, psa, others):
         rows, settings = self._rows, self._settings
         by_shard = self._packed.by_shard
         inject = None
@@ -141,8 +145,9 @@ class PackedPieces:
             temperature=settings.temperature,
             inject=inject,
             remat=settings.remat,
+            others_WNTK=by_shard(rows.extras[TOP_TOKEN]) if others else None,
         )
 
-    def collect_log_probs(self, model: Decoder, *, psa: PSA | None = None):
+    def collect_log_probs(self, model: Decoder, *, psa: PSA | None = None, others: bool = False):
         """`log_probs` of all N rows."""
-        return self._packed.collect(lambda bins: self._log_probs(model, bins, psa))
+        return self._packed.collect(lambda bins: self._log_probs(model, bins, psa, others))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from iiblpo_jax.model import logprobs
 from iiblpo_jax.model.decoder import bind, logits
 from iiblpo_jax.model.logprobs import chunked_logprobs, response_logprobs
 
@@ -42,6 +43,24 @@ def test_values_and_gradients_equal_the_naive_ones(inputs, chunk):
     (_, want), want_grads = scalar(lambda h, w: naive(h, w, targets_BT, 0.7))(h_BTD, w_VD)
     for got, expected in zip(values + grads, want + want_grads, strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("logits_per_chunk", [2**26, 3 * 3 * D * B, 1])  # all positions at once, two or three, one
+def test_other_tokens_equal_the_naive_ones_in_chunks(inputs, monkeypatch, logits_per_chunk):
+    """At positions of which two ask the same state; and without a gradient."""
+    h_BUD, w_VD, targets_BT, *_ = inputs
+    at_BT, others_BTK = jnp.array([[4, 0, 6, 6, 1]] * B), jax.random.randint(jax.random.key(7), (B, 5, 2), 0, V)
+    logp_BUV = jax.nn.log_softmax(h_BUD @ w_VD.T / 0.7)
+    logp_BTV = jnp.take_along_axis(logp_BUV, at_BT[..., None], axis=1)
+    logp_BT = jnp.take_along_axis(logp_BTV, targets_BT[:, :5, None], -1)[..., 0]
+    monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK", logits_per_chunk)
+
+    def found(h_BUD, w_VD):
+        return logprobs.other_logprobs(h_BUD, at_BT, w_VD, targets_BT[:, :5], logp_BT, others_BTK, temperature=0.7)
+
+    np.testing.assert_allclose(found(h_BUD, w_VD), jnp.take_along_axis(logp_BTV, others_BTK, axis=-1), atol=1e-5)
+    d_h, d_w = jax.grad(lambda h, w: found(h, w).sum(), argnums=(0, 1))(h_BUD, w_VD)
+    assert not d_h.any() and not d_w.any()
 
 
 def test_entropy_gradient_is_the_closed_form():

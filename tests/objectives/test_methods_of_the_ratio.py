@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.objectives import make_objective
 
 
@@ -113,6 +114,54 @@ def test_dppo_by_hand(batch, divergence, anchor):
     _, token = objective.loss(batch, objective.weights(batch))
     counted = (token.clip_low_RT + token.clip_high_RT) * batch.rows.mask_RT
     assert counted.sum() == masked
+
+
+@pytest.mark.parametrize("divergence", ["tv", "kl"])
+def test_dppo_over_the_likeliest_tokens_by_hand(batch, divergence):
+    """Three tokens of a vocabulary of six and the rest, of which the sampled one may be a part; a loop over tokens."""
+    rng, shape = np.random.default_rng(4), (4, 5)
+    mu, pi = (np.log(rng.dirichlet(np.ones(6), shape)) for _ in range(2))
+    pi[:, :3] = np.log(0.9 * np.exp(mu[:, :3]) + 0.1 * np.exp(pi[:, :3]))  # the first tokens have hardly moved
+    drawn = rng.integers(6, size=shape)[..., None]
+    ids = np.argsort(-mu, axis=-1)[..., :3]
+
+    def at(x, which):
+        return jnp.asarray(np.take_along_axis(x, which, axis=-1), jnp.float32)
+
+    rows = batch.rows.replace(raw_logp_RT=at(mu, drawn)[..., 0], extras={"top_logp": at(mu, ids)})
+    batch = batch.replace(rows=rows, logp_RT=at(pi, drawn)[..., 0], top_logp_RTK=at(pi, ids))
+    bound, losses, masked = {"tv": 0.15, "kl": 0.05}[divergence], [], 0
+    advantage, counted = np.asarray(rows.advantage_R), np.asarray(rows.mask_RT) > 0
+    for r, t in zip(*np.nonzero(counted), strict=True):
+        p, q = ([*np.exp(x[r, t, ids[r, t]])] for x in (mu, pi))
+        p, q = [*p, 1 - sum(p)], [*q, 1 - sum(q)]
+        tv, kl = sum(abs(a - b) for a, b in zip(p, q, strict=True)) / 2, sum(p * np.log(np.divide(p, q)))
+        token, a = drawn[r, t, 0], advantage[r]
+        ratio = np.exp(pi[r, t, token] - mu[r, t, token])
+        cut = {"tv": tv, "kl": kl}[divergence] > bound and (ratio > 1 if a > 0 else ratio < 1)
+        masked += cut
+        losses.append(0 if cut else -min(ratio, 20.0) * a * pi[r, t, token])
+    assert 0 < masked < len(losses)
+    options = {"divergence": divergence, "top_k": 3, "aggregate": "token-mean"}
+    objective = make_objective("dppo", max_tokens=10, overrides=options)
+    assert objective.record == 3
+    assert value_and_grad(objective, batch)[0] == pytest.approx(np.mean(losses), rel=1e-4)
+    _, token = objective.loss(batch, objective.weights(batch))
+    assert ((token.clip_low_RT + token.clip_high_RT) * rows.mask_RT).sum() == masked
+
+
+def test_dppo_with_one_likeliest_token_that_was_drawn_is_the_binary_one(batch):
+    same = batch.rows.replace(extras={"top_logp": batch.rows.raw_logp_RT[..., None]})
+    batch = batch.replace(rows=same, top_logp_RTK=batch.logp_RT[..., None])
+    binary, top = (make_objective("dppo", max_tokens=10, overrides={"top_k": k}) for k in (0, 1))
+    ours, theirs = (o.loss(batch, o.weights(batch)) for o in (top, binary))
+    assert ours[0] == theirs[0] and ours[1].clip_high_RT.sum() > 0
+
+
+def test_dppo_notes_what_it_compares_in_the_rollout_alone():
+    assert make_objective("dppo", max_tokens=10).record == 0
+    with pytest.raises(InputError, match=r"top_k = 3 compares with what the rollout noted; set anchor=rollout"):
+        make_objective("dppo", max_tokens=10, overrides={"top_k": 3, "anchor": "old"})
 
 
 def test_dppo_by_total_variation_is_the_mask_of_ppo_at_one_probability(make_batch):

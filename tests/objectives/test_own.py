@@ -65,6 +65,15 @@ def test_a_method_of_ones_own_may_ask_for_columns(own_code):
         make_objective("grpo", max_tokens=4, path=own_code(asks.format("novelty", logp)))
 
 
+def test_a_method_of_ones_own_may_have_likely_tokens_noted(own_code):
+    asks = GRPO.replace(
+        "max_tokens=max_tokens)",
+        "max_tokens=max_tokens), record=2, advantage_transform=lambda batch:\n"
+        "                (batch.top_logp_RTK - batch.rows.extras['top_logp']).sum(-1)",
+    )
+    assert make_objective("grpo", max_tokens=4, path=own_code(asks)).record == 2
+
+
 def test_settings_that_it_does_not_have(own_code):
     with pytest.raises(InputError, match=r"objective\.path = .* has no parameter clip_low; it has weight"):
         make_objective("grpo", max_tokens=4, overrides={"clip_low": 0.1}, path=own_code(GRPO))

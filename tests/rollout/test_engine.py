@@ -96,6 +96,22 @@ def test_logprobs_and_entropies_equal_a_teacher_forced_forward(
     np.testing.assert_allclose(forest.entropy_RT[forest.mask_RT], entropy_RT[forest.mask_RT], atol=1e-4)
 
 
+def test_the_likeliest_tokens_of_every_draw_are_noted_where_it_is_asked(
+    sample, tiny_config, tiny_params, tiny_psa_params
+):
+    """With their log-probs before truncation, in inherited prefixes too; what is drawn stays what it was."""
+    plain, noted = (sample(sampling=Sampling(temperature=0.8, top_p=0.9, record=k))[0] for k in (0, 3))
+    assert plain.top_token_RTK is None and noted.top_token_RTK.shape == (*noted.tokens_RT.shape, 3)
+    np.testing.assert_array_equal(noted.tokens_RT, plain.tokens_RT)
+    logp_RTV = teacher_forced(noted, TREES.levels, tiny_config, tiny_params, tiny_psa_params, 0.8)
+    top_logp, top_token = jax.lax.top_k(logp_RTV, 3)
+    on = np.asarray(noted.mask_RT)
+    np.testing.assert_allclose(noted.top_logp_RTK[on], top_logp[on], atol=1e-4)
+    clear = on & (np.diff(top_logp, axis=-1) < -1e-3).all(-1)  # elsewhere rounding decides the order
+    assert clear.mean() > 0.5 * on.mean()
+    np.testing.assert_array_equal(np.asarray(noted.top_token_RTK)[clear][:, :2], np.asarray(top_token)[clear][:, :2])
+
+
 @pytest.mark.parametrize("points", ["shared", "distinct"])
 def test_a_resample_on_a_branch_is_one_without_z(sample, tiny_config, tiny_params, tiny_psa_params, points):
     """Short responses run out of candidates; what grows there hears its ancestors' z in the prefix and no further."""

@@ -10,12 +10,13 @@ from iiblpo_jax.planning.shapes import abstract_step
 from iiblpo_jax.step.programs import refill_key, step_keys
 
 
-def traced(method="grpo", **branch):
+def traced(method="grpo", options=None, **branch):
     """The programs of a small step by name, in their order; nothing is compiled."""
     config = default_config()
     config.train.prompts_per_step, config.rollout.max_prompt, config.rollout.max_tokens = 4, 8, 16
     config.branch.update(branch)
     config.objective.name = method
+    config.objective.options.update(options or {})
     step = abstract_step(config, load_config(config.model.path), meshes.make_mesh(config.mesh, devices=jax.devices()))
     found = {}
 
@@ -44,6 +45,13 @@ def test_the_host_says_plans_where_a_method_asks():
     score = traced(method="darling")["score"]
     assert score.args[2]["plan"].shape == score.args[1].shape
     assert not traced()["score"].args[2]
+
+
+def test_the_rollout_notes_likely_tokens_where_a_method_asks():
+    step = traced(method="dppo", options={"top_k": 5})
+    rows = step["update"].args[1]
+    assert rows.extras["top_token"].shape == rows.extras["top_logp"].shape == (*rows.mask_RT.shape, 5)
+    assert step["rollout"].kwargs["spec"].sampling.record == 5
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,19 @@ def test_plans_are_compared_where_there_are_some():
     specs.check_plans(specs.objective(c), [arithmetic])
 
 
+def test_likely_tokens_that_there_are_not():
+    c = default_config()
+    c.objective.name, c.objective.options.top_k = "dppo", 10
+    model = load_config(c.model.path)
+    specs.check_record(c, specs.objective(c), model)
+    c.data.recorded = "runs"
+    with pytest.raises(InputError, match=r"recorded rollouts \(data\.recorded\) do not have; set .*top_k=0"):
+        specs.check_record(c, specs.objective(c), model)
+    c.objective.options.top_k = 1000
+    with pytest.raises(InputError, match=rf"the vocabulary has {model.vocab_size}; lower objective\.options\.top_k"):
+        specs.check_record(c, specs.objective(c), model)
+
+
 def test_who_reads_is_who_is_asked():
     c = default_config()
     model = load_config(c.model.path)

@@ -10,7 +10,7 @@ import pytest
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.common.trees import tree_shape
-from iiblpo_jax.model.decoder import bind
+from iiblpo_jax.model.decoder import bind, hidden_states, project
 from iiblpo_jax.model.logprobs import response_logprobs
 from iiblpo_jax.model.steering.psa import bind_psa, latent_inputs, steer_rows
 from iiblpo_jax.objectives import make_objective, with_auxiliary
@@ -135,6 +135,46 @@ CASES = {
         (2,),
     ),
 }
+
+
+TOP = 3
+DPPO = make_objective("dppo", max_tokens=T, overrides={"top_k": TOP, "delta_low": 0.2, "delta_high": 0.2})
+
+
+@pytest.mark.parametrize("condition", ["marginal", "conditioned"])
+def test_log_probs_of_the_tokens_that_the_rollout_noted(tiny_config, params, rows, condition):
+    """Padded, packed, in pieces: those of the whole softmax. Every row has tokens of its own, on shared nodes too."""
+    rows = relatives(rows, None)
+    noted = jax.random.randint(jax.random.key(3), (N, T, TOP), 0, tiny_config.vocab_size)
+    rows = rows.replace(extras={"top_token": noted})
+    model, inject = bind(tiny_config, params["policy"]), None
+    if condition == "conditioned":
+        inject = steer_rows(bind_psa(params["psa"], tiny_config), tiny_config.n_layers, rows.latent)
+    at_RT = rows.prompt_len_R[:, None] - 1 + np.arange(T)
+    h_RCD = hidden_states(model, rows.tokens_RC, inject=inject)
+    every_RTV = jax.nn.log_softmax(project(model, jnp.take_along_axis(h_RCD, at_RT[..., None], 1)) / TEMPERATURE)
+    expected = np.asarray(jnp.take_along_axis(every_RTV, noted, axis=-1))
+    on = np.asarray(rows.mask_RT) > 0
+    for pieces in ({}, {"microbatch": 2}, {"pack_tokens": 24, "group_size": 4}):
+        settings = UpdateSettings(temperature=TEMPERATURE, condition=condition, **pieces)
+        gradient = MinibatchGradient(settings=settings, objective=DPPO, model_config=tiny_config)
+        _, _, found = jax.jit(lambda params, g=gradient: g.log_probs(params, rows, others=True))(params)
+        np.testing.assert_allclose(np.asarray(found)[on], expected[on], atol=2e-5)
+
+
+@pytest.mark.parametrize("pieces", [{"microbatch": 2}, {"pack_tokens": 24}])
+def test_a_mask_over_the_likeliest_tokens_does_not_depend_on_the_split(tiny_config, params, rows, truth, pieces):
+    rows = relatives(rows, truth)
+    noted = jax.random.randint(jax.random.key(3), (N, T, TOP), 0, tiny_config.vocab_size)
+    logp = jnp.log(jax.random.dirichlet(jax.random.key(4), jnp.ones(TOP + 1), (N, T)))[..., :TOP]
+    rows = rows.replace(extras={"top_token": noted, "top_logp": logp})
+
+    def run(**pieces):
+        return compute(tiny_config, params, rows, DPPO, old=old_logp(rows), group_size=4, **pieces)
+
+    whole = run()
+    assert norm(whole[1]) > 1e-4 and whole[2]["clip_low"] + whole[2]["clip_high"] > 0
+    assert_same(run(**pieces), whole)
 
 
 def relatives(rows, truth):

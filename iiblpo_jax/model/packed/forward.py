@@ -9,7 +9,7 @@ from iiblpo_jax.devices.mesh import constrain
 from iiblpo_jax.model.attention import rope_frequencies, rope_table
 from iiblpo_jax.model.decoder import Decoder, output_weights
 from iiblpo_jax.model.layer import Inject, rms_norm, run_layer
-from iiblpo_jax.model.logprobs import chunked_logprobs
+from iiblpo_jax.model.logprobs import chunked_logprobs, other_logprobs
 from iiblpo_jax.model.packed.attention import implementation, on_mesh
 from iiblpo_jax.model.packed.bins import Bin
 
@@ -70,7 +70,8 @@ def packed_logprobs(
     temperature: float = 1.0,
     inject: Inject | None = None,
     remat: bool = True,
-) -> tuple[jax.Array, jax.Array]:
+    others_WNTK: jax.Array | None = None,
+) -> tuple[jax.Array, ...]:
     """Log-probabilities and entropies of the first `t` tokens after each row's context, for the rows of W bins.
 
     Args:
@@ -80,9 +81,10 @@ def packed_logprobs(
       t: text tokens wanted; entries past a row's end, and rows that are not valid, hold zeros.
       block, attention, inject, remat: of `packed_hidden_states`.
       temperature: divides the logits.
+      others_WNTK: of the rows that were packed, as in `model.logprobs.response_logprobs`.
 
     Returns:
-      (logp_WJT, entropy_WJT), float32, differentiable.
+      (logp_WJT, entropy_WJT), float32, differentiable; with `others_WNTK` and [W,J,T,K], constants.
     """
     h_WUD = packed_hidden_states(model, bins, block=block, attention=attention, inject=inject, remat=remat)
     u = h_WUD.shape[1]
@@ -95,16 +97,33 @@ def packed_logprobs(
     def take(x_WU, i_WU):
         return jax.vmap(lambda x, i: x[i])(x_WU, i_WU)
 
+    w_VD = output_weights(model)
     outputs = chunked_logprobs(
         take(h_WUD, order_WU),
-        output_weights(model),
+        w_VD,
         jnp.maximum(take(target_WU, order_WU), 0),
         temperature=temperature,
         used=used,
     )
     place_WU = jnp.pad(place_WU, [(0, 0), (0, 1)], constant_values=u)
     at_WJT = take(place_WU, jnp.minimum(node_WJT, u))
-    return tuple(jax.vmap(lambda x, i: x.at[i].get(mode="fill", fill_value=0.0))(x_WU, at_WJT) for x_WU in outputs)
+    found = tuple(jax.vmap(lambda x, i: x.at[i].get(mode="fill", fill_value=0.0))(x_WU, at_WJT) for x_WU in outputs)
+    if others_WNTK is None:
+        return found
+    # Row by row, not node by node: of two rows that share a node each has its own tokens to ask for.
+    others_WJTK = take(others_WNTK, bins.row_J)
+    w, j, _, k = others_WJTK.shape
+    at_WX = jnp.minimum(node_WJT, u - 1).reshape(w, -1)
+    beside_WXK = other_logprobs(
+        h_WUD,
+        at_WX,
+        w_VD,
+        jnp.maximum(take(target_WU, at_WX), 0),
+        found[0].reshape(w, -1),
+        others_WJTK.reshape(w, -1, k),
+        temperature=temperature,
+    )
+    return *found, jnp.where(node_WJT[..., None] < u, beside_WXK.reshape(w, j, t, k), 0.0)
 
 
 def _emissions(tokens_NC, context_len_N, one: Bin, t: int):
