@@ -79,6 +79,21 @@ def test_cuts_are_half_at_candidates_and_half_anywhere(tiny_config, tiny_params)
     assert share[0] == 0
 
 
+def test_other_policies_cut_where_their_branches_begin(tiny_config, tiny_params, continuations):
+    """Shared points of `logp`: the one least likely token, but for the first and the last min(2, length / 4)."""
+    branching = Branching(k=3, at="logp", min_suffix=2)
+    rows, how = rows_of(continuations), {"temperature": TEMPERATURE, "anywhere": 0.0}
+    got, cut_at_one = extract(tiny_config, tiny_params, rows, jax.random.key(0), branching=branching, **how), 0
+    for n, c in enumerate(c for c in continuations if len(c.response) > 1):
+        lg = logits(bind(tiny_config, tiny_params), jnp.array([c.prompt + c.response]))[0, len(c.prompt) - 1 : -1]
+        logp_T = np.asarray(jax.nn.log_softmax(lg / TEMPERATURE))[np.arange(len(c.response)), c.response]
+        eligible = range(1, len(c.response) - max(min(2, len(c.response) // 4), int(c.stopped)))
+        if eligible:
+            assert got.cut_N[n] == min(eligible, key=lambda t: logp_T[t])
+            cut_at_one += 1
+    assert cut_at_one > 3
+
+
 def test_a_surprise_is_the_gradient_of_the_log_probabilities(tiny_config, tiny_params, continuations):
     """Differentiated by the hidden states of the next three tokens; weights 1, 2^(-2/3), 2^(-4/3)."""
     pairs = extract(
