@@ -53,6 +53,7 @@ INDEPENDENT = {name: (f"objective.name={name}",) if name != "grpo" else () for n
     "dapo_no_refills": ("objective.name=dapo", "ib.filter=contrast"),
     "mara": ("objective.name=mara", "update.kl_coef=0.001"),  # which weighs nothing without a KL
     "dppo_kl": ("objective.name=dppo", "objective.options.divergence=kl"),
+    "dppo_top_k": ("objective.name=dppo", "objective.options.top_k=8"),
     "disco_logp": ("objective.name=disco", "objective.options.score=logp"),
     "disco_mean": ("objective.name=disco", "objective.options.negatives=mean"),
     "grpo_reference": ("objective.aggregate=seq-mean-token-mean", "update.kl_coef=0.04"),  # GRPO's own paper

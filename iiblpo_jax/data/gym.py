@@ -21,14 +21,19 @@ from iiblpo_jax.rewards.verifier import Problem
 TEMPLATE = "{question}\nThink step by step, then give only the final answer as <answer>...</answer>."
 REGISTERED = re.compile(r"""^(?:DATASET_NAME\s*=\s*|register_dataset\(\s*)["'](\w+)["']""", re.MULTILINE)
 HELDOUT_SEED = 999_983  # one held-out set, whatever the training seed
+SHOTS_SEED = 999_979  # the same worked problems, whatever the training seed
 PROGRESS_SECONDS = 5.0  # between two lines about a generator that takes its time
 UNSOLVED = "Integral("  # in the gold answer of an integral that SymPy could not solve
 
 
-def make_gym(name: str, *, seed: int, train_size: int = 2000, heldout_size: int = 200, **options) -> Task:
+def make_gym(
+    name: str, *, seed: int, train_size: int = 2000, heldout_size: int = 200, shots: int = 0, **options
+) -> Task:
     """The reasoning-gym task `name` (without `gym:`), its generator configured by `options`.
 
-    Training questions that also occur in the held-out set are dropped, and so are integrals without a solution.
+    Training questions that also occur in the held-out set are dropped, and so are integrals without a solution. With
+    `shots` the question follows so many worked problems, which are in neither set, as plain text and without a word on
+    how to answer: small models go on with a pattern where they follow no instruction.
     `metadata` carries what the verifier needs: the generator's name, its options and the whole entry. `composite` is
     made of the members in its option `datasets` (`rewards.gym.create`).
 
@@ -42,8 +47,10 @@ def make_gym(name: str, *, seed: int, train_size: int = 2000, heldout_size: int 
         raise InputError(
             f"reasoning-gym task {name!r}: options {options} are no plain values; give numbers, texts, lists and dicts"
         ) from None
-    heldout = _problems(name, HELDOUT_SEED, heldout_size, options)
-    asked = {problem.question for problem in heldout}
+    worked = _problems(name, SHOTS_SEED, shots, options) if shots else []
+    shown = {problem.question for problem in worked}
+    heldout = [p for p in _problems(name, HELDOUT_SEED, heldout_size, options) if p.question not in shown]
+    asked = shown | {problem.question for problem in heldout}
     return Task(
         name=f"gym:{name}",
         train=[problem for problem in _problems(name, seed, train_size, options) if problem.question not in asked],
@@ -52,10 +59,14 @@ def make_gym(name: str, *, seed: int, train_size: int = 2000, heldout_size: int 
         cue="\n<answer>",
         closing="</answer>",
         marker="<answer>",
-        system=SYSTEM,
-        template=TEMPLATE,
-        chat=True,
+        system=None if shots else SYSTEM,
+        template="".join(map(_shot, worked)) + "{question}\n" if shots else TEMPLATE,
+        chat=not shots,
     )
+
+
+def _shot(problem: Problem) -> str:
+    return f"{problem.question}\n<answer>{problem.answer}</answer>\n\n"
 
 
 def _problems(name: str, seed: int, size: int, options: dict[str, Any]) -> list[Problem]:

@@ -1,3 +1,4 @@
+import re
 import sys
 
 import pytest
@@ -34,6 +35,26 @@ class TestWithThePackage:
     def test_training_questions_in_the_heldout_set_are_dropped(self):
         task = make_gym("coin_flip", seed=1, train_size=200, heldout_size=100, min_trials=3, max_trials=4)
         assert not {p.question for p in task.train} & {p.question for p in task.heldout}
+
+    def test_worked_problems_come_before_the_question(self):
+        def one_digit(**more):
+            options = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+            return make_gym("chain_sum", train_size=200, heldout_size=100, **options, **more)
+
+        task, again = one_digit(seed=1, shots=2), one_digit(seed=2, shots=2)
+        first, second, rest = task.template.split("\n\n")
+        assert rest == "{question}\n" and task.template == again.template
+        for shot in (first, second):
+            found = re.fullmatch(r".* (\d+ [+-] \d+) =\n<answer>(-?\d+)</answer>", shot)
+            assert eval(found[1]) == int(found[2])
+            question = shot.partition("\n")[0]
+            assert question not in {problem.question for problem in (*task.train, *task.heldout)}
+        assert (task.chat, task.system) == (False, None)
+        plain = one_digit(seed=1)
+        assert (plain.chat, plain.template) == (True, gym.TEMPLATE)
+        assert {first.partition("\n")[0], second.partition("\n")[0]} <= {
+            p.question for p in (*plain.train, *plain.heldout)
+        }
 
     def test_a_task_without_a_single_gold_answer(self):
         task = make_gym("rush_hour", seed=0, train_size=1, heldout_size=1)
