@@ -431,9 +431,13 @@ KNOBS = {
     "eval.tasks": knob((), "registry names; empty = the held-out set of the training task", of=str),
     "eval.problems": knob(256, "of each task", at_least=1, unit="problems"),
     "eval.samples": knob(4, "of each problem", at_least=1, unit="samples"),
+    "eval.task_samples": knob({}, "task name -> samples of each of its problems, in place of eval.samples"),
     "eval.temperature": knob(0.6, "divides the logits", at_least=0),
     "eval.top_p": knob(0.95, "probability mass kept", above=0, at_most=1),
-    "eval.k": knob((1, 4), "the k of pass@k and maj@k, none above eval.samples", of=int, at_least=1),
+    "eval.k": knob(
+        (1, 4), "the k of pass@k and maj@k; of a task those up to its samples, none above all", of=int, at_least=1
+    ),
+    "eval.avg": knob((), "the k of avg@k, the mean over the first k samples, likewise", of=int, at_least=1),
     "eval.greedy": knob(True, "one greedy answer a problem as well"),
     "eval.every": knob(0, "between evaluations; the first and the last step always have one", at_least=0, unit="steps"),
     "eval.seed": knob(1234, "of problems and samples"),

@@ -281,12 +281,19 @@ def _recorded(config: RunConfig) -> Iterator[str]:
 
 def _evaluation(config: RunConfig) -> Iterator[str]:
     evaluation = config.eval
-    for k in evaluation.k:
-        if k > evaluation.samples:
-            yield f"eval.k contains {k}; pass@k needs whole numbers from 1 to eval.samples = {evaluation.samples}"
-    if evaluation.temperature == 0 and evaluation.samples > 1:
+    for name, samples in evaluation.task_samples.items():
+        if not (type(samples) is int and samples >= 1):
+            yield f"eval.task_samples gives {name} {shown(samples)} samples; use a whole number, 1 or more"
+            return
+    most = max([evaluation.samples, *evaluation.task_samples.values()])
+    where = "eval.samples" if not evaluation.task_samples else "the most samples of a task"
+    for key, verb in (("k", "pass"), ("avg", "avg")):
+        for k in evaluation[key]:
+            if k > most:
+                yield f"eval.{key} contains {k}; {verb}@k needs whole numbers from 1 to {where} = {most}"
+    if evaluation.temperature == 0 and most > 1:
         yield (
-            f"eval.temperature = 0 makes all eval.samples = {evaluation.samples} samples equal; use eval.samples=1, or "
+            f"eval.temperature = 0 makes all {where} = {most} samples equal; use eval.samples=1, or "
             "a temperature above 0 with eval.greedy=True"
         )
 
@@ -320,6 +327,6 @@ CHECKS = {
     _importance: "update.importance_floor update.importance_cap",
     _refills: "train.refills data.recorded rollout.roots branch.k branch.depth branch.parent",
     _recorded: "data.recorded latent.z latent.condition ib.estimator log.entropies",
-    _evaluation: "eval.k eval.samples eval.temperature",
+    _evaluation: "eval.k eval.avg eval.samples eval.task_samples eval.temperature",
     _mesh: "mesh.data mesh.fsdp mesh.sequence mesh.tensor",
 }

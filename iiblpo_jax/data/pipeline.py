@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -69,21 +69,14 @@ class PromptPipeline(Endless[PromptBatch]):
         super().__init__(batches, _fingerprint(tasks, sources, prompts_per_step, seed))
 
 
-def heldout_batches(
-    task: Task,
-    tokenizer,
-    *,
-    batch_size: int,
-    max_prompt: int,
-    max_answer: int,
-    limit: int | None = None,
-) -> list[PromptBatch]:
-    """The held-out problems of a task in their fixed order, in batches of one shape.
+def heldout_prompts(
+    task: Task, tokenizer, *, max_prompt: int, max_answer: int, limit: int | None = None
+) -> list[Prompt]:
+    """The held-out problems of a task in their fixed order.
 
     Args:
       task: its `heldout` is read.
       tokenizer: as for `PromptPipeline`.
-      batch_size: P; the last batch is filled with repeats, `valid_P` False.
       max_prompt, max_answer: S and A; longer prompts are left out with a warning.
       limit: only the first so many problems.
 
@@ -98,14 +91,27 @@ def heldout_batches(
     prompts, dropped = tokenize(task, task.heldout[:limit], tokenizer, max_prompt, max_answer)
     if dropped:
         logging.warning("%s: %d held-out prompts longer than %d tokens are left out", task.name, dropped, max_prompt)
-    batches = []
+    return prompts
+
+
+def batches_of(
+    prompts: Sequence[Prompt], *, batch_size: int, max_prompt: int, max_answer: int
+) -> Iterator[PromptBatch]:
+    """Prompts in batches of one shape; the last one is filled with repeats, `valid_P` False."""
     for start in range(0, len(prompts), batch_size):
-        rows = prompts[start : start + batch_size]
+        rows = [*prompts[start : start + batch_size]]
         valid = np.arange(batch_size) < len(rows)
         rows += rows[:1] * (batch_size - len(rows))
         batch = collate(rows, (max_prompt, max_answer, len(rows[0].cue)))
-        batches.append(dataclasses.replace(batch, valid_P=valid))
-    return batches
+        yield dataclasses.replace(batch, valid_P=valid)
+
+
+def heldout_batches(
+    task: Task, tokenizer, *, batch_size: int, max_prompt: int, max_answer: int, limit: int | None = None
+) -> list[PromptBatch]:
+    """`batches_of` the `heldout_prompts`."""
+    widths = {"max_prompt": max_prompt, "max_answer": max_answer}
+    return list(batches_of(heldout_prompts(task, tokenizer, limit=limit, **widths), batch_size=batch_size, **widths))
 
 
 def _check_mix(tasks: Sequence[tuple[Task, float]]) -> None:

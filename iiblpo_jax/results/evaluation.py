@@ -1,26 +1,33 @@
 """Held-out evaluation: samples from the rollout engine, graded, and read as pass@k, maj@k, length and diversity."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from iiblpo_jax.data.pipeline import heldout_batches
-from iiblpo_jax.data.prompts import PromptBatch
+from iiblpo_jax.common import own_code
+from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.config.files import own_code_of
+from iiblpo_jax.config.knobs import nearest
+from iiblpo_jax.data.pipeline import batches_of, heldout_prompts
+from iiblpo_jax.data.prompts import Prompt
 from iiblpo_jax.data.registry import make_tasks, named, names_of
 from iiblpo_jax.data.task import Task
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
 from iiblpo_jax.results import passk
+from iiblpo_jax.results.attempts import AttemptFile, Attempts, attempts_of
 from iiblpo_jax.results.diversity import diversity
 from iiblpo_jax.results.voting import parties
 from iiblpo_jax.rewards.scorer import CORRECT, Scorer
 from iiblpo_jax.rewards.together import score_together, settle_together
 from iiblpo_jax.rewards.verifier import Job
+from iiblpo_jax.rollout.draws import Origin
 from iiblpo_jax.rollout.engine import rollout
 from iiblpo_jax.rollout.forest import LENGTH, response_tokens
 from iiblpo_jax.rollout.publication import Published
@@ -36,15 +43,18 @@ class Answers:
 
     Attributes:
       reward_Nn: float32.
+      length_Nn: tokens, the stop token not counted.
       truncated_Nn: bool; cut at the longest response allowed.
-      answers, plans, tokens: [N][n] extracted answers, plans and token lists.
+      answers, plans: [N][n] extracted answers and plans.
+      heads: token lists of the first samples, as far as diversity reads them.
     """
 
     reward_Nn: np.ndarray
+    length_Nn: np.ndarray
     truncated_Nn: np.ndarray
     answers: list[list[str | None]]
     plans: list[list[str | None]]
-    tokens: list[list[list[int]]]
+    heads: list[list[list[int]]]
 
     @property
     def correct_Nn(self) -> np.ndarray:
@@ -52,10 +62,45 @@ class Answers:
         return self.reward_Nn >= CORRECT
 
 
+def answers_of(task: Task, attempts: Sequence[Attempts]) -> Answers:
+    """The Answers of N problems of a task."""
+    return Answers(
+        reward_Nn=np.array([one.rewards for one in attempts], np.float32),
+        length_Nn=np.array([one.lengths for one in attempts]),
+        truncated_Nn=np.array([one.truncated for one in attempts]),
+        answers=[[task.verifier.answer(text) for text in one.texts] for one in attempts],
+        plans=[[task.plan(text) for text in one.texts] for one in attempts],
+        heads=[one.heads for one in attempts],
+    )
+
+
+class Kept:
+    """Where an evaluation keeps its Attempts, and what it finds there.
+
+    Args:
+      folder: for the files; see results/attempts.py.
+      policy: as JSON, what tells one policy from another: step and fingerprint.
+      say: told how far the evaluation is.
+    """
+
+    def __init__(self, folder: Path, policy: Mapping, *, say: Callable[[str], None] = lambda line: None):
+        self._folder, self._policy, self.say = folder, policy, say
+
+    def open(self, task: Task, protocol: Mapping, prompts: Sequence[Prompt]) -> AttemptFile:
+        """The file of a task under a protocol.
+
+        Raises:
+          InputError: as AttemptFile.
+        """
+        return AttemptFile(self._folder, task.name, {"policy": self._policy, **protocol}, prompts)
+
+
 def evaluation_tasks(config, training: Sequence[Task] = ()) -> list[Task]:
     """The tasks named by eval.tasks, or those trained on; `training` saves making the latter again."""
-    training = training or [task for task, _ in make_tasks(config.task, seed=config.data.seed)]
-    known = dict(zip(names_of(config.task), training, strict=True))
+    names = names_of(config.task)
+    if not training and not (config.eval.tasks and set(names).isdisjoint(config.eval.tasks)):
+        training = [task for task, _ in make_tasks(config.task, seed=config.data.seed)]
+    known = dict(zip(names, training, strict=True)) if training else {}
     return [
         known.get(name) or named(config.task, name, data_dir=_folder(config.task.data_dir, name), seed=config.data.seed)
         for name in config.eval.tasks or known
@@ -66,6 +111,27 @@ def _folder(data_dir: str, name: str) -> Path | None:
     """Files of an evaluation task: data_dir/name where that exists, else data_dir."""
     own = Path(data_dir) / name
     return (own if own.is_dir() else Path(data_dir)) if data_dir else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The problems of a task, and how often each is asked.
+
+    Attributes:
+      task, prompts: N problems.
+      samples: of each.
+      block: problems that have one random key and are told apart by their number.
+    """
+
+    task: Task
+    prompts: list[Prompt]
+    samples: int
+    block: int
+
+    def origin(self, index_P: np.ndarray, seed: int, samples: int) -> Origin:
+        """What the random numbers of problems are drawn from, whatever others are asked with them."""
+        key_P = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index_P // self.block)
+        return Origin(key_P=key_P, row_P=jnp.asarray(index_P % self.block * samples))
 
 
 class Evaluator:
@@ -79,7 +145,8 @@ class Evaluator:
       mesh: devices to sample on; None = one.
 
     Raises:
-      InputError: a task without held-out problems, or none that fits rollout.max_prompt.
+      InputError: a task without held-out problems, or none that fits rollout.max_prompt; samples of a task that is not
+        evaluated.
     """
 
     def __init__(
@@ -95,47 +162,73 @@ class Evaluator:
         self._mesh = mesh
         self._config, self._tokenizer, self._scorer = config, tokenizer, scorer
         self._model_config = model_config
-        per_call = max(1, min(config.eval.problems, TRAJECTORIES_PER_CALL // config.eval.samples))
-        per_call += -per_call % meshes.shards(mesh)
-        self._batches = {
-            task.name: (
-                task,
-                heldout_batches(
-                    task,
-                    tokenizer,
-                    batch_size=per_call,
-                    max_prompt=config.rollout.max_prompt,
-                    max_answer=1,
-                    limit=config.eval.problems,
-                ),
-            )
-            for task in tasks
-        }
+        _check_task_samples(config, tasks)
+        self._asked = [self._ask(task) for task in tasks]
 
-    def __call__(self, policy: Published) -> dict[str, float]:
-        """Metrics `eval/<task>/...` of a policy: those of `summary`, and greedy."""
+    def __call__(self, policy: Published, *, kept: Kept | None = None) -> dict[str, float]:
+        """Metrics `eval/<task>/...` of a policy: those of `summary`, and greedy.
+
+        `kept`: where every problem is written down as soon as it is answered, and where those that are there already
+        are taken from.
+
+        Raises:
+          InputError: what is there is damaged or cannot be written.
+        """
         knobs, metrics = self._config.eval, {}
         sampled = Sampling(temperature=knobs.temperature, top_p=knobs.top_p)
-        for name, (task, batches) in self._batches.items():
-            answers = self._sample(policy, task, batches, sampled, knobs.samples)
-            if max(knobs.k) > 1:
+        for asked in self._asked:
+            task = asked.task
+            answers = answers_of(task, self._attempts(policy, asked, sampled, asked.samples, kept))
+            ks = [k for k in knobs.k if k <= asked.samples]
+            if max(ks, default=1) > 1:
                 answers = dataclasses.replace(answers, answers=parties(task.verifier, answers.answers, self._settle))
-            found = summary(answers, knobs.k)
+            found = summary(answers, ks, avg=[k for k in knobs.avg if k <= asked.samples])
             if knobs.greedy:
-                greedy = self._sample(policy, task, batches, Sampling(temperature=0.0), 1)
+                greedy = answers_of(task, self._attempts(policy, asked, Sampling(temperature=0.0), 1, kept))
                 found["greedy"] = float(greedy.correct_Nn.mean())
-            metrics |= {f"eval/{name}/{key}": value for key, value in found.items()}
+            metrics |= {f"eval/{task.name}/{key}": value for key, value in found.items()}
         return metrics
+
+    def attempts(self, kept: Kept) -> Iterator[tuple[Task, list[Prompt], list[Attempts]]]:
+        """What an evaluation that is over has kept of each task: its problems, and the samples of each."""
+        for asked in self._asked:
+            sampling = Sampling(temperature=self._config.eval.temperature, top_p=self._config.eval.top_p)
+            with kept.open(asked.task, self._protocol(asked, sampling, asked.samples), asked.prompts) as file:
+                yield asked.task, asked.prompts, [file.done[index] for index in range(len(asked.prompts))]
+
+    def _ask(self, task: Task) -> Asked:
+        config = self._config
+        samples = config.eval.task_samples.get(task.name, config.eval.samples)
+        widths = {"max_prompt": config.rollout.max_prompt, "max_answer": 1}
+        prompts = heldout_prompts(task, self._tokenizer, limit=config.eval.problems, **widths)
+        block = max(1, min(config.eval.problems, TRAJECTORIES_PER_CALL // samples))
+        return Asked(task=task, prompts=prompts, samples=samples, block=block)
 
     def _settle(self, decisions: Sequence[float | Job]) -> np.ndarray:
         found = settle_together(self._scorer, decisions)
         badly = np.isfinite(found.columns["seconds"]) & np.isnan(found.columns["verdict"])
         return np.where(badly, np.nan, found.rewards)
 
+    def _attempts(
+        self, policy: Published, asked: Asked, sampling: Sampling, samples: int, kept: Kept | None
+    ) -> list[Attempts]:
+        """The Attempts of all problems of a task."""
+        if kept is None:
+            return list(dict(sorted(self._sample(policy, asked, sampling, samples, {}))).values())
+        answer, total = asked.task.verifier.answer, len(asked.prompts)
+        with kept.open(asked.task, self._protocol(asked, sampling, samples), asked.prompts) as file:
+            if file.done:
+                kept.say(f"{asked.task.name}: {len(file.done)} of {total} problems are there, in {file.path}")
+            for index, attempts in self._sample(policy, asked, sampling, samples, file.done):
+                file.add(index, attempts, [answer(text) for text in attempts.texts])
+                kept.say(f"{asked.task.name}: {len(file.done)} of {total} problems, {samples} samples each")
+            return [file.done[index] for index in range(total)]
+
     def _sample(
-        self, policy: Published, task: Task, batches: Sequence[PromptBatch], sampling: Sampling, samples: int
-    ) -> Answers:
-        rollout_config = self._config.rollout
+        self, policy: Published, asked: Asked, sampling: Sampling, samples: int, done: Mapping[int, Attempts]
+    ) -> Iterator[tuple[int, Attempts]]:
+        """(index, Attempts) of the problems that are not done."""
+        rollout_config, widths = self._config.rollout, {"max_prompt": self._config.rollout.max_prompt, "max_answer": 1}
         spec = RolloutSpec(
             model=self._model_config,
             roots=samples,
@@ -148,29 +241,54 @@ class Evaluator:
             kv_dtype=rollout_config.kv_dtype,
             mesh=self._mesh,
         )
-        reward, truncated, answers, plans, tokens = [], [], [], [], []
-        for index, batch in enumerate(batches):
-            key = jax.random.fold_in(jax.random.key(self._config.eval.seed), index)
+        waiting = [index for index in range(len(asked.prompts)) if index not in done]
+        per_call = min(asked.block, len(asked.prompts))  # whatever is waiting: one shape, one rounding
+        per_call += -per_call % meshes.shards(self._mesh)
+        batches = batches_of([asked.prompts[index] for index in waiting], batch_size=per_call, **widths)
+        for number, batch in enumerate(batches):
+            indices = waiting[number * per_call : (number + 1) * per_call]
+            index_P = np.array(indices + indices[:1] * (per_call - len(indices)))  # as the last batch is filled
             prompts = meshes.to_devices((batch.tokens_PS, batch.length_P), self._mesh, "batch")
-            forest, _ = rollout(policy, *prompts, key, spec=spec)
+            origin = asked.origin(index_P, self._config.eval.seed, samples)
+            forest, _ = rollout(policy, *prompts, origin, spec=spec)
             responses, cut_R = response_tokens(forest), meshes.to_host(forest.finish_R) == LENGTH
             texts = self._tokenizer.decode_batch(responses)
             problems = [problem for problem in batch.problems for _ in range(samples)]
             reward_R = score_together(self._scorer, problems, texts).rewards
-            for p in np.flatnonzero(batch.valid_P):
+            for p, index in enumerate(indices):
                 mine = slice(p * samples, (p + 1) * samples)
-                reward.append(reward_R[mine])
-                truncated.append(cut_R[mine])
-                answers.append([task.verifier.answer(text) for text in texts[mine]])
-                plans.append([task.plan(text) for text in texts[mine]])
-                tokens.append(responses[mine])
-        return Answers(
-            reward_Nn=np.array(reward), truncated_Nn=np.array(truncated), answers=answers, plans=plans, tokens=tokens
-        )
+                yield index, attempts_of(texts[mine], responses[mine], reward_R[mine], cut_R[mine])
+
+    def _protocol(self, asked: Asked, sampling: Sampling, samples: int) -> dict:
+        """What decides the samples of a problem and their grades, but for policy and problem, as JSON."""
+        config, r = self._config, self._config.rollout
+        names = ("max_prompt", "max_tokens", "dtype", "weights", "kv_dtype", "unroll")
+        return {
+            "version": 1,
+            "sampling": dataclasses.asdict(sampling),
+            "samples": samples,
+            "seed": config.eval.seed,
+            "block": asked.block,
+            "rollout": {name: r[name] for name in names},
+            "verifier": type(asked.task.verifier).__name__,
+            "timeout": config.data.verifier_timeout,
+            "own_code": {key: own_code.digest(reference) for key, reference in own_code_of(config).items()},
+        }
 
 
-def summary(answers: Answers, ks: Sequence[int]) -> dict[str, float]:
-    """pass@1, pass@k and maj@k for every k, mean reward and tokens (stop token not counted), `truncated`, diversity.
+def _check_task_samples(config, tasks: Sequence[Task]) -> None:
+    known = [task.name for task in tasks]
+    for name in config.eval.task_samples:
+        if name not in known:
+            raise InputError(
+                f"eval.task_samples names {name}{nearest(name, known)}, which is not evaluated; the tasks are "
+                f"{', '.join(known)}"
+            )
+
+
+def summary(answers: Answers, ks: Sequence[int], *, avg: Sequence[int] = ()) -> dict[str, float]:
+    """pass@1, pass@k and maj@k for every k, avg@k for those of `avg`, mean reward and tokens (stop token not counted),
+    `truncated`, diversity.
 
     The reward tells more than pass@1 where there is partial credit. `truncated` is the share of samples that were cut
     at the longest response allowed.
@@ -180,11 +298,12 @@ def summary(answers: Answers, ks: Sequence[int]) -> dict[str, float]:
     """
     found = {f"pass@{k}": passk.pass_at_k(answers.correct_Nn, k) for k in sorted({1, *ks})}
     found |= {f"maj@{k}": passk.maj_at_k(answers.answers, answers.correct_Nn, k) for k in ks if k > 1}
+    found |= {f"avg@{k}": passk.avg_at_k(answers.correct_Nn, k) for k in avg}
     found["reward"] = float(answers.reward_Nn.mean())
-    found["tokens"] = float(np.mean([len(sample) for group in answers.tokens for sample in group]))
+    found["tokens"] = float(answers.length_Nn.mean())
     found["truncated"] = float(answers.truncated_Nn.mean())
     if answers.correct_Nn.shape[1] > 1:
-        found |= diversity(answers.tokens) | {"unique_correct": _unique_correct(answers)}
+        found |= diversity(answers.heads) | {"unique_correct": _unique_correct(answers)}
     return found
 
 

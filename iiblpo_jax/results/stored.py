@@ -50,6 +50,13 @@ def write_evaluation(workdir: Path, what: dict, *, source: str, metrics: dict) -
     return path
 
 
+def write_disagreements(evaluation: Path, task: str, grader: str, lines: Sequence[str]) -> Path:
+    """Writes what a second grader found of a task (results/second_grader.py) beside the file of its evaluation."""
+    path = evaluation.with_name(f"{evaluation.stem}-{re.sub(r'[^A-Za-z0-9_.+-]', '-', task)}-{grader}.txt")
+    write_atomic(path, "".join(f"{line}\n" for line in lines))
+    return path
+
+
 def _is_ours(path: Path, what: dict) -> bool:
     """Whether the file is free, and now taken, or holds the very evaluation."""
     try:

@@ -35,9 +35,9 @@ SHOWN = 80  # characters of a gold answer or a response in the listing
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One row: `number` in the file, `task` and `correct` None where it does not say."""
+    """One row: `name` says where it is, `task` and `correct` are None where it does not say."""
 
-    number: int
+    name: str
     gold: str
     response: str
     question: str
@@ -72,7 +72,7 @@ def read_pairs(path: Path | str) -> list[Pair]:
         correct = row.get("correct")
         pairs.append(
             Pair(
-                number=number,
+                name=f"row {number}",
                 gold=gold,
                 response=response,
                 question=str(row.get("question", "")),
@@ -101,7 +101,7 @@ def verifiers(name: str, tasks: Sequence[Verified], pairs: Sequence[Pair]) -> li
         return [tasks[0].verifier] * len(pairs)
     for pair in pairs:
         if pair.task not in by_name:
-            raise InputError(f"row {pair.number} has task {pair.task!r}; the config has {', '.join(by_name)}")
+            raise InputError(f"{pair.name} has task {pair.task!r}; the config has {', '.join(by_name)}")
     return [by_name[str(pair.task)] for pair in pairs]
 
 
@@ -114,7 +114,7 @@ def grades(pairs: Sequence[Pair], by: Sequence[Verifier], *, workers: int, timeo
     names: Mapping[Verifier, str] = {verifier: str(number) for number, verifier in enumerate(dict.fromkeys(by))}
     problems = [
         Problem(
-            id=str(pair.number),
+            id=pair.name,
             question=pair.question,
             answer=pair.gold,
             task=names[verifier],
@@ -147,7 +147,7 @@ def report(pairs: Sequence[Pair], by: Mapping[str, tuple[Sequence[Verifier], Gra
         answer = verifiers_N[int(n)].answer(pair.response) or pair.response
         judged = {None: "", True: "; judged right", False: "; judged wrong"}[pair.correct]
         yield (
-            f"row {pair.number}: gold {_short(pair.gold)}, answer {_short(answer)}: {one} {first_N[n]:g}, {other} "
+            f"{pair.name}: gold {_short(pair.gold)}, answer {_short(answer)}: {one} {first_N[n]:g}, {other} "
             f"{second_N[n]:g}{judged}"
         )
     both, alone, alone_too = (

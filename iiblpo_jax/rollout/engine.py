@@ -31,7 +31,7 @@ from iiblpo_jax.model.steering.psa import Projected
 from iiblpo_jax.rollout.branch_points import branch_points, branches_due
 from iiblpo_jax.rollout.cache import Cache, copy_slots, empty_cache, fill_prompts
 from iiblpo_jax.rollout.decoding import decode_step
-from iiblpo_jax.rollout.draws import Draws, draws_for
+from iiblpo_jax.rollout.draws import Draws, Origin, draws_for, in_order
 from iiblpo_jax.rollout.forest import Forest
 from iiblpo_jax.rollout.grown import Grown, nothing_grown, put
 from iiblpo_jax.rollout.prefill import prefill
@@ -79,7 +79,7 @@ def rollout(
     published: Published,
     prompt_PS: jax.Array,
     prompt_len_P: jax.Array,
-    key: jax.Array,
+    key: jax.Array | Origin,
     *,
     spec: RolloutSpec,
     latents: dict | None = None,
@@ -90,16 +90,18 @@ def rollout(
     Args:
       published: the policy (`publication.publish`); it decides dtypes and whether layers are unrolled.
       prompt_PS, prompt_len_P: right-padded prompts.
-      key: PRNG key of this rollout.
+      key: PRNG key of this rollout; or, where a prompt is to have the same random numbers in whatever company it is
+        asked, an Origin.
       spec: static.
       latents: {"psa": params, "cvae": params of a CVAE or of Codes} to steer branches, or None for plain resampling.
       gold: answers of the prompts; wanted where solved roots have no branches (Branching.solved).
     """
     with meshes.using(spec.mesh):
         axes = meshes.rollout_axes(spec.mesh, prompt_PS.shape[0])
+        origin = key if isinstance(key, Origin) else in_order(key, prompt_PS.shape[0], spec.group_size)
         engine = functools.partial(_rollout, spec=spec, axes=axes)
-        shared, markers = (published, latents, key), gold and gold.markers
-        of_prompts = (prompt_PS, prompt_len_P, gold and gold.replace(markers=()))
+        shared, markers = (published, latents), gold and gold.markers
+        of_prompts = (prompt_PS, prompt_len_P, origin, gold and gold.replace(markers=()))
         if not axes:
             return engine(shared, markers, of_prompts)
         whole, split = PartitionSpec(), PartitionSpec(axes)
@@ -111,22 +113,22 @@ def rollout(
 def _rollout(shared, markers, of_prompts, *, spec: RolloutSpec, axes: tuple[str, ...]):
     """The rollout of this device's prompts, one part of a mesh split along `axes`."""
     parts, part = (jax.lax.axis_size(axes), jax.lax.axis_index(axes)) if axes else (1, 0)
-    published, latents, key = shared
-    prompt_PS, prompt_len_P, answers = of_prompts
+    published, latents = shared
+    prompt_PS, prompt_len_P, origin, answers = of_prompts
     spec = dataclasses.replace(
         spec,
         slots=max(1, spec.slots // parts),
         refill_at=max(1, spec.refill_at // parts),
         kv_dtype=spec.kv_dtype or published.dtype,
     )
-    rows = prompt_PS.shape[0] * spec.group_size
     engine = _Engine(
         spec=spec,
         published=published,
         prompts=Prompts(tokens_PS=prompt_PS, length_P=prompt_len_P),
         gold=answers and answers.replace(markers=markers),
         steering=steering_of(spec, published, latents),
-        draws=draws_for(key, rows, spec.max_tokens, part * rows),
+        draws=draws_for(origin, spec.group_size, spec.max_tokens),
+        part=part,
     )
     prefilled = prefill(published, prompt_PS, spec.model, spec.kv_dtype)
     refill = functools.partial(engine.refill, prefilled=prefilled)
@@ -148,6 +150,7 @@ class _Engine:
       gold: their answers; None where no branch depends on them.
       steering: latents; None where no branch has one.
       draws: random numbers.
+      part: number of this part of the mesh.
     """
 
     spec: RolloutSpec
@@ -156,6 +159,7 @@ class _Engine:
     gold: Gold | None
     steering: Steering | None
     draws: Draws
+    part: jax.Array | int
 
     @property
     def trees(self) -> int:
@@ -189,7 +193,7 @@ class _Engine:
         return Forest(
             prompt_PS=self.prompts.tokens_PS,
             prompt_len_P=self.prompts.length_P,
-            parent_R=jnp.where(parent_R < 0, -1, self.draws.first_row + parent_R),
+            parent_R=jnp.where(parent_R < 0, -1, self.part * self.rows + parent_R),
             **grown.columns(),
         )
 

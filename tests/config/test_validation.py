@@ -185,6 +185,13 @@ def test_the_section_update_reads_as_an_attribute():
         ({"update__importance_floor": 0.5, "update__importance_cap": 0.4}, r"floor = 0\.5 exceeds .*cap = 0\.4; lower"),
         ({"eval__k": (1, 8)}, r"eval\.k contains 8; .* 1 to eval\.samples = 4"),
         ({"eval__temperature": 0.0}, r"eval\.temperature = 0 makes all eval\.samples = 4 samples equal"),
+        ({"eval__avg": (5,)}, r"eval\.avg contains 5; avg@k needs whole numbers from 1 to eval\.samples = 4"),
+        (
+            {"eval__task_samples": {"aime24": 16}, "eval__k": (16, 32)},
+            r"eval\.k contains 32; .* 1 to the most samples of a task = 16$",
+        ),
+        ({"eval__task_samples": {"aime24": 0}}, r"eval\.task_samples gives aime24 0 samples; use a whole number"),
+        ({"eval__task_samples": {"aime24": "all"}}, r"eval\.task_samples gives aime24 'all' samples; use a whole"),
         ({"latent__prior_power": 0.0}, r"prior_power = 0 gives a Gaussian no width; .* or latent\.kind=codes"),
         (
             {"branch__at": "segments", "rollout__max_tokens": 512},

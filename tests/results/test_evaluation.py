@@ -1,17 +1,20 @@
 """Evaluation of the embedded model on a few sums, recounted by hand, and the numbers made of a few samples."""
 
 import dataclasses
+import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from iiblpo_jax import InputError, generate, load_model
+from iiblpo_jax.config.validation import validate
 from iiblpo_jax.data.pipeline import heldout_batches
 from iiblpo_jax.defaults import default_config
 from iiblpo_jax.model.decoder import params_of
 from iiblpo_jax.results import evaluation
-from iiblpo_jax.results.evaluation import Answers, Evaluator, evaluation_tasks, summary
+from iiblpo_jax.results.evaluation import Answers, Evaluator, Kept, evaluation_tasks, summary
 from iiblpo_jax.rewards.exact import Exact
 from iiblpo_jax.rewards.gym import Gym
 from iiblpo_jax.rewards.math import Math
@@ -45,14 +48,14 @@ def published(model):
 
 @pytest.fixture(scope="module")
 def evaluate(embedded):
-    """evaluate(config) -> metrics, in calls of PER_CALL problems."""
+    """evaluate(config, kept) -> metrics, in calls of PER_CALL problems."""
     model, tokenizer = embedded
 
-    def run(config):
+    def run(config, kept=None):
         tasks = evaluation_tasks(config)
         with pytest.MonkeyPatch.context() as patch, make_scorer(config, tasks) as scorer:
             patch.setattr(evaluation, "TRAJECTORIES_PER_CALL", PER_CALL * SAMPLES)
-            return Evaluator(config, tasks, model.config, tokenizer, scorer)(published(model))
+            return Evaluator(config, tasks, model.config, tokenizer, scorer)(published(model), kept=kept)
 
     return run
 
@@ -111,6 +114,139 @@ def test_numbers_do_not_depend_on_the_slots(evaluate, metrics):
     assert evaluate(make_config(slots=16, refill_at=5)) == metrics
 
 
+# -- an evaluation that is written down -------------------------------------------------------------------------------
+
+
+def lines_of(folder):
+    """File name -> its protocol and its lines by the number of their problem."""
+    found = {}
+    for path in folder.glob("*.jsonl"):
+        first, *rows = map(json.loads, path.read_text().splitlines())
+        assert len({row["index"] for row in rows}) == len(rows), "a problem twice"
+        found[path.name] = first, {row["index"]: row for row in rows}
+    return found
+
+
+def counted(monkeypatch):
+    """Prompts of every call of the engine, in the order of the calls."""
+    calls = []
+
+    def watched(policy, prompt_PS, length_P, origin, **kwargs):
+        calls.append(np.asarray(prompt_PS))
+        return rollout(policy, prompt_PS, length_P, origin, **kwargs)
+
+    monkeypatch.setattr(evaluation, "rollout", watched)
+    return calls
+
+
+@pytest.fixture(scope="module")
+def kept(evaluate, metrics, tmp_path_factory):
+    """An evaluation that was left alone: its folder."""
+    folder, said = tmp_path_factory.mktemp("kept"), []
+    assert evaluate(make_config(), Kept(folder, {"step": 7}, say=said.append)) == metrics
+    assert said[:2] == [f"arithmetic: {n} of 5 problems, 4 samples each" for n in (1, 2)] and len(said) == 10
+    return folder
+
+
+def test_every_problem_has_its_line(kept):
+    sampled, greedy = sorted(lines_of(kept).values(), key=lambda found: -found[0]["protocol"]["samples"])
+    assert greedy[0]["protocol"]["sampling"]["temperature"] == 0 and sampled[0]["protocol"]["policy"] == {"step": 7}
+    for (_, rows), samples in ((sampled, 4), (greedy, 1)):
+        assert sorted(rows) == list(range(PROBLEMS))
+        for row in rows.values():
+            right = [is_right(row["question"], text) for text in row["texts"]]
+            assert row["rewards"] == right and row["right"] == sum(right) and len(right) == samples
+            assert row["tokens"] == sum(row["lengths"]) and row["problem"] == f"arithmetic/{row['question'][:-1]}"
+
+
+@pytest.mark.parametrize("left", [(), (0,), (1, 3, 4), (0, 1, 2, 3)])
+def test_it_goes_on_to_the_same_numbers(kept, evaluate, metrics, monkeypatch, tmp_path, left):
+    """Whatever problems are there, in whatever order: only the others are sampled, in calls of another make-up."""
+    shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
+    for path in tmp_path.glob("*.jsonl"):
+        first, *rows = path.read_text().splitlines(keepends=True)
+        there = [row for row in reversed(rows) if json.loads(row)["index"] in left]
+        path.write_text("".join([first, *there, "{torn"]))
+    calls = counted(monkeypatch)
+    assert evaluate(make_config(), Kept(tmp_path, {"step": 7})) == metrics
+    assert lines_of(tmp_path) == lines_of(kept)
+    assert len(calls) == 2 * -(-(PROBLEMS - len(left)) // PER_CALL)
+
+
+def test_nothing_is_sampled_again(kept, evaluate, metrics, monkeypatch):
+    calls = counted(monkeypatch)
+    assert evaluate(make_config(), Kept(kept, {"step": 7})) == metrics
+    assert evaluate(make_config(slots=9), Kept(kept, {"step": 7})) == metrics  # not of the protocol
+    assert calls == []
+
+
+def test_another_policy_or_protocol_is_sampled(kept, evaluate, monkeypatch, tmp_path):
+    shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
+    calls, config = counted(monkeypatch), make_config()
+    config.eval.update({"greedy": False, "seed": 5})
+    evaluate(config, Kept(tmp_path, {"step": 7}))
+    evaluate(make_config(), Kept(tmp_path, {"step": 8}))
+    assert len(calls) == 2 + 4 and len(list(tmp_path.iterdir())) == 2 + 1 + 2
+
+
+def test_tasks_have_their_own_samples(embedded, monkeypatch):
+    """256 here and 16 there: of each task the k that it has samples for."""
+    model, tokenizer = embedded
+    config = make_config()
+    config.eval.update({"problems": 2, "greedy": False, "k": (1, 2, 6), "avg": (3, 5), "samples": 3})
+    config.eval.task_samples = {"arithmetic": 6}
+    validate(config)
+    [task] = evaluation_tasks(config)
+    others = [dataclasses.replace(problem, task="other") for problem in task.heldout]
+    tasks, found = [task, dataclasses.replace(task, name="other", heldout=others)], {}
+    monkeypatch.setattr(evaluation, "attempts_of", lambda texts, *rest: found.setdefault("n", []).append(len(texts)))
+    monkeypatch.setattr(evaluation, "answers_of", lambda task, attempts: hand_made(found["n"][-1]))
+    monkeypatch.setattr(evaluation, "parties", lambda verifier, answers, settle: answers)
+    with make_scorer(config, tasks) as scorer:
+        metrics = Evaluator(config, tasks, model.config, tokenizer, scorer)(published(model))
+    assert found["n"] == [6, 6, 3, 3]
+    ks = {name.partition("@")[0] + "@" + name.partition("@")[2] for name in metrics if "@" in name}
+    assert ks == {
+        *(f"eval/arithmetic/{name}" for name in ("pass@1", "pass@2", "pass@6", "maj@2", "maj@6", "avg@3", "avg@5")),
+        *(f"eval/other/{name}" for name in ("pass@1", "pass@2", "maj@2", "avg@3")),
+    }
+
+
+def hand_made(samples):
+    """Answers to two problems, none right."""
+    return Answers(
+        reward_Nn=np.zeros((2, samples)),
+        length_Nn=np.ones((2, samples)),
+        truncated_Nn=np.zeros((2, samples), bool),
+        answers=[[None] * samples] * 2,
+        plans=[[None] * samples] * 2,
+        heads=[[[1]]] * 2,
+    )
+
+
+def test_samples_of_a_task_that_is_not_evaluated_are_refused(embedded):
+    model, tokenizer = embedded
+    config = make_config()
+    config.eval.task_samples = {"arithmetik": 6}
+    tasks = evaluation_tasks(config)
+    message = r"eval\.task_samples names arithmetik \(did you mean arithmetic\?\), which is not evaluated"
+    with make_scorer(config, tasks) as scorer, pytest.raises(InputError, match=message):
+        Evaluator(config, tasks, model.config, tokenizer, scorer)
+
+
+def test_training_tasks_are_not_made_where_none_of_them_is_evaluated(monkeypatch):
+    config = make_config()
+    config.task.name = "math"  # whose files are not here
+    config.eval.tasks = ("sums",)
+    assert [task.name for task in evaluation_tasks(config)] == ["sums"]
+    with pytest.raises(InputError, match="math"):
+        config.eval.tasks = ("sums", "math")
+        evaluation_tasks(config)
+
+
+# -- numbers made of samples ------------------------------------------------------------------------------------------
+
+
 def test_the_names_are_those_of_the_metrics_file(metrics):
     names = "pass@1 pass@2 pass@4 maj@2 maj@4 reward tokens truncated greedy"
     diversity = "distinct_1 distinct_4 self_bleu self_rouge unique_correct"
@@ -123,14 +259,16 @@ def test_summary_by_hand():
         truncated_Nn=np.array([[False] * 4, [False, True, True, True]]),
         answers=[["7", "8", "8", "7"], ["1", None, "2", "1"]],
         plans=[["a", "b", "b", "a"], ["c", None, "d", "c"]],
-        tokens=[[[1, 2], [1, 3], [1, 3], [1, 2]], [[4], [], [5], [4]]],
+        length_Nn=np.array([[2, 2, 2, 2], [1, 0, 1, 1]]),
+        heads=[[[1, 2], [1, 3], [1, 3], [1, 2]], [[4], [], [5], [4]]],
     )
-    found = summary(answers, (2, 4))
+    found = summary(answers, (2, 4), avg=(1, 3))
     assert found["pass@1"] == pytest.approx(1 / 4)
     assert found["pass@2"] == pytest.approx((1 - 1 / 6) / 2)  # one of the 6 pairs holds no right answer
     assert found["pass@4"] == pytest.approx(1 / 2)
     assert found["maj@2"] == pytest.approx((1 / 2 + 1 / 2 + 0 + 0) / 4)  # blocks 7-8 and 8-7: a fair tie each
     assert found["maj@4"] == pytest.approx(1 / 4)  # 7 and 8 tie; 1 wins and is wrong
+    assert found["avg@1"] == pytest.approx(1 / 2) and found["avg@3"] == pytest.approx((1 / 3 + 0) / 2)
     assert found["reward"] == pytest.approx(2.25 / 8)
     assert found["tokens"] == pytest.approx(11 / 8)
     assert found["truncated"] == pytest.approx(3 / 8)
@@ -144,7 +282,8 @@ def test_unique_correct_counts_plans_of_right_samples_only():
         truncated_Nn=np.zeros((3, 4), bool),
         answers=[["1"] * 4] * 3,
         plans=[["a", "b", "a", "c"], [None, "a", "b", None], ["a", "b", "c", "d"]],
-        tokens=[[[1]] * 4] * 3,
+        length_Nn=np.ones((3, 4)),
+        heads=[[[1]] * 4] * 3,
     )
     assert summary(answers, (1,))["unique_correct"] == pytest.approx((2 + 1 + 0) / 3)
 
@@ -155,7 +294,8 @@ def test_one_sample_has_neither_votes_nor_diversity():
         truncated_Nn=np.array([[False], [True]]),
         answers=[["7"], [None]],
         plans=[["a"], [None]],
-        tokens=[[[1, 2]], [[3]]],
+        length_Nn=np.array([[2], [1]]),
+        heads=[[[1, 2]], [[3]]],
     )
     assert summary(answers, (1,)) == {"pass@1": 0.5, "reward": 0.5, "tokens": 1.5, "truncated": 0.5}
 
