@@ -68,6 +68,10 @@ METHODS = {
     },
     "grpo": {},
     "gspo": {},
+    "imentor": {
+        "bonus": knob(0.5, "what the newest wrong answer of a batch is worth at the start", at_least=0),
+        "decay": knob(40.0, "after which the bonus is half of that", above=0, unit="rollouts"),
+    },
     "kl_cov": {
         "share": knob(2e-3, "of the tokens of a minibatch, largest covariance first, that pay", at_least=0, at_most=1),
         "kl_coef": knob(1.0, "what they pay for each nat by which they moved", at_least=0),

@@ -21,6 +21,7 @@ from iiblpo_jax.objectives.entropy_adv import entropy_adv
 from iiblpo_jax.objectives.forking_tokens import forking_tokens
 from iiblpo_jax.objectives.grpo import grpo
 from iiblpo_jax.objectives.gspo import gspo
+from iiblpo_jax.objectives.imentor import imentor
 from iiblpo_jax.objectives.interface import Batch, Objective, TokenLoss, advantages
 from iiblpo_jax.objectives.mara import mara
 from iiblpo_jax.objectives.overlong import with_overlong
@@ -64,6 +65,7 @@ METHODS = {
     "entropy_adv": entropy_adv,
     "ucpo": ucpo,
     "arm": arm,
+    "imentor": imentor,
     "darling": darling,
     "mara": mara,
     "disco": disco,

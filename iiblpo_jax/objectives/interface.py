@@ -87,6 +87,7 @@ class Objective:
       aggregate: name in aggregate.AGGREGATES: how per-token losses become one number.
       max_tokens: T, the constant of `seq-mean-token-sum-norm`; never read from an array's shape, which padding changes.
       reward_shaping: (Rows, step) -> reward_R, before the advantage; step = rollouts done so far, for a schedule.
+      bonus: (Rows, step) -> [R], added to the advantages after the group's normalisation; None = none.
       advantage_transform: Batch -> A_RT; may read entropies and log-probs, detached.
       token_mask: Batch -> {0,1}_RT within mask_RT; also enters the denominator of the aggregate.
       aux_losses: each Batch -> loss_RT, added to the policy loss under the same weights.
@@ -104,6 +105,7 @@ class Objective:
     aggregate: str
     max_tokens: int
     reward_shaping: Callable[[Rows, jax.Array | None], jax.Array] = _same_reward
+    bonus: Callable[[Rows, jax.Array | None], jax.Array] | None = None
     advantage_transform: Callable[[Batch], jax.Array] = _same_advantage
     token_mask: Callable[[Batch], jax.Array] = _every_token
     aux_losses: tuple[Callable[[Batch], jax.Array], ...] = ()
@@ -152,4 +154,6 @@ def advantages(
     if reward_coef:
         spread_R = masked.group_spread(rows.reward_R, rows.group_R, rows.keep_R) > 0
         a += jnp.where(spread_R, reward_coef * jnp.clip(rows.ib_score_R, -1.0, 1.0), 0.0)[per_row]
+    if objective.bonus is not None:
+        a += objective.bonus(rows, step)[per_row]
     return jnp.where(rows.keep_R[per_row] != 0, a, 0.0)

@@ -52,6 +52,8 @@ def load_objective(reference: str, *, max_tokens: int, overrides: Mapping) -> Ob
 def _trial(objective: Objective, rows: Rows) -> tuple[jax.Array, jax.Array]:
     """The advantage and the losses of every token; the rest of the method is run as well."""
     advantage = objective.advantage(rows)
+    if objective.bonus is not None:
+        advantage += objective.bonus(rows, jnp.int32(0))[(...,) + (None,) * (advantage.ndim - 1)]
     rows = rows.replace(advantage_R=advantages(objective, rows, step=jnp.int32(0)))
     batch = Batch(
         rows=rows,

@@ -11,8 +11,9 @@ from iiblpo_jax.rewards.plans import PLAN
 # What a method may ask for (Objective.needs); nobody reads what nobody asks for.
 REF_LOGP = "ref_logp"  # [R,T] log-probs of the reference model, in Rows.ref_logp_RT
 PROMPT_LOGP = "prompt_logp"  # [R] mean log-prob of the prompt's tokens under the policy that sampled, in Rows.extras
+NOVELTY = "novelty"  # [R] how new prompt and response are (novelty.py), in Rows.extras
 # and PLAN, [R] numbers that are equal where two responses have the same plan (rewards/plans.py), in Rows.extras
-ON_REQUEST = (REF_LOGP, PROMPT_LOGP, PLAN)
+ON_REQUEST = (REF_LOGP, PROMPT_LOGP, NOVELTY, PLAN)
 # In Rows.extras where Objective.record asks: of every draw the K likeliest tokens and their log-probs [R,T,K].
 TOP_TOKEN, TOP_LOGP = "top_token", "top_logp"
 

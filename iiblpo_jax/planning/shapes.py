@@ -57,16 +57,16 @@ def abstract_step(config, model: ModelConfig, mesh: Mesh) -> AbstractStep:
         cvae = _everywhere(_shapes(lambda: kind(model.d_model, z, hidden, rngs=nnx.Rngs(0))), mesh)
     reference = _like(jax.eval_shape(lambda p: cast(p, config.model.dtype), policy), policy)
     optimizer = specs.optimizer(config)
-    state = abstract_state(params, optimizer, mesh)
+    state = abstract_state(params, optimizer, mesh, novelty=lambda: specs.novelty(config, model))
     tokens = {"stop_ids": STOP_IDS, "start_id": START_ID, "never_ids": NEVER_IDS}
     programs = make_programs(config, model, state, optimizer, mesh=mesh, **tokens)
     frozen = Frozen(readers={specs.REFERENCE: reference}, cvae=cvae)
     return AbstractStep(programs, state, frozen, _asked(config, model, mesh))
 
 
-def abstract_state(params: dict, optimizer, mesh: Mesh):
+def abstract_state(params: dict, optimizer, mesh: Mesh, *, novelty=lambda: None):
     """A fresh TrainState; what the optimizer keeps of a weight lies where the weight lies, the rest on every device."""
-    state = jax.eval_shape(lambda p: init_state(p, optimizer), params)
+    state = jax.eval_shape(lambda p: init_state(p, optimizer, novelty=novelty()), params)
     place = {path: leaf.sharding for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     everywhere = NamedSharding(mesh, PartitionSpec())
 

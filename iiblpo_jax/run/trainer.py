@@ -104,7 +104,7 @@ class Trainer:
             cvae, params["psa"] = setup.latents(workdir / "latent", reference, console)
         self._frozen = Frozen(readers={specs.REFERENCE: reference}, cvae=cvae)
         optimizer, self._schedule = specs.optimizer(config), specs.schedule(config)
-        self.state = setup.placed(init_state(params, optimizer))
+        self.state = setup.placed(init_state(params, optimizer, novelty=specs.novelty(config, setup.model)))
 
         # --- programs
         self._programs = make_programs(

@@ -6,6 +6,7 @@ Most read under the frozen reference; what a method asks of the policy is read u
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,8 @@ from iiblpo_jax.common.padded import Padded
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import bind, cast
-from iiblpo_jax.objectives.rows import PROMPT_LOGP, REF_LOGP
+from iiblpo_jax.objectives.novelty import Novelty, errors
+from iiblpo_jax.objectives.rows import NOVELTY, PROMPT_LOGP, REF_LOGP
 from iiblpo_jax.rollout.forest import Forest
 from iiblpo_jax.rollout.marker import marker_cut
 from iiblpo_jax.rollout.solved import Gold
@@ -86,6 +88,16 @@ class PromptLogProbs:
         return {PROMPT_LOGP: logp_P[forest.group_R]}
 
 
+@dataclasses.dataclass(frozen=True)
+class Errors:
+    """Reads `novelty` [R]: how new every trajectory is to the networks that are its weights."""
+
+    def __call__(self, weights: Novelty, forest: Forest, gold: Gold) -> Columns:
+        """The column, under these weights."""
+        length_R = forest.prompt_len_P[forest.group_R] + forest.length_R
+        return {NOVELTY: errors(weights, forest.sequences_RC, length_R)}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InformSpec:
     """Who reads a Forest; hashable.
@@ -96,16 +108,16 @@ class InformSpec:
       mesh: devices among which prompts are split; None = one.
     """
 
-    readers: tuple[tuple[str, InformationTerms | LogProbs | PromptLogProbs], ...]
+    readers: tuple[tuple[str, InformationTerms | LogProbs | PromptLogProbs | Errors], ...]
     mesh: Mesh | None = None
 
 
 @functools.partial(jax.jit, static_argnames="spec")
-def inform(weights: Mapping[str, dict], forest: Forest, gold: Gold, *, spec: InformSpec) -> Columns:
+def inform(weights: Mapping[str, Any], forest: Forest, gold: Gold, *, spec: InformSpec) -> Columns:
     """The columns of all readers; empty where nobody reads.
 
     Args:
-      weights: by the names that the readers have: `reference`, and `policy` where somebody reads under it.
+      weights: by the names that the readers have: `reference`; `policy` and `novelty` where somebody reads under them.
       forest: finished trajectories.
       gold: answers of the prompts, and how they are asked for.
       spec: static.

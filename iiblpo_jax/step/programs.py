@@ -25,7 +25,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.objectives.rows import PLAN
+from iiblpo_jax.objectives.rows import NOVELTY, PLAN
 from iiblpo_jax.rollout.engine import RolloutStats, rollout
 from iiblpo_jax.rollout.forest import Forest
 from iiblpo_jax.rollout.publication import Published, publisher
@@ -220,9 +220,10 @@ class StepPrograms:
         return tuple(name for name in self.score_spec.credit.objective.needs if name == PLAN)
 
     def _readers(self, state: TrainState, frozen: Frozen) -> dict:
-        """The weights that `inform` reads under: the policy's own, no copy, where somebody does."""
-        policy = specs.POLICY in dict(self.inform_spec.readers)
-        return frozen.readers | ({specs.POLICY: state.params["policy"]} if policy else {})
+        """The weights that `inform` reads under: the frozen ones, and of what changes the state's own, no copies."""
+        moving = {specs.POLICY: state.params["policy"], NOVELTY: state.novelty}
+        asked = dict(self.inform_spec.readers)
+        return frozen.readers | {name: weights for name, weights in moving.items() if name in asked}
 
     def _gold(self, asked: Asked) -> Gold | None:
         """The answers, where branches depend on them."""

@@ -16,12 +16,13 @@ from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.packed.attention import implementation
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
 from iiblpo_jax.objectives import Objective, make_objective, with_auxiliary, with_credit, with_overlong
-from iiblpo_jax.objectives.rows import PLAN, PROMPT_LOGP, REF_LOGP
+from iiblpo_jax.objectives.novelty import Novelty, make_novelty
+from iiblpo_jax.objectives.rows import NOVELTY, PLAN, PROMPT_LOGP, REF_LOGP
 from iiblpo_jax.rollout.branching import Branching
 from iiblpo_jax.rollout.publication import PublicationSpec
 from iiblpo_jax.rollout.sampling import Sampling
 from iiblpo_jax.rollout.spec import RolloutSpec
-from iiblpo_jax.step.inform import InformationTerms, InformSpec, LogProbs, PromptLogProbs
+from iiblpo_jax.step.inform import Errors, InformationTerms, InformSpec, LogProbs, PromptLogProbs
 from iiblpo_jax.step.score import BottleneckSpec, CreditSpec, FilterSpec, LatentSpec, ScoreSpec
 from iiblpo_jax.update.optimizer import Schedule, make_optimizer
 from iiblpo_jax.update.settings import UpdateSettings
@@ -29,6 +30,7 @@ from iiblpo_jax.update.settings import UpdateSettings
 PACK_TOKENS = 2**13  # nodes of a bin where update.microbatch leaves it open
 REFERENCE = "reference"  # name of the frozen copy of the policy among the readers
 POLICY = "policy"  # that of the policy as it is
+NOVELTY_KEY = 2**31 - 1  # of its random weights, in place of the number of a step, which it exceeds
 MAX_ANSWER = 64  # tokens of a gold answer that the score reads; longer ones are cut
 
 
@@ -135,7 +137,18 @@ def inform_spec(
         readers = [(REFERENCE, LogProbs(model=model, reading=reading))]
     if PROMPT_LOGP in needs:
         readers += [(POLICY, PromptLogProbs(model=model, reading=reading, dtype=config.model.dtype))]
+    if NOVELTY in needs:
+        readers += [(NOVELTY, Errors())]
     return InformSpec(readers=tuple(readers), mesh=mesh)
+
+
+def novelty(config, model: ModelConfig) -> Novelty | None:
+    """Fresh networks for a method that asks what is new, the same for one train.seed; None for all others."""
+    if NOVELTY not in objective(config).needs:
+        return None
+    key = jax.random.fold_in(jax.random.key(config.train.seed), NOVELTY_KEY)
+    width = config.rollout.max_prompt + config.rollout.max_tokens
+    return make_novelty(key, vocab_size=model.vocab_size, width=width)
 
 
 def score_spec(config, method: Objective) -> ScoreSpec:

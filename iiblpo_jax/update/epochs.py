@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.objectives.novelty import Novelty, learnt
 from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.update.gradient import MinibatchGradient
 from iiblpo_jax.update.measures import metrics
@@ -70,7 +71,14 @@ def _optimizer_steps(gradient, optimizer, share, state, rows, key):
     state, totals_I = jax.lax.scan(step, state, (order_In, jax.random.split(steps_key, order_In.shape[0])))
     totals = {name: x_I.max() if name.endswith("_max") else x_I.sum() for name, x_I in totals_I.items()}
     moved = state.moved + (totals["moved"] > 0)
-    return state.replace(step=state.step + 1, moved=moved), metrics(totals)
+    return state.replace(step=state.step + 1, moved=moved, novelty=_seen(state.novelty, rows)), metrics(totals)
+
+
+def _seen(novelty: Novelty | None, rows: Rows) -> Novelty | None:
+    """What is no longer new once these rows have been trained on, whether or not the policy moved."""
+    if novelty is None:
+        return None
+    return learnt(novelty, rows.tokens_RC, rows.prompt_len_R + rows.length_R, rows.mask_RT.any(1))
 
 
 def _optimizer_step(gradient, optimizer, share, state, rows, old_logp_nT, key):

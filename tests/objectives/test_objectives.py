@@ -44,6 +44,7 @@ def test_published_defaults():
         "entropy_adv": "token-mean",
         "ucpo": "token-mean",
         "arm": "token-mean",
+        "imentor": "token-mean",
         "darling": "token-mean",
         "mara": "seq-mean-token-sum-norm",
         "disco": "token-mean",

@@ -61,8 +61,10 @@ def test_a_method_of_ones_own_may_ask_for_columns(own_code):
     assert make_objective("grpo", max_tokens=4, path=own_code(asks.format("prompt_logp", logp))).needs == (
         "prompt_logp",
     )
-    with pytest.raises(InputError, match=r"needs 'novelty', which there is not; use ref_logp, prompt_logp, plan"):
-        make_objective("grpo", max_tokens=4, path=own_code(asks.format("novelty", logp)))
+    with pytest.raises(
+        InputError, match=r"needs 'surprise', which there is not; use ref_logp, prompt_logp, novelty, plan"
+    ):
+        make_objective("grpo", max_tokens=4, path=own_code(asks.format("surprise", logp)))
 
 
 def test_a_method_of_ones_own_may_have_likely_tokens_noted(own_code):

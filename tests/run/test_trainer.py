@@ -127,6 +127,33 @@ def without_clock(metrics):
     return {name: value for name, value in metrics.items() if not is_of_the_clock(name)}
 
 
+def test_what_was_new_to_a_run_is_not_new_to_its_resume(tmp_path):
+    """i-MENTOR's networks and their optimizer are in the checkpoint; another method has no use for them."""
+    config = make_config(**OFF, latent={"z": 0}, objective={"name": "imentor"}, rollout={"roots": 4})
+    trainer = Trainer(config, tmp_path, console=QUIET)
+    begun = jax.device_get(trainer.state.novelty)
+    for step, metrics, _ in trainer.steps(1, 2):
+        assert metrics["update/skipped"] == 0
+        trainer.save(step, force=step == 1)
+    straight = jax.device_get(trainer.state)
+    trainer.close()
+    assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (begun, straight.novelty)), strict=True))
+
+    resumed = Trainer(config, tmp_path, console=QUIET)
+    assert resumed.restore() == 1
+    resumed.step(2)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed.state), straight)
+    resumed.close()
+
+    config.objective.name = "grpo"
+    other = Trainer(config, tmp_path, console=QUIET)
+    with pytest.raises(
+        InputError, match=r"has novelty\..* and this config makes it .*use the config the run began with"
+    ):
+        other.restore()
+    other.close()
+
+
 def test_resuming_is_bit_exact(straight, workdir):
     """And steps taken one by one, each waited for, are those of a run that has the next rollout under way."""
     results, state, evaluated = straight

@@ -41,6 +41,15 @@ def test_the_policy_is_read_in_place_where_a_method_asks():
     assert set(traced()["inform"].args[0]) == {"reference"}
 
 
+def test_novelty_is_read_before_it_is_learnt_where_a_method_asks():
+    asked = traced(method="imentor")
+    state = asked["update"].args[0]
+    assert asked["inform"].args[0]["novelty"] is state.novelty
+    assert state.novelty.embed_VE.shape[1] == 16 and state.novelty.target["w0_CEH"].shape == (8 + 16, 16, 16)
+    assert asked["score"].args[2]["novelty"].shape == asked["update"].args[1].length_R.shape
+    assert traced()["update"].args[0].novelty is None
+
+
 def test_the_host_says_plans_where_a_method_asks():
     score = traced(method="darling")["score"]
     assert score.args[2]["plan"].shape == score.args[1].shape

@@ -149,6 +149,8 @@ def test_who_reads_is_who_is_asked():
     assert readers() == [("policy", "PromptLogProbs")]
     c.update.kl_coef = 0.1
     assert readers() == [("reference", "LogProbs"), ("policy", "PromptLogProbs")]
+    c.objective.name = "imentor"
+    assert readers() == [("reference", "LogProbs"), ("novelty", "Errors")]
     c.objective.name = "grpo"
     assert readers() == [("reference", "LogProbs")]
 

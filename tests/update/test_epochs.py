@@ -12,6 +12,7 @@ import pytest
 from iiblpo_jax.common import masked
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.objectives import make_objective
+from iiblpo_jax.objectives.novelty import learnt, make_novelty
 from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.update import epochs as update
 from iiblpo_jax.update.epochs import make_update, shuffled
@@ -130,6 +131,20 @@ def test_one_step_is_one_gradient_step(tiny_config, tiny_params, rows):
     np.testing.assert_allclose(metrics["update/grad_norm"], optax.tree.norm(gradients), rtol=1e-5)
     assert metrics["update/ratio_mean"] == 1.0
     assert state.step == state.moved == 1
+
+
+def test_what_is_trained_on_is_no_longer_new(tiny_config, tiny_params, rows):
+    """Once a rollout, however it is cut into steps, and a row of which no token counts is not seen."""
+    rows = rows.replace(mask_RT=rows.mask_RT.at[1].set(0.0))
+    novelty = make_novelty(jax.random.key(4), vocab_size=tiny_config.vocab_size, width=C)
+    expected = learnt(novelty, rows.tokens_RC, rows.prompt_len_R + rows.length_R, jnp.arange(N) != 1)
+    state = init_state(jax.tree.map(jnp.copy, {"policy": tiny_params}), SGD, novelty=jax.tree.map(jnp.copy, novelty))
+    plain, _ = run(tiny_config, tiny_params, rows, THREE_BY_TWO)
+    after, _ = compiled_update(THREE_BY_TWO, tiny_config, SGD)(state, rows, jax.random.key(0))
+    assert_trees_close(after.novelty, expected)
+    assert optax.tree.norm(optax.tree.sub(after.novelty.predictor, novelty.predictor)) > 1e-3
+    assert_trees_close(after.params, plain.params)
+    assert plain.novelty is None
 
 
 @pytest.mark.parametrize("settings", [UpdateSettings(microbatch=2), THREE_BY_TWO], ids=["one step", "six steps"])
