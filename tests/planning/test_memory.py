@@ -10,7 +10,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 from iiblpo_jax import InputError
-from iiblpo_jax.planning.memory import ProgramMemory, bytes_per_device, check_fits, device_limit, measure, memory_table
+from iiblpo_jax.planning.memory import (
+    ProgramMemory,
+    bytes_per_device,
+    check_fits,
+    device_limit,
+    measure,
+    measure_step,
+    memory_table,
+)
 from iiblpo_jax.step.programs import Program, abstract_of
 
 F32 = 4
@@ -40,6 +48,29 @@ def test_a_donated_argument_is_the_place_of_its_output():
     memory, _ = measure(Program("add", "", jax.jit(lambda x: x + 1, donate_argnums=0), (x,)), ())
     assert memory.donated == memory.outputs == F32 * 256 * 256
     assert memory.peak == memory.arguments + memory.temporaries
+
+
+def test_a_program_that_a_step_runs_twice_is_compiled_once_and_counts_what_is_kept():
+    """As in a step with refills: what came of the first call lies beside the second one."""
+    calls = []
+
+    @jax.jit
+    def double(x):
+        calls.append(1)  # while it is traced
+        return {"a": 2 * x, "b": x[0]}
+
+    class Step:
+        alive = struct(1000)
+
+        def trace(self, call):
+            kept = call(Program("double", "", double, (struct(128, 64),)))
+            fresh = call(Program("double", "", double, (struct(128, 64),), beside=kept))
+            call(Program("sum", "", jax.jit(lambda x, y: x["a"] + y["a"]), (kept, fresh)))
+
+    twice, total = measure_step(Step())
+    assert (twice.name, total.name, calls) == ("double", "sum", [1])
+    assert twice.beside == F32 * (1000 + 128 * 64 + 64) and twice.outputs >= F32 * (128 * 64 + 64)
+    assert total.arguments >= 2 * F32 * 128 * 64 and total.beside == F32 * 1000
 
 
 def test_temporaries_are_seen():

@@ -135,6 +135,19 @@ def test_two_processes_take_the_steps_of_one(one, two):
     assert (two / "report.html").exists() and {"2", "3"} <= {p.name for p in (two / "checkpoints").iterdir()}
 
 
+def test_two_processes_refill_a_step_as_one_does(runs):
+    """No latent, to be quick."""
+    options = ("latent.z=0", "ib.estimator=none", "ib.filter=contrast", "train.refills=2", "train.steps=2")
+    flags = [f"--config.{option}" for option in options]
+    alone, both = runs(1, "refilled", *flags), runs(2, "refilled by two", *flags, "--config.mesh.fsdp=2")
+    assert rollouts_of(both) == rollouts_of(alone)
+    refills = [[row["rollout/refills"] for row in metrics_of(workdir)[1:]] for workdir in (alone, both)]
+    assert refills[0] == refills[1] and max(refills[0]) > 0
+    for row, wanted in zip(metrics_of(both), metrics_of(alone), strict=True):
+        for name in filter(depends_on_the_run, row):
+            assert row[name] == pytest.approx(wanted[name], rel=1e-5, abs=2e-6), name
+
+
 def test_one_process_resumes_what_two_have_saved(runs, one, two):
     runs.copy("two", "two then one", without="3")
     resumed = runs(1, "two then one")
@@ -156,9 +169,16 @@ def test_two_processes_export_and_evaluate_what_they_have_trained(runs, two):
     runs(1, "two", f"--out={two / 'alone'}", verb="iiblpo_jax.export")
     together, alone = (params_of(load_model(two / name)[0]) for name in ("together", "alone"))
     jax.tree.map(np.testing.assert_array_equal, together, alone)
-    runs(2, "two", "--config.mesh.fsdp=2", verb="iiblpo_jax.evaluate")
-    found = json.loads((two / "eval" / f"step_{STEPS:06d}.json").read_text())["metrics"]
-    assert found == {name: value for name, value in metrics_of(two)[-1].items() if name.startswith("eval/")}
+    expected = {name: value for name, value in metrics_of(two)[-1].items() if name.startswith("eval/")}
+    for count, axes in ((2, ["--config.mesh.fsdp=2"]), (2, ["--config.mesh.fsdp=2"]), (1, [])):
+        runs(count, "two", *axes, verb="iiblpo_jax.evaluate")
+        [result] = (two / "eval").glob("*.json")
+        assert json.loads(result.read_text())["metrics"] == expected
+        result.unlink()
+        for path in (two / "eval" / "problems").iterdir():  # the next one goes on from half of it
+            lines = path.read_text().splitlines(keepends=True)
+            assert len(lines) == 1 + 4
+            path.write_text("".join(lines[:3]))
 
 
 SAVES = """
