@@ -147,6 +147,12 @@ def _credit(config: RunConfig) -> Iterator[str]:
             "branch.credit = siblings compares branches of one root and branch.parent = previous grows more on them; "
             "set branch.parent=root, or branch.credit=tree"
         )
+    named = config.objective.name == "arm" and not config.objective.path
+    if named and config.branch.k > 0 and credit != "trajectory":
+        yield (
+            f"branch.credit = {credit} puts advantages along trees in place of those that objective.name = arm is "
+            "about; set branch.credit=trajectory, or another objective.name"
+        )
     if credit not in ("trajectory", "siblings") and selective_branches(config):
         yield (
             f"branch.credit = {credit} takes what became of a root's branches for the value of what they inherit, and "
@@ -317,7 +323,7 @@ CHECKS = {
     _score: "ib.estimator ib.filter ib.keep ib.reward_coef",
     _clip: "objective.name objective.path objective.clip_low",
     _points: "branch.k branch.at branch.segment branch.points branch.per_point rollout.max_tokens",
-    _credit: "branch.credit branch.parent branch.k branch.solved branch.min_entropy",
+    _credit: "objective.name objective.path branch.credit branch.parent branch.k branch.solved branch.min_entropy",
     _overlong: "reward.overlong reward.overlong_buffer rollout.max_tokens",
     _groups: "rollout.roots branch.k branch.depth branch.parent branch.credit ib.filter ib.keep objective.name "
     "objective.path",

@@ -228,6 +228,10 @@ def test_the_section_update_reads_as_an_attribute():
             r"objective\.name = 'grop' \(did you mean grpo\?\); use one of arm, bapo, cispo, ",
         ),
         ({"objective__options": {"alpha": 0.1}}, r"objective\.options\.alpha does not apply to grpo; it has none"),
+        (
+            {"objective__name": "arm", "branch__credit": "tree"},
+            r"branch\.credit = tree puts .* in place of those that objective\.name = arm is about; set .*=trajectory",
+        ),
         ({"objective__name": "mara"}, r"update\.kl_coef = 0 leaves no KL; use a number above 0"),
         (
             {"objective__name": "entropy_adv", "objective__options": {"beta": 0.1}},
