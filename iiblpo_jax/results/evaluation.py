@@ -214,20 +214,21 @@ class Evaluator:
     ) -> list[Attempts]:
         """The Attempts of all problems of a task."""
         if kept is None:
-            return list(dict(sorted(self._sample(policy, asked, sampling, samples, {}))).values())
+            return [one for found in self._sample(policy, asked, sampling, samples, {}) for one in found.values()]
         answer, total = asked.task.verifier.answer, len(asked.prompts)
         with kept.open(asked.task, self._protocol(asked, sampling, samples), asked.prompts) as file:
             if file.done:
                 kept.say(f"{asked.task.name}: {len(file.done)} of {total} problems are there, in {file.path}")
-            for index, attempts in self._sample(policy, asked, sampling, samples, file.done):
-                file.add(index, attempts, [answer(text) for text in attempts.texts])
+            for found in self._sample(policy, asked, sampling, samples, file.done):
+                for index, attempts in found.items():
+                    file.add(index, attempts, [answer(text) for text in attempts.texts])
                 kept.say(f"{asked.task.name}: {len(file.done)} of {total} problems, {samples} samples each")
             return [file.done[index] for index in range(total)]
 
     def _sample(
         self, policy: Published, asked: Asked, sampling: Sampling, samples: int, done: Mapping[int, Attempts]
-    ) -> Iterator[tuple[int, Attempts]]:
-        """(index, Attempts) of the problems that are not done."""
+    ) -> Iterator[dict[int, Attempts]]:
+        """Attempts of the problems that are not done, by their index: call by call of the engine."""
         rollout_config, widths = self._config.rollout, {"max_prompt": self._config.rollout.max_prompt, "max_answer": 1}
         spec = RolloutSpec(
             model=self._model_config,
@@ -255,9 +256,11 @@ class Evaluator:
             texts = self._tokenizer.decode_batch(responses)
             problems = [problem for problem in batch.problems for _ in range(samples)]
             reward_R = score_together(self._scorer, problems, texts).rewards
-            for p, index in enumerate(indices):
-                mine = slice(p * samples, (p + 1) * samples)
-                yield index, attempts_of(texts[mine], responses[mine], reward_R[mine], cut_R[mine])
+            rows = [slice(p * samples, (p + 1) * samples) for p in range(len(indices))]
+            yield {
+                index: attempts_of(texts[mine], responses[mine], reward_R[mine], cut_R[mine])
+                for index, mine in zip(indices, rows, strict=True)
+            }
 
     def _protocol(self, asked: Asked, sampling: Sampling, samples: int) -> dict:
         """What decides the samples of a problem and their grades, but for policy and problem, as JSON."""

@@ -3,8 +3,9 @@
 Only `time/*` and `*/tokens_per_s` depend on the clock; every other number is a function of the config, so two runs can
 be compared line by line. The clock is the host's, and the next rollout runs while a step is written down:
 
-    time/rollout_s     from the end of the update before, or of what ran in between, to the arrival of the tokens
-    time/reward_s      verification on the host; the reference forwards run meanwhile
+    time/rollout_s     from the end of the update before, or of what ran in between, to the arrival of the tokens; with
+                       train.refills the sum over the rollouts of the step
+    time/reward_s      verification on the host, likewise; the reference forwards run meanwhile
     time/verifier_s    answers in worker processes, the sum of what each one took; 0 where none needed a worker
     time/score_s       from then to the end of scoring, the rest of the reference forwards included
     time/update_s      from then to the end of the update
