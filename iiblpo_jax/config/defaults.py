@@ -240,6 +240,17 @@ KNOBS = {
         0.0, "a root whose most hesitant candidate is surer than this gets no branches", at_least=0, unit="nats"
     ),
     "branch.solved": knob(True, "a root that has given the gold answer gets branches too"),
+    "branch.replace": knob(
+        True,
+        "a branch may begin with the token that its parent drew at t*; False: its first token is drawn from those that "
+        "its parent and elder siblings did not draw there, and trajectories count for what they stand for",
+    ),
+    "branch.correction": knob(
+        1.0,
+        "power of these weights: 1 = what they stand for, 0 = all alike; not used with replacement",
+        at_least=0,
+        at_most=1,
+    ),
     "branch.credit": knob(
         "trajectory",
         "trajectory: one advantage each; the others look at what trajectories have in common, a file each of "

@@ -26,6 +26,11 @@ def selective_branches(config: RunConfig) -> bool:
     return branch.k > 0 and (branch.min_entropy > 0 or not branch.solved)
 
 
+def without_replacement(config: RunConfig) -> bool:
+    """Whether branches begin with other tokens than those drawn before them, and are weighed by what they stand for."""
+    return config.branch.k > 0 and not config.branch.replace
+
+
 def inherited_counts(config: RunConfig) -> bool:
     """Whether the tokens that a branch inherits count in its loss.
 

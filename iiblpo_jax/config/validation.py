@@ -19,6 +19,7 @@ from iiblpo_jax.config.derived import (
     mesh_shape,
     minibatch_mistake,
     selective_branches,
+    without_replacement,
 )
 from iiblpo_jax.config.files import flatten, unknown_key
 from iiblpo_jax.config.knobs import nearest, shown
@@ -158,6 +159,32 @@ def _credit(config: RunConfig) -> Iterator[str]:
             f"branch.credit = {credit} takes what became of a root's branches for the value of what they inherit, and "
             "with branch.solved = False or branch.min_entropy above 0 only roots chosen by what they said have any; "
             "set branch.credit=siblings or trajectory"
+        )
+    if credit not in ("trajectory", "tree") and without_replacement(config):
+        yield (
+            f"branch.credit = {credit} takes branches for samples of what follows t*, and with branch.replace = False "
+            "they are none; set branch.replace=True, or branch.credit=tree or trajectory"
+        )
+
+
+def _replace(config: RunConfig) -> Iterator[str]:
+    if not without_replacement(config):
+        return
+    if selective_branches(config):
+        yield (
+            "branch.replace = False lets a root and its branches stand for the policy together, and with branch.solved "
+            "= False or branch.min_entropy above 0 only roots chosen by what they said have any; set "
+            "branch.replace=True, or branch.solved=True and branch.min_entropy=0"
+        )
+    if config.latent.z > 0 and config.psa.strength > 0:
+        yield (
+            "branch.replace = False weighs branches by the policy's probabilities at t*, and with latent.z = "
+            f"{config.latent.z} they begin with another distribution; set branch.replace=True, or latent.z=0"
+        )
+    if config.objective.name in WHOLE_GROUPS and not config.objective.path:
+        yield (
+            f"objective.name = {config.objective.name} contrasts right and wrong trajectories without advantages, "
+            "which the weights of branch.replace = False go into; set branch.replace=True"
         )
 
 
@@ -323,7 +350,10 @@ CHECKS = {
     _score: "ib.estimator ib.filter ib.keep ib.reward_coef",
     _clip: "objective.name objective.path objective.clip_low",
     _points: "branch.k branch.at branch.segment branch.points branch.per_point rollout.max_tokens",
-    _credit: "objective.name objective.path branch.credit branch.parent branch.k branch.solved branch.min_entropy",
+    _credit: "objective.name objective.path branch.credit branch.parent branch.k branch.solved branch.min_entropy "
+    "branch.replace",
+    _replace: "branch.replace branch.k branch.solved branch.min_entropy latent.z psa.strength objective.name "
+    "objective.path",
     _overlong: "reward.overlong reward.overlong_buffer rollout.max_tokens",
     _groups: "rollout.roots branch.k branch.depth branch.parent branch.credit ib.filter ib.keep objective.name "
     "objective.path",

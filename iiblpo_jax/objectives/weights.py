@@ -22,7 +22,9 @@ import jax.numpy as jnp
 from iiblpo_jax.common import masked
 
 
-def prompt_weights(reward_PG: jax.Array, valid_PG: jax.Array, *, weight: str, power: float) -> jax.Array:
+def prompt_weights(
+    reward_PG: jax.Array, valid_PG: jax.Array, *, weight: str, power: float, counts_PG: jax.Array | None = None
+) -> jax.Array:
     """[P] factors.
 
     Args:
@@ -30,9 +32,15 @@ def prompt_weights(reward_PG: jax.Array, valid_PG: jax.Array, *, weight: str, po
       valid_PG: bool, the trajectories that were grown. A mean below that of half a right answer counts as one half.
       weight: a key of WEIGHTS.
       power: see the module.
+      counts_PG: how much each counts in the mean (Rows.weight_R); None = all alike.
     """
     floor_P = 0.5 / jnp.maximum(valid_PG.sum(1), 1)
-    return WEIGHTS[weight](jnp.clip(masked.mean(reward_PG, valid_PG, axis=1), floor_P, 1.0), power)
+    if counts_PG is None:
+        mean_P = masked.mean(reward_PG, valid_PG, axis=1)
+    else:
+        total_P = masked.sum(counts_PG, valid_PG, axis=1)
+        mean_P = masked.sum(reward_PG * counts_PG, valid_PG, axis=1) / jnp.where(total_P > 0, total_P, 1.0)
+    return WEIGHTS[weight](jnp.clip(mean_P, floor_P, 1.0), power)
 
 
 def none(p_P: jax.Array, power: float) -> jax.Array:

@@ -141,6 +141,7 @@ def _forest(config, mesh: Mesh) -> Forest:
         branch_at_R=numbers,
         z_RZ=_rows(mesh, r, 0, dtype=jnp.float32),
         fallback_R=_rows(mesh, r, dtype=jnp.bool_),
+        left_R=_rows(mesh, r, dtype=jnp.float32),
     )
 
 

@@ -148,8 +148,10 @@ def choose_points(candidates_BT: jax.Array, keys_B: jax.Array, spec: Branching) 
     return jnp.repeat(-jnp.sort(-points_BN, axis=-1), spec.k // n, axis=1)
 
 
-def branch_points(record: Record, nth_B: jax.Array, keys_B: jax.Array, spec: Branching) -> tuple[jax.Array, jax.Array]:
-    """t* of branch nth_B[b] on parent b, and whether that parent has no candidate.
+def branch_points(
+    record: Record, nth_B: jax.Array, keys_B: jax.Array, spec: Branching
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """t* of branch nth_B[b] on parent b; whether that parent has no candidate; how many elder siblings begin at t* too.
 
     Without one the branch is a plain resample. On a root: from t* = 1, or from the start if that would leave no token
     to keep. On a branch: from where that began.
@@ -165,5 +167,7 @@ def branch_points(record: Record, nth_B: jax.Array, keys_B: jax.Array, spec: Bra
     points_BK = choose_points(candidates_BT, keys_B, spec)
     fallback_B = ~candidates_BT.any(-1)
     restart_B = (record.length_B - record.stopped_B > 0) & (record.t > 1)
-    at_B = jnp.take_along_axis(points_BK, nth_B[:, None], axis=1)[:, 0]
-    return jnp.where(fallback_B, jnp.maximum(record.begin_B, restart_B), at_B).astype(jnp.int32), fallback_B
+    points_BK = jnp.where(fallback_B[:, None], jnp.maximum(record.begin_B, restart_B)[:, None], points_BK)
+    at_B1 = jnp.take_along_axis(points_BK, nth_B[:, None], axis=1)
+    elder_B = ((points_BK == at_B1) & (jnp.arange(spec.k) < nth_B[:, None])).sum(-1)
+    return at_B1[:, 0].astype(jnp.int32), fallback_B, elder_B

@@ -40,6 +40,8 @@ class Branching:
       depth: levels of branches with `previous`; not used with `root`, which has one.
       min_entropy: nats; a root whose most hesitant candidate is surer than this has no branches.
       solved: a root that has given the gold answer has branches too.
+      replace: a branch may begin with the token that its parent drew at t*. False: neither with that one nor with one
+        that an elder sibling drew there (Draw.left_B, strata.py).
     """
 
     k: int = 0
@@ -53,6 +55,17 @@ class Branching:
     depth: int = 2
     min_entropy: float = 0.0
     solved: bool = True
+    replace: bool = True
+
+    @property
+    def with_replacement(self) -> bool:
+        """Whether no branch has to begin with another token than those before it."""
+        return self.replace or self.k == 0
+
+    @property
+    def at_a_point(self) -> int:
+        """Most branches of one parent that begin at the same point: all, where candidates run out."""
+        return self.k
 
     @property
     def asks_answer(self) -> bool:

@@ -36,7 +36,7 @@ from iiblpo_jax.rollout.forest import Forest
 from iiblpo_jax.rollout.grown import Grown, nothing_grown, put
 from iiblpo_jax.rollout.prefill import prefill
 from iiblpo_jax.rollout.publication import Published, logits
-from iiblpo_jax.rollout.sampling import sample_on_mesh
+from iiblpo_jax.rollout.sampling import Another, nobody, sample_on_mesh
 from iiblpo_jax.rollout.slots import Slots, idle_slots, owes, refillable, steal_from, take_trees
 from iiblpo_jax.rollout.solved import Gold, Heard, is_right, listen, nothing_heard
 from iiblpo_jax.rollout.spec import RolloutSpec
@@ -177,7 +177,10 @@ class _Engine:
         capacity = self.prompts.tokens_PS.shape[1] + spec.max_tokens
         z_width = 0 if self.steering is None else self.steering.width
         return State(
-            slots=idle_slots(b).replace(heard_B=nothing_heard(b) if self.gold else None),
+            slots=idle_slots(b).replace(
+                heard_B=nothing_heard(b) if self.gold else None,
+                another=None if spec.branching.with_replacement else nobody(b, spec.branching.at_a_point),
+            ),
             cache=empty_cache(
                 spec.model, b, capacity, spec.kv_dtype, unrolled=layout.unrolled, kv_copies=layout.kv_copies
             ),
@@ -279,7 +282,7 @@ class _Engine:
         trajectory_B = slots.trajectory_B
         parent_B = jnp.maximum(branching.grows_on(trajectory_B), 0)
         parents = s.grown.of(parent_B)
-        at_B, fallback_B = branch_points(
+        at_B, fallback_B, elder_B = branch_points(
             parents.record, branching.nth(trajectory_B), self.draws.point_keys(parent_B), branching
         )
         # Fed first is the token before t*: drawing t* anew needs the hidden state that it was drawn from.
@@ -293,7 +296,16 @@ class _Engine:
             probe_B=~fallback_B & (self.steering is not None),
             z_on_B=False,
         )
+        if slots.another is not None:
+            slots = slots.set(start_B, another=self._another(parents.token_at(at_B), elder_B, parent_B, at_B))
         return s.replace(slots=slots, grown=s.grown.inherit(start_B, trajectory_B, parents, at_B, fallback_B))
+
+    def _another(self, first_B, elder_B, parent_B, at_B) -> Another:
+        """What the first own tokens of branches have to differ from."""
+        keys_B = jax.vmap(jax.random.fold_in)(self.draws.point_keys(parent_B), at_B)
+        draws = (self.spec.branching.at_a_point,)
+        uniform_NB = jax.vmap(lambda key: jax.random.uniform(key, draws), out_axes=1)(keys_B)
+        return Another(jnp.zeros(first_B.shape, bool), first_B, elder_B, uniform_NB)
 
     # -- inner loop ---------------------------------------------------------------------------------------------------
 
@@ -316,10 +328,16 @@ class _Engine:
             self.published, spec.model, s.cache, slots.token_B, slots.position_B, longest, inject
         )
         uniform_B = self.draws.uniform_RT[slots.trajectory_B, slots.index_B]
-        draw = sample_on_mesh(logits(self.published, hidden_BD), uniform_B, spec.sampling, self._forbidden(slots))
         # A probe draws a token as well, without z, and throws it away: the step is the same for all slots.
         emits_B = slots.live_B & ~slots.probe_B
+        begins_B = emits_B & (spec.branching.place(slots.trajectory_B) > 0) & (slots.index_B == slots.branch_at_B)
+        another = slots.another and slots.another.replace(due_B=begins_B)
+        draw = sample_on_mesh(
+            logits(self.published, hidden_BD), uniform_B, spec.sampling, self._forbidden(slots), another
+        )
         grown = s.grown.write(emits_B, slots.trajectory_B, slots.index_B, draw)
+        if another is not None:
+            grown = grown.replace(left_R=put(grown.left_R, begins_B, slots.trajectory_B, draw.left_B))
         s = s.replace(cache=cache, grown=grown, steps=s.steps + 1)
         if self.steering is not None:
             s = self._draw_latents(s, self.steering, hidden_BD)

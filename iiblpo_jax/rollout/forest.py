@@ -35,6 +35,9 @@ class Forest:
       branch_at_R: response index t* of a branch's first own token, 0 for roots.
       z_RZ: latent of a branch, zeros for roots (Z may be 0).
       fallback_R: branch whose parent had no candidate position: a plain resample without z.
+      left_R: probability, as sampled, of the tokens among which a branch without replacement drew its first own one: 1
+        less that of those which its parent and its elder siblings drew at t*. 0 = there was none, and it drew like
+        any other. 1 for roots and with replacement.
       top_token_RTK, top_logp_RTK: the K likeliest tokens of every position, likeliest first, with log-probabilities as
         in raw_logp_RT; None where the rollout did not note them (Sampling.record).
     """
@@ -50,6 +53,7 @@ class Forest:
     branch_at_R: jax.Array
     z_RZ: jax.Array
     fallback_R: jax.Array
+    left_R: jax.Array
     top_token_RTK: jax.Array | None = None
     top_logp_RTK: jax.Array | None = None
 

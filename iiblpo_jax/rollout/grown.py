@@ -10,7 +10,7 @@ from iiblpo_jax.rollout.sampling import Draw
 
 TOKEN, RAW_LOGP, ENTROPY = range(3)  # columns of packed_RTX
 TOP = ENTROPY + 1  # and from here on the likeliest tokens, then their log-probs, where the rollout notes them
-COLUMNS = "tokens_RT raw_logp_RT entropy_RT length_R finish_R branch_at_R fallback_R z_RZ".split()  # of Forest
+COLUMNS = "tokens_RT raw_logp_RT entropy_RT length_R finish_R branch_at_R fallback_R left_R z_RZ".split()  # of Forest
 
 
 class Grown(struct.PyTreeNode):
@@ -23,7 +23,7 @@ class Grown(struct.PyTreeNode):
     Attributes:
       packed_RTX: token, log-prob and entropy of every position, and its likeliest tokens where they are noted. A token
         id is exact in float32 below 2^24.
-      length_R, finish_R, branch_at_R, fallback_R, z_RZ: as in Forest.
+      length_R, finish_R, branch_at_R, fallback_R, left_R, z_RZ: as in Forest.
     """
 
     packed_RTX: jax.Array
@@ -31,6 +31,7 @@ class Grown(struct.PyTreeNode):
     finish_R: jax.Array
     branch_at_R: jax.Array
     fallback_R: jax.Array
+    left_R: jax.Array
     z_RZ: jax.Array
 
     @property
@@ -47,6 +48,10 @@ class Grown(struct.PyTreeNode):
     def entropy_RT(self) -> jax.Array:
         """Entropy of the emitting distribution, nats."""
         return self.packed_RTX[..., ENTROPY]
+
+    def token_at(self, index_R: jax.Array) -> jax.Array:
+        """The token at one response index of every row."""
+        return jnp.take_along_axis(self.packed_RTX[..., TOKEN], index_R[:, None], axis=1)[:, 0].astype(jnp.int32)
 
     @property
     def top_token_RTK(self) -> jax.Array:
@@ -123,6 +128,7 @@ def nothing_grown(rows: int, max_tokens: int, z_width: int, *, noted: int = 0) -
         finish_R=zero_R + LENGTH,
         branch_at_R=zero_R,
         fallback_R=zero_R > 0,
+        left_R=jnp.ones(rows),
         z_RZ=jnp.zeros((rows, z_width)),
     )
 

@@ -38,18 +38,49 @@ class Sampling:
 class Draw:
     """One sampled token a slot: id, log-prob and entropy (nats), both at the temperature and before truncation.
 
+    left_B: share of what could be drawn that was left to draw from: 1 but for `Another`; 0 = nothing was, and it drew
+    like anybody else.
     With Sampling.record the likeliest tokens and their log-probs too, in the same way, likeliest first.
     """
 
     token_B: jax.Array
     raw_logp_B: jax.Array
     entropy_B: jax.Array
+    left_B: jax.Array
     top_token_BK: jax.Array | None = None
     top_logp_BK: jax.Array | None = None
 
 
+@struct.dataclass
+class Another:
+    """Who is to draw another token than those drawn before it from the same distribution, one entry a slot.
+
+    Attributes:
+      due_B: the slot's next token is to be another; elsewhere nothing below is looked at.
+      first_B: the token that was drawn first.
+      elder_B: how many were drawn after that, each another one.
+      uniform_NB: a random number for each of these draws, by their order. What was drawn is worked out again from them,
+        so that nobody has to wait for anybody.
+    """
+
+    due_B: jax.Array
+    first_B: jax.Array
+    elder_B: jax.Array
+    uniform_NB: jax.Array
+
+
+def nobody(slots: int, draws: int) -> Another:
+    """Another of slots of which none is due, with as many draws from one distribution as there may be."""
+    zero_B = jnp.zeros(slots, jnp.int32)
+    return Another(zero_B > 0, zero_B, zero_B, jnp.zeros((draws, slots)))
+
+
 def sample(
-    logits_BV: jax.Array, uniform_B: jax.Array, sampling: Sampling, forbidden_BV: jax.Array | None = None
+    logits_BV: jax.Array,
+    uniform_B: jax.Array,
+    sampling: Sampling,
+    forbidden_BV: jax.Array | None = None,
+    another: Another | None = None,
 ) -> Draw:
     """Draws one token a row.
 
@@ -59,6 +90,7 @@ def sample(
       sampling: static. At temperature 0 the entropy and the log-prob are those of temperature 1.
       forbidden_BV: tokens that may not be drawn (never_ids, min_tokens); it counts as truncation: the log-prob and the
         entropy are those of the whole vocabulary.
+      another: who draws without replacement; None = nobody.
     """
     greedy = sampling.temperature == 0
     scaled_BV = logits_BV if greedy else logits_BV / sampling.temperature
@@ -72,11 +104,15 @@ def sample(
     q_BV = p_BV if forbidden_BV is None else jnp.where(forbidden_BV, 0.0, p_BV)
     q_BV = truncate(q_BV, sampling)
     token_B = q_BV.argmax(-1) if greedy else _inverse_cdf(q_BV, uniform_B)
+    left_B = jnp.ones_like(total_B)
+    if another is not None:
+        token_B, left_B = jax.lax.cond(another.due_B.any(), _draw_another, _as_drawn, q_BV, token_B, another)
     at_token_B = jnp.take_along_axis(shifted_BV, token_B[:, None], axis=1)[:, 0]
     draw = Draw(
         token_B=token_B,
         raw_logp_B=at_token_B - jnp.log(total_B),
         entropy_B=jnp.log(total_B) - _row_sum(p_BV * shifted_BV) / total_B,
+        left_B=left_B,
     )
     if not sampling.record:
         return draw
@@ -84,7 +120,28 @@ def sample(
     return draw.replace(top_token_BK=top_token_BK, top_logp_BK=shifted_BK - jnp.log(total_B)[:, None])
 
 
-def sample_on_mesh(logits_BV, uniform_B, sampling: Sampling, forbidden_BV=None) -> Draw:
+def _as_drawn(q_BV, token_B, another: Another):
+    del another
+    return token_B, jnp.ones_like(q_BV[:, 0])
+
+
+def _draw_another(q_BV, token_B, another: Another):
+    """(token_B, left_B) with those that are due drawn again; where nothing is left, the token stays."""
+    rows, total_B = jnp.arange(token_B.shape[0]), _row_sum(q_BV)
+
+    def draw(n, carry):
+        rest_BV, token_B, left_B = carry
+        share_B = _row_sum(rest_BV) / total_B
+        drawn_B = _inverse_cdf(rest_BV, another.uniform_NB[n])
+        mine_B = another.due_B & (another.elder_B == n)
+        token_B = jnp.where(mine_B & (share_B > 0), drawn_B, token_B)
+        return rest_BV.at[rows, drawn_B].set(0.0), token_B, jnp.where(mine_B, share_B, left_B)
+
+    carry = q_BV.at[rows, another.first_B].set(0.0), token_B, jnp.ones_like(total_B)
+    return jax.lax.fori_loop(0, another.uniform_NB.shape[0], draw, carry)[1:]
+
+
+def sample_on_mesh(logits_BV, uniform_B, sampling: Sampling, forbidden_BV=None, another=None) -> Draw:
     """`sample` on the devices of the program being traced, each with its part of the vocabulary.
 
     Sampling looks at whole rows. They are handed around once, so that each device has all logits of some slots.
@@ -92,16 +149,18 @@ def sample_on_mesh(logits_BV, uniform_B, sampling: Sampling, forbidden_BV=None) 
     mesh, tensor = meshes.current(), meshes.TRAIN["vocab"]
     parts = meshes.shards(mesh, "vocab")
     if parts == 1 or logits_BV.shape[0] % parts or logits_BV.shape[1] % parts:
-        return sample(logits_BV, uniform_B, sampling, forbidden_BV)
+        return sample(logits_BV, uniform_B, sampling, forbidden_BV, another)
 
-    def local(logits_BV, uniform_B, forbidden_BV):
+    def local(logits_BV, uniform_B, forbidden_BV, another):
         logits_bV = jax.lax.all_to_all(logits_BV, tensor, split_axis=0, concat_axis=1, tiled=True)
         b = logits_bV.shape[0]
 
-        def mine(x_B):
-            return jax.lax.dynamic_slice_in_dim(x_B, jax.lax.axis_index(tensor) * b, b)
+        def mine(x_B, axis=0):
+            return jax.lax.dynamic_slice_in_dim(x_B, jax.lax.axis_index(tensor) * b, b, axis)
 
-        draw = sample(logits_bV, mine(uniform_B), sampling, None if forbidden_BV is None else mine(forbidden_BV))
+        forbidden_bV, mine_too = jax.tree.map(mine, (forbidden_BV, another and another.replace(uniform_NB=None)))
+        mine_too = mine_too and mine_too.replace(uniform_NB=mine(another.uniform_NB, axis=1))
+        draw = sample(logits_bV, mine(uniform_B), sampling, forbidden_bV, mine_too)
         return jax.tree.map(lambda x_b: jax.lax.all_gather(x_b, tensor, tiled=True), draw)
 
     # All but the logits comes and goes whole: what the slots are doing is not to be split over `tensor`.
@@ -112,7 +171,7 @@ def sample_on_mesh(logits_BV, uniform_B, sampling: Sampling, forbidden_BV=None) 
         out_specs=whole,
         axis_names={tensor},
         check_vma=False,
-    )(logits_BV, uniform_B, forbidden_BV)
+    )(logits_BV, uniform_B, forbidden_BV, another)
 
 
 def _row_sum(x_BV: jax.Array) -> jax.Array:

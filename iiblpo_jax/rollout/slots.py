@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from iiblpo_jax.rollout.branching import Branching
+from iiblpo_jax.rollout.sampling import Another
 from iiblpo_jax.rollout.solved import Heard
 
 
@@ -22,6 +23,7 @@ class Slots(struct.PyTreeNode):
     stopped_B: it ended with a stop token.
     last_B: number within its tree of the last branch that is still this slot's; that of the tree until one is stolen.
     heard_B: how much of its root's answer has been read (solved.Heard); None where nobody asks.
+    another: what its first own token has to differ from (sampling.Another); None with replacement.
     """
 
     trajectory_B: jax.Array
@@ -35,6 +37,7 @@ class Slots(struct.PyTreeNode):
     stopped_B: jax.Array
     last_B: jax.Array
     heard_B: Heard | None = None
+    another: Another | None = None
 
     @property
     def position_B(self) -> jax.Array:

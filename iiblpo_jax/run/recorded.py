@@ -15,7 +15,7 @@ import numpy as np
 from iiblpo_jax.common import json_input
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.rollout.forest import FINISH_NAMES, STOP
-from iiblpo_jax.run.rollout_log import LOGPROBS
+from iiblpo_jax.run.rollout_log import LEFT, LOGPROBS
 
 DROP = "delete the lines of its prompt"  # the mend of damage
 
@@ -29,12 +29,14 @@ class Form:
       max_tokens: T, of a response.
       vocab: tokens are below it.
       logprobs: lines must have them; else they are 0 where a line has none.
+      left: lines have Forest.left_R, which else is 1.
     """
 
     parent_G: tuple[int, ...]
     max_tokens: int
     vocab: int
     logprobs: bool
+    left: bool = False
 
 
 class Line(NamedTuple):
@@ -48,6 +50,7 @@ class Line(NamedTuple):
     finish: int
     tokens: np.ndarray
     logp: np.ndarray
+    left: float = 1.0
 
 
 Group = tuple[Line, ...]  # the trajectories of one prompt, in the order of a Forest
@@ -107,6 +110,7 @@ def _line(row: Any, where: str, form: Form) -> Line:
         finish=FINISH_NAMES.index(row["finish"]),
         tokens=_tokens(row["tokens"], where, form),
         logp=_logprobs(row.get(LOGPROBS), len(row["tokens"]), where, form),
+        left=_left(row.get(LEFT), where, form),
     )
 
 
@@ -151,6 +155,19 @@ def _logprobs(logp: Any, count: int, where: str, form: Form) -> np.ndarray:
     if not (isinstance(logp, list) and len(logp) == count and all(map(_is_logprob, logp))):
         raise InputError(f"{where}: {LOGPROBS} is not a log-probability a token ({count}); {DROP}")
     return np.asarray(logp, np.float32)
+
+
+def _left(left: Any, where: str, form: Form) -> float:
+    if (left is not None) != form.left:
+        raise InputError(
+            f"{where} has {'no' if form.left else 'a'} {LEFT}, which branches without replacement are weighed by; set "
+            f"branch.replace={form.left} as in the run that was recorded"
+        )
+    if left is None:
+        return 1.0
+    if not (type(left) in (int, float) and 0 <= left <= 1 + 1e-3):  # sums round
+        raise InputError(f"{where}: {LEFT} is no probability; {DROP}")
+    return float(left)
 
 
 def _is_logprob(x: Any) -> bool:

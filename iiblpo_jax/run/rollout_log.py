@@ -43,6 +43,7 @@ ROLLOUT_KEYS = (
     "code",
 )
 LOGPROBS, ENTROPIES = "logp", "entropies"  # one more key each with log.logprobs and log.entropies
+LEFT = "left"  # and one with branch.replace=False
 
 
 def write_rollouts(workdir: Path, step: int, columns: Mapping[str, Sequence]) -> Path:
@@ -51,7 +52,7 @@ def write_rollouts(workdir: Path, step: int, columns: Mapping[str, Sequence]) ->
     Args:
         workdir: of the run.
         step: goes into every line.
-        columns: ROLLOUT_KEYS but `step`, LOGPROBS and ENTROPIES where they are wanted -> R values, as lists or arrays.
+        columns: ROLLOUT_KEYS but `step`, and LOGPROBS, ENTROPIES, LEFT where wanted -> R values, as lists or arrays.
             `tokens` holds whole responses as lists, `logp` and `entropies` as many numbers; `parent` is negative for
             roots, whose `branch_at` is then written as null too; `finish` is the code of the Forest; None or NaN (no
             such score, no z) becomes null, as does a negative `code`.
@@ -59,7 +60,7 @@ def write_rollouts(workdir: Path, step: int, columns: Mapping[str, Sequence]) ->
     Raises:
         ValueError: keys are missing or unknown, or columns differ in length.
     """
-    keys = (*ROLLOUT_KEYS, *(key for key in (LOGPROBS, ENTROPIES) if key in columns))
+    keys = (*ROLLOUT_KEYS, *(key for key in (LOGPROBS, ENTROPIES, LEFT) if key in columns))
     if unexpected := set(columns) ^ set(keys[1:]):
         raise ValueError(f"rollout keys missing or unknown: {sorted(unexpected)}")
     path = workdir / "rollouts" / f"step_{step:06d}.jsonl"
@@ -92,6 +93,7 @@ def log_columns(
     codes: bool = False,
     logprobs: bool = False,
     entropies: bool = False,
+    left: bool = False,
 ) -> tuple[dict, dict]:
     """(columns that the host has, columns still on the device) of the rollout log.
 
@@ -100,6 +102,7 @@ def log_columns(
         scores: there is an S_IB.
         codes: z stands for a code (latent.kind).
         logprobs, entropies: with the log-probs before truncation, and the entropies, of all tokens.
+        left: with Forest.left_R.
     """
     forest, texts, rewards = sampled.forest, graded.texts, graded.rewards
     problems = [problem for problem in graded.problems for _ in range(forest.group_size)]
@@ -124,7 +127,7 @@ def log_columns(
         "kept": scored.kept_R,
         "advantage": scored.advantage_R,
         "finish": forest.finish_R,
-    }
+    } | ({LEFT: forest.left_R} if left else {})
     optional = {name: x_R for name, x_R in sampled.columns.items() if name in ROLLOUT_KEYS}
     optional |= {"ib_score": scored.score_R} if scores else {}
     if forest.z_RZ.shape[1]:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
 from iiblpo_jax.config.defaults import RunConfig
-from iiblpo_jax.config.derived import group_size
+from iiblpo_jax.config.derived import group_size, without_replacement
 from iiblpo_jax.data.pipeline import PromptPipeline
 from iiblpo_jax.data.registry import make_tasks
 from iiblpo_jax.data.task import Task
@@ -91,6 +91,7 @@ class Setup:
             max_tokens=config.rollout.max_tokens,
             vocab=self.model.vocab_size,
             logprobs=config.update.importance_cap > 0 or config.log.logprobs,
+            left=without_replacement(config),
         )
 
     def reference(self) -> dict:

@@ -128,6 +128,7 @@ def forest_of(groups: Sequence[Group], batch: PromptBatch, max_tokens: int) -> F
         "parent_R": parent_R,
         "branch_at_R": branch_at_R,
         "z_RZ": np.zeros((len(lines), 0), np.float32),
+        "left_R": np.array([line.left for line in lines], np.float32),
         # Only a plain resample starts where its parent did.
         "fallback_R": (parent_R >= 0) & (length_R > 0) & (branch_at_R == branch_at_R[parent_R]),
     }
@@ -163,4 +164,5 @@ def _fingerprint(items: Sequence[tuple[Group, Prompt]], settings: str) -> str:
         for line in group:
             digest.update(f"{line.parent - group[0].trajectory} {line.branch_at} {line.finish}".encode())
             digest.update(line.tokens.tobytes() + line.logp.tobytes())
+            digest.update(f"{line.left:.6f}".encode() if line.left < 1 else b"")
     return digest.hexdigest()[:16]

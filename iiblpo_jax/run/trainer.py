@@ -25,6 +25,7 @@ from pathlib import Path
 from rich.console import Console
 
 from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.config.derived import without_replacement
 from iiblpo_jax.config.validation import validate
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.latents.storage import METRICS
@@ -300,6 +301,7 @@ class Trainer:
                 codes=self.config.latent.kind == "codes",
                 logprobs=self.config.log.logprobs,
                 entropies=self.config.log.entropies,
+                left=without_replacement(self.config),
             )
         updated = next(done.rest)
         self.state = updated.state

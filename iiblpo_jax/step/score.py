@@ -17,11 +17,13 @@ from flax import struct
 from iiblpo_jax import bottleneck
 from iiblpo_jax.bottleneck import Selection
 from iiblpo_jax.common import masked
+from iiblpo_jax.common.trees import TreeShape
 from iiblpo_jax.model.steering.psa import Latent, latent_inputs
 from iiblpo_jax.objectives import Objective, Rows, advantages
 from iiblpo_jax.objectives.rows import REF_LOGP, TOP_LOGP, TOP_TOKEN
 from iiblpo_jax.objectives.weights import prompt_weights
 from iiblpo_jax.rewards.scorer import CORRECT
+from iiblpo_jax.rollout import strata
 from iiblpo_jax.rollout.forest import LENGTH, Forest
 from iiblpo_jax.step.inform import Columns
 from iiblpo_jax.step.measures import branch_metrics, reward_metrics, rollout_metrics
@@ -56,6 +58,14 @@ class FilterSpec:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class StrataSpec:
+    """Weights of branches without replacement (rollout/strata.py): the shape of their trees, and the power."""
+
+    shape: TreeShape
+    power: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CreditSpec:
     """What a kept trajectory is worth.
 
@@ -65,6 +75,7 @@ class CreditSpec:
       reward_coef: weight of the self-reward.
       selective: which roots have branches depends on what they said. Then branches are no sample of the policy's
         answers, and what a prompt's answers are compared with and weighed by is taken from its roots alone.
+      strata: how branches without replacement are weighed; None with replacement.
     """
 
     objective: Objective
@@ -72,6 +83,7 @@ class CreditSpec:
     power: float = 1.0
     reward_coef: float = 0.0
     selective: bool = False
+    strata: StrataSpec | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,7 +140,9 @@ def score(
     """
     rows = every_row(forest, reward_R, columns, spec)
     sample_R = rows.keep_R & (~spec.credit.selective | (rows.parent_R < 0))
-    rows = rows.replace(baseline_R=sample_R if spec.credit.selective else None)
+    rows = rows.replace(
+        baseline_R=sample_R if spec.credit.selective else None, weight_R=row_weights(spec.credit.strata, forest)
+    )
     rows = rows.replace(ib_score_R=ib_score(spec, forest, rows, columns))
     selection = select(spec.filter, forest, rows, key)
     rows = rows.replace(keep_R=selection.kept_PG.ravel())
@@ -138,7 +152,7 @@ def score(
         score_R=rows.ib_score_R,
         kept_R=rows.keep_R,
         advantage_R=a if a.ndim == 1 else masked.mean(a, forest.mask_RT, axis=1),
-        rows=take(rows.replace(baseline_R=None), selection),  # what it was for is done
+        rows=take(rows.replace(baseline_R=None, weight_R=None), selection),  # what they were for is done
         metrics=_metrics(spec, forest, rows, selection, columns, step),
     )
 
@@ -173,6 +187,19 @@ def _extras(method: Objective, forest: Forest, columns: Columns) -> dict:
     """What the method asks for that is no field of Rows."""
     noted = {TOP_TOKEN: forest.top_token_RTK, TOP_LOGP: forest.top_logp_RTK} if method.record else {}
     return {name: columns[name] for name in method.needs if name != REF_LOGP} | noted
+
+
+def row_weights(spec: StrataSpec | None, forest: Forest) -> jax.Array | None:
+    """What every trajectory counts for [R]; None with replacement."""
+    if spec is None:
+        return None
+
+    def by_tree(x_R):
+        return x_R.reshape(-1, len(spec.shape.parent_J))
+
+    grown_NJ = by_tree(forest.length_R > 0)
+    mass_NJ = strata.masses(by_tree(forest.left_R), by_tree(forest.branch_at_R), grown_NJ, spec.shape)
+    return strata.weights(mass_NJ, grown_NJ, power=spec.power).ravel()
 
 
 def _latent(spec: LatentSpec, forest: Forest, prompt_len_R) -> Latent:
@@ -221,11 +248,15 @@ def credit(spec: CreditSpec, forest: Forest, rows: Rows, sample_R: jax.Array, st
     was an answer too.
     """
     advantage = advantages(spec.objective, rows, reward_coef=spec.reward_coef, step=step)
+    per_row = (...,) + (None,) * (advantage.ndim - 1)
+    if rows.weight_R is not None:
+        advantage *= rows.weight_R[per_row]
     if spec.weight == "none":
         return advantage
+    counts_PG = None if rows.weight_R is None else forest.by_prompt(rows.weight_R)
     reward_PG, sample_PG = forest.by_prompt(rows.reward_R), forest.by_prompt(sample_R)
-    weight_P = prompt_weights(reward_PG, sample_PG, weight=spec.weight, power=spec.power)
-    return advantage * jnp.repeat(weight_P, forest.group_size).reshape(-1, *[1] * (advantage.ndim - 1))
+    weight_P = prompt_weights(reward_PG, sample_PG, weight=spec.weight, power=spec.power, counts_PG=counts_PG)
+    return advantage * jnp.repeat(weight_P, forest.group_size)[per_row]
 
 
 def take(rows: Rows, selection: Selection) -> Rows:

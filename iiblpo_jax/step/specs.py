@@ -23,7 +23,7 @@ from iiblpo_jax.rollout.publication import PublicationSpec
 from iiblpo_jax.rollout.sampling import Sampling
 from iiblpo_jax.rollout.spec import RolloutSpec
 from iiblpo_jax.step.inform import Errors, InformationTerms, InformSpec, LogProbs, PromptLogProbs
-from iiblpo_jax.step.score import BottleneckSpec, CreditSpec, FilterSpec, LatentSpec, ScoreSpec
+from iiblpo_jax.step.score import BottleneckSpec, CreditSpec, FilterSpec, LatentSpec, ScoreSpec, StrataSpec
 from iiblpo_jax.update.optimizer import Schedule, make_optimizer
 from iiblpo_jax.update.settings import UpdateSettings
 
@@ -49,6 +49,7 @@ def branching(config) -> Branching:
         depth=b.depth,
         min_entropy=b.min_entropy,
         solved=b.solved,
+        replace=b.replace,
     )
 
 
@@ -153,8 +154,8 @@ def novelty(config, model: ModelConfig) -> Novelty | None:
 
 def score_spec(config, method: Objective) -> ScoreSpec:
     """Score, filter, advantages and latents of the rows."""
-    ib = config.ib
-    latent = LatentSpec(levels=branching(config).levels, half_life=config.psa.half_life, strength=config.psa.strength)
+    ib, trees = config.ib, branching(config)
+    latent = LatentSpec(levels=trees.levels, half_life=config.psa.half_life, strength=config.psa.strength)
     return ScoreSpec(
         bottleneck=BottleneckSpec(estimator=ib.estimator, beta=ib.beta, length_cost=ib.length_cost),
         filter=FilterSpec(
@@ -170,6 +171,7 @@ def score_spec(config, method: Objective) -> ScoreSpec:
             power=config.advantage.power,
             reward_coef=ib.reward_coef,
             selective=derived.selective_branches(config),
+            strata=None if trees.with_replacement else StrataSpec(shape=trees.shape, power=config.branch.correction),
         ),
         latent=latent if uses_latents(config) else None,
     )

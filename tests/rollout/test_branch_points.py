@@ -97,7 +97,8 @@ def test_without_a_candidate_a_branch_begins_where_its_parent_did(at):
     """Parents of 8 tokens that began at 5, 2, 1 and 0, too sure of themselves to be long, and a root of one token."""
     length, begin = jnp.array([8, 3, 2, 2, 1]), jnp.array([5, 2, 1, 0, 0])
     keys, parents = jax.random.split(jax.random.key(0), 5), record(jnp.ones((5, 8)), length, jnp.ones(5, bool), begin)
-    points, fallback = branch_points(parents, jnp.zeros(5, int), keys, Branching(k=2, at=at, segment=1))
+    points, fallback, elder = branch_points(parents, jnp.ones(5, int), keys, Branching(k=2, at=at, segment=1))
+    assert (elder == 1).all()
     assert fallback.all() and points.tolist() == [5, 2, 1, 1, 0]
 
 
@@ -189,7 +190,8 @@ def test_points_lie_among_own_tokens_and_siblings_do_not_rise(at):
     parents = record(rng.exponential(size=(60, 40)), length_B, rng.random(60) < 0.5, begin_B, -rng.random((60, 40)))
     keys, spec = jax.random.split(jax.random.key(3), 60), Branching(k=3, at=at, points="distinct", segment=3)
     found = [branch_points(parents, jnp.full(60, nth), keys, spec) for nth in range(3)]
-    at_KB, fallback_KB = (np.array(x) for x in zip(*found, strict=True))
+    at_KB, fallback_KB, elder_KB = (np.array(x) for x in zip(*found, strict=True))
+    np.testing.assert_array_equal(elder_KB, [(at_KB[:n] == at_KB[n]).sum(0) for n in range(3)])
     assert (np.diff(at_KB, axis=0) <= 0).all() and 0 < fallback_KB[0].sum() < 60
     assert ((at_KB > begin_B) & (at_KB < length_B))[~fallback_KB].all()
     assert (at_KB >= begin_B)[fallback_KB].all()

@@ -68,14 +68,15 @@ def forest(sample):
 
 
 def teacher_forced(forest, spec_levels, config, params, psa_params, temperature=1.0):
-    """Log-softmax [R,T,V] of the emitting distributions from one full forward with z on."""
+    """Log-softmax [R,T,V] of the emitting distributions from one full forward, with z on unless psa_params is None."""
     model, prompt_len_R = bind(config, params), forest.prompt_len_P[forest.group_R]
     z, at = forest.latent_path(spec_levels)
     rows = forest.sequences_RC
     latent = latent_inputs(z, at, prompt_len_R, rows.shape[1], half_life=HALF_LIFE, strength=1.0)
-    logits = project(
-        model, hidden_states(model, rows, inject=steer_rows(bind_psa(psa_params, config), config.n_layers, latent))
+    steered = (
+        {} if psa_params is None else {"inject": steer_rows(bind_psa(psa_params, config), config.n_layers, latent)}
     )
+    logits = project(model, hidden_states(model, rows, **steered))
     index = prompt_len_R[:, None] - 1 + jnp.arange(forest.tokens_RT.shape[1])
     return jax.nn.log_softmax(jnp.take_along_axis(logits, index[..., None], 1) / temperature)
 
@@ -468,3 +469,33 @@ def test_sure_roots_leave_their_branches_empty(sample, slots, shape):
     np.testing.assert_array_equal(found.length_R, np.where(grown, forest.length_R, 0))
     np.testing.assert_array_equal(found.tokens_RT, np.where(grown[:, None], forest.tokens_RT, 0))
     assert int(stats.tokens) == int((found.length_R - found.branch_at_R).sum())
+
+
+@pytest.mark.parametrize("shape, points", [("root", "shared"), ("2 on 2", "distinct")])
+def test_branches_without_replacement(sample, tiny_config, tiny_params, shape, points):
+    """None begins as its parent or an elder sibling did there, whatever the slots; `left` from a full forward."""
+    branching = trees(shape, points=points, replace=False)
+    forest, _ = sample(branching=branching, with_z=False)
+    other, _ = sample(branching=branching, with_z=False, slots=16, refill_at=7)
+    np.testing.assert_array_equal(forest.tokens_RT, other.tokens_RT)
+    np.testing.assert_allclose(forest.left_R, other.left_R, atol=1e-5)
+    p_RTV = np.exp(teacher_forced(forest, branching.levels, tiny_config, tiny_params, None))
+    tokens, at, parent_R = np.asarray(forest.tokens_RT), np.asarray(forest.branch_at_R), np.asarray(forest.parent_R)
+    shared = 0
+    for r in np.flatnonzero(parent_R >= 0):
+        elder = [i for i in range(r) if parent_R[i] == parent_R[r] and at[i] == at[r]]
+        taken = {int(tokens[i, at[r]]) for i in (parent_R[r], *elder)}
+        assert len(taken) == 1 + len(elder) and tokens[r, at[r]] not in taken
+        assert forest.left_R[r] == pytest.approx(1 - p_RTV[r, at[r], list(taken)].sum(), abs=1e-4)
+        shared += len(elder) > 0
+    assert (forest.left_R[parent_R < 0] == 1).all() and (shared > 0 or points == "distinct")
+
+
+def test_the_prefix_of_a_branch_does_not_depend_on_replacement(sample):
+    """Roots and points are drawn from other numbers than first own tokens."""
+    with_, _ = sample(with_z=False)
+    without, _ = sample(with_z=False, branching=dataclasses.replace(TREES, replace=False))
+    np.testing.assert_array_equal(with_.branch_at_R, without.branch_at_R)
+    root = np.asarray(with_.parent_R) < 0
+    np.testing.assert_array_equal(with_.tokens_RT[root], without.tokens_RT[root])
+    assert (with_.left_R == 1).all()

@@ -23,6 +23,7 @@ def hand_made():
         branch_at_R=jnp.array([0, 2, 3]),
         z_RZ=jnp.array([[0.0], [10.0], [20.0]]),
         fallback_R=jnp.array([False] * 3),
+        left_R=jnp.ones(3),
     )
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iiblpo_jax.rollout.sampling import Sampling, sample, truncate
+from iiblpo_jax.rollout.sampling import Another, Sampling, sample, truncate
 
 P = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
 LOGITS = jnp.log(jnp.array(P, jnp.float32))
@@ -100,3 +100,45 @@ def test_a_draw_depends_on_its_own_number_alone():
     together = sample(logits, uniform, Sampling()).token_B
     alone = jnp.concatenate([sample(logits[i : i + 1], uniform[i : i + 1], Sampling()).token_B for i in range(8)])
     np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize("sampling, kept", [(Sampling(), [1, 1, 1, 1, 1]), (Sampling(top_p=0.8), [1, 1, 1, 0, 0])])
+@pytest.mark.parametrize("forbidden", [None, [0, 1, 0, 0, 0]])
+def test_drawing_without_replacement(sampling, kept, forbidden):
+    """The third token after 0: its frequency is the sum over the second; what was left is 1 less both probabilities."""
+    if forbidden is not None:  # truncation looks at what may be drawn
+        kept = np.logical_and(kept, np.logical_not(forbidden)) if sampling.top_p == 1 else [1, 0, 1, 1, 0]
+    n, q = 20_000, expected(kept)
+    uniform_NB = jax.random.uniform(jax.random.key(1), (2, n))
+    zeros = jnp.zeros(n, jnp.int32)
+    blocked = None if forbidden is None else jnp.broadcast_to(jnp.array(forbidden, bool), (n, 5))
+    logits_BV, u_B = jnp.broadcast_to(LOGITS, (n, 5)), jax.random.uniform(jax.random.key(2), (n,))
+
+    def drawn(earlier):
+        another = Another(zeros == 0, zeros, zeros + earlier, uniform_NB)
+        return sample(logits_BV, u_B, sampling, blocked, another)
+
+    second, third = drawn(0), drawn(1)
+    rest = np.where(np.arange(5) == 0, 0, q)
+    np.testing.assert_allclose(np.bincount(second.token_B, minlength=5) / n, rest / rest.sum(), atol=0.015)
+    np.testing.assert_allclose(second.left_B, rest.sum(), atol=1e-5)
+    np.testing.assert_allclose(third.left_B, rest.sum() - q[second.token_B], atol=1e-5)
+    assert (third.token_B != second.token_B).all() and (third.token_B != 0).all()
+    pairs = np.zeros(5)
+    for b in np.flatnonzero(rest):
+        left = np.where(np.arange(5) == b, 0, rest)
+        pairs += rest[b] / rest.sum() * left / left.sum()
+    np.testing.assert_allclose(np.bincount(third.token_B, minlength=5) / n, pairs, atol=0.015)
+
+
+def test_who_is_not_due_draws_as_ever():
+    uniform_B = jax.random.uniform(jax.random.key(0), (50,))
+    logits_BV, plain = jnp.broadcast_to(LOGITS, (50, 5)), draws(Sampling(), 50)
+    due_B = jnp.arange(50) % 2 == 0
+    another = Another(due_B, plain.token_B, jnp.zeros(50, jnp.int32), uniform_B[None])
+    found = sample(logits_BV, uniform_B, Sampling(), None, another)
+    assert ((found.token_B == plain.token_B) == ~due_B).all() and ((found.left_B == 1) == ~due_B).all()
+    one_hot = jnp.where(jnp.arange(5) == 3, 0.0, -jnp.inf)
+    another = another.replace(due_B=due_B | True, first_B=jnp.full(50, 3, jnp.int32))
+    found = sample(jnp.broadcast_to(one_hot, (50, 5)), uniform_B, Sampling(), None, another)
+    assert (found.token_B == 3).all() and (found.left_B == 0).all(), "nothing is left: it draws like any other"

@@ -51,6 +51,7 @@ def hand_made() -> Forest:
         "branch_at_R": BRANCH_AT_R,
         "z_RZ": rng.normal(size=(8, 2)),
         "fallback_R": FALLBACK_R,
+        "left_R": np.ones(8),
     }
 
     def narrow(x):

@@ -57,6 +57,7 @@ def all_groups() -> Forest:
         "branch_at_R": within.astype(np.int32),
         "z_RZ": np.zeros((r, 0), np.float32),
         "fallback_R": np.zeros(r, bool),
+        "left_R": np.ones(r, np.float32),
     }
     return Forest(**{name: jnp.asarray(x) for name, x in fields.items()})
 

@@ -47,11 +47,11 @@ def _branches_toward(parent_J: tuple[int, ...]) -> np.ndarray:
     return np.array([[next((j for j in a if j not in b), len(paths)) for b in paths] for a in paths])
 
 
-def segment_values(reward_NJ, keep_NJ, whole_NJ, fork_NJJ, t: int) -> tuple[jax.Array, jax.Array]:
+def segment_values(reward_NJ, counts_NJ, whole_NJ, fork_NJJ, t: int) -> tuple[jax.Array, jax.Array]:
     """Value of every token's segment and of the one before it, both [N*J,T].
 
     Args:
-      reward_NJ, keep_NJ: of N trees; trajectories that are not kept count in no mean.
+      reward_NJ, counts_NJ: of N trees, and how much each trajectory counts in a mean; 0 = it is not kept.
       whole_NJ: value before the first segment, the prompt's mean reward.
       fork_NJJ: from `forks`.
       t: T.
@@ -60,8 +60,8 @@ def segment_values(reward_NJ, keep_NJ, whole_NJ, fork_NJJ, t: int) -> tuple[jax.
     def along(t):
         behind_NJJ = jnp.where(fork_NJJ <= t, fork_NJJ, 0)
         start_NJ1 = behind_NJJ.max(-1, keepdims=True)  # where the segment of token t begins
-        here_NJ = _mean(reward_NJ, keep_NJ, fork_NJJ > t)
-        before_NJ = _mean(reward_NJ, keep_NJ, fork_NJJ >= start_NJ1)
+        here_NJ = _mean(reward_NJ, counts_NJ, fork_NJJ > t)
+        before_NJ = _mean(reward_NJ, counts_NJ, fork_NJJ >= start_NJ1)
         return here_NJ, jnp.where(start_NJ1[..., 0] > 0, before_NJ, whole_NJ)
 
     here_TNJ, before_TNJ = jax.lax.map(along, jnp.arange(t))
@@ -86,7 +86,8 @@ def segment_bounds(fork_NJJ: jax.Array, length_NJ: jax.Array, t: int) -> tuple[j
     return start_TNJ.reshape(t, -1).T, end_TNJ.reshape(t, -1).T
 
 
-def _mean(reward_NJ, keep_NJ, share_NJJ):
-    """[N,J] mean reward of the kept trajectories that share."""
-    weight_NJJ = share_NJJ * keep_NJ[:, None]
-    return jnp.einsum("njk,nk->nj", weight_NJJ, reward_NJ) / jnp.maximum(weight_NJJ.sum(-1), 1.0)
+def _mean(reward_NJ, counts_NJ, share_NJJ):
+    """[N,J] mean reward of the trajectories that share; 0 where none counts."""
+    weight_NJJ = share_NJJ * counts_NJ[:, None]
+    total_NJ = weight_NJJ.sum(-1)
+    return jnp.einsum("njk,nk->nj", weight_NJJ, reward_NJ) / jnp.where(total_NJ > 0, total_NJ, 1.0)
