@@ -34,8 +34,8 @@ class Rows(struct.PyTreeNode):
       branch_at_R: int32 response index of the first own token, 0 = root.
       keep_R: bool, the row is trained on. Statistics of a group run over its kept rows unless a method says otherwise.
       baseline_R: bool, the rows whose mean reward a group's rewards are compared with; None = those of keep_R.
-      weight_R: float32, what a trajectory counts for, in the statistics of its group and in its advantage, where branches
-        are drawn without replacement (rollout/strata.py); None = all alike.
+      weight_R: float32, what a trajectory counts for, in the statistics of its group and in its advantage, where
+        branches are drawn without replacement (rollout/strata.py); None = all alike.
       ib_score_R: float32, information-bottleneck score, standardised; 0 without an estimator.
       advantage_R: float32, [R] or [R,T]; 0 where nothing was assigned.
       ref_logp_RT: log-probs of the reference model, or None.
