@@ -210,6 +210,16 @@ def test_the_section_update_reads_as_an_attribute():
             r"branch\.at = 'argmin' \(did you mean argmax\?\); use one of top, argmax, random, l",
         ),
         ({"branch__credit": "siblings", "branch__parent": "previous"}, r"siblings compares branches of one root"),
+        (
+            {"branch__credit": "siblings", "branch__replace": False},
+            r"siblings takes branches for samples .*=tree or traj",
+        ),
+        (
+            {"branch__solved": False, "branch__replace": False},
+            r"only roots chosen .*; set branch\.replace=True, or branch",
+        ),
+        ({"objective__name": "disco", "branch__replace": False}, r"disco contrasts .*; set branch\.replace=True$"),
+        ({"latent__z": 4, "branch__replace": False}, r"latent\.z = 4 they begin with another distribution; set branch"),
         ({"psa__layers": "some"}, r"psa\.layers = 'some'; use all"),
         ({"mesh__fsdp": 0}, r"mesh\.fsdp = 0; use 1 or more, or -1"),
         ({"mesh__fsdp": -1}, r"mesh\.data and mesh\.fsdp are both -1"),

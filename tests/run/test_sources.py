@@ -36,7 +36,7 @@ def make_config(**sections):
     config.task.options = {"k_min": 2, "k_max": 3, "train_size": 64, "heldout_size": 16}
     sizes = {
         "rollout": {"roots": M, "slots": 8, "refill_at": 3, "max_prompt": 8, "max_tokens": T, "top_p": 1.0},
-        "branch": {"k": K},
+        "branch": {"k": K, "replace": False},
         "ib": {"filter": "none"},
         "advantage": {"weight": "none"},
         "train": {"steps": 4, "prompts_per_step": P},
@@ -91,7 +91,9 @@ def test_the_forest_comes_back(recorded, in_file_order, tmp_path):
     for name in ("tokens_PS", "length_P", "answer_PA", "answer_length_P", "cue_PQ", "cue_length_P", "problems"):
         np.testing.assert_array_equal(getattr(drawn.batch, name), getattr(batch, name), err_msg=name)
     found = meshes.to_host(drawn.asked.forest)
-    for name in "prompt_PS prompt_len_P tokens_RT length_R finish_R parent_R branch_at_R z_RZ fallback_R".split():
+    for (
+        name
+    ) in "prompt_PS prompt_len_P tokens_RT length_R finish_R parent_R branch_at_R z_RZ fallback_R left_R".split():
         np.testing.assert_array_equal(getattr(found, name), getattr(forest, name), err_msg=name)
         assert getattr(found, name).dtype == getattr(forest, name).dtype, name
     mask_RT = np.arange(T) < forest.length_R[:, None]
@@ -216,7 +218,7 @@ def test_its_own_log_says_what_was_recorded(recorded, learned, tmp_path):
     with MetricWriter(tmp_path) as writer:
         ours, theirs = lines_of(writer.rollouts(1, learned[1])), lines_of(recorded[0] / "step_000001.jsonl")
     for a, b in zip(ours, theirs, strict=True):
-        assert list(a) == list(b) and list(a)[-1] == "logp" and len(a["logp"]) == len(a["tokens"])
+        assert list(a) == list(b) and list(a)[-2:] == ["logp", "left"] and len(a["logp"]) == len(a["tokens"])
         assert a.pop("entropy_mean") == 0 < b.pop("entropy_mean")
         assert a.pop("advantage") == pytest.approx(b.pop("advantage"))
         assert a == b
@@ -278,6 +280,22 @@ def test_unweighed_must_be_asked_for(recorded, tmp_path):
     weights_RT, _ = weights_of(trainer)
     trainer.close()
     assert (weights_RT == 1).all()
+
+
+def test_what_branches_stand_for_comes_with_them(recorded, tmp_path):
+    """Drawn without replacement they are weighed by it; a record that does not say how they were drawn is refused."""
+    rows = lines_of(recorded[0] / "step_000001.jsonl")
+    left = [row["left"] for row in rows]
+    assert all((row["parent"] is None) == (row["left"] == 1) for row in rows) and 0 < min(left) < 0.9
+    with pytest.raises(InputError, match=r":1 has a left, .* set branch\.replace=False as in the run"):
+        set_up(offline(write(tmp_path, rows), branch={"k": K, "replace": True})).source(tmp_path)
+    for wrong in (1.5, -0.1, "all", True):
+        rows[1]["left"] = wrong
+        with pytest.raises(InputError, match=r":2: left is no probability"):
+            set_up(offline(write(tmp_path, rows))).source(tmp_path)
+    del rows[1]["left"]
+    with pytest.raises(InputError, match=r":2 has no left, .* set branch\.replace=True as in the run"):
+        set_up(offline(write(tmp_path, rows))).source(tmp_path)
 
 
 def test_resuming_in_the_middle_is_bit_exact(recorded, tmp_path):
