@@ -25,6 +25,7 @@ class Reading:
 
     Attributes:
       temperature: divides all logits: the rollout's, so that reference log-probs match the policy's in the KL term.
+      never_ids: tokens that its distributions do not have, as those of the policy do not.
       start_id: the one token of context that stands for "no question".
       pack_tokens: nodes of one forward (model/packed/bins.py).
       attention: attention.impl of the config.
@@ -32,6 +33,7 @@ class Reading:
     """
 
     temperature: float = 1.0
+    never_ids: tuple[int, ...] = ()
     start_id: int = 0
     pack_tokens: int = 2**13
     attention: str = "blocks"
@@ -191,6 +193,7 @@ def packed_texts(model: Decoder, kinds: Sequence[Texts], t: int, reading: Readin
             block=packed.spec.block,
             attention=reading.attention,
             temperature=reading.temperature,
+            never=reading.never_ids,
             remat=False,
         )
         return logp_WJT

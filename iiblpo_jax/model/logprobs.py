@@ -10,15 +10,24 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.decoder import hidden_states, output_weights
 
+NEVER = -1e30  # logit of a token that a distribution does not have: its probability is 0, its log-prob finite
 LOGITS_PER_CHUNK = 2**26  # 256 MiB of float32: large enough to keep a matrix unit busy at V = 152k (441 tokens)
 
 
-def chunked_logprobs(h_BTD, w_VD, targets_BT, *, temperature=1.0, chunk=None, used=None):
+def without(logits_V, never: tuple[int, ...]):
+    """Logits [...,V] of a distribution over all tokens but `never`."""
+    if not never:
+        return logits_V
+    return jnp.where(np.isin(np.arange(logits_V.shape[-1]), never), NEVER, logits_V)
+
+
+def chunked_logprobs(h_BTD, w_VD, targets_BT, *, temperature=1.0, chunk=None, used=None, never=()):
     """Log-probability of each target and entropy of its distribution, softmax(h @ W.T / temperature).
 
     Args:
@@ -29,6 +38,7 @@ def chunked_logprobs(h_BTD, w_VD, targets_BT, *, temperature=1.0, chunk=None, us
       chunk: tokens whose logits exist at the same time (at least B: a chunk is a slice of positions over all rows, so
         that rows stay sharded over devices). Default: LOGITS_PER_CHUNK // V on each device.
       used: positions from here on may be left out and give zeros; None = none.
+      never: token ids that the distributions do not have (RolloutSpec.never_ids).
 
     Returns:
       (logp_BT, entropy_BT) in nats, float32, both differentiable in h and w.
@@ -48,7 +58,8 @@ def chunked_logprobs(h_BTD, w_VD, targets_BT, *, temperature=1.0, chunk=None, us
     # On a mesh W is whole but for its vocabulary before the scan, so that chunks move no weights.
     wide_VD = meshes.constrain(w_VD, "vocab", None).astype(jnp.float32)
     needed_N = jnp.arange(n_chunks) * width < (t if used is None else used)
-    scan = _on_mesh(functools.partial(_scan_chunks, dtype=w_VD.dtype, temperature=temperature), mesh, h_NBtD)
+    how = {"dtype": w_VD.dtype, "temperature": temperature, "never": never}
+    scan = _on_mesh(functools.partial(_scan_chunks, **how), mesh, h_NBtD)
     logp_NBt, entropy_NBt = scan(h_NBtD, targets_NBt, wide_VD, needed_N)
     return tuple(x.swapaxes(0, 1).reshape(b, -1)[:, :t] for x in (logp_NBt, entropy_NBt))
 
@@ -64,11 +75,11 @@ def _on_mesh(scan, mesh, h_NBtD):
     )
 
 
-def _scan_chunks(h_NBtD, targets_NBt, wide_VD, needed_N, *, dtype, temperature):
+def _scan_chunks(h_NBtD, targets_NBt, wide_VD, needed_N, *, dtype, temperature, never):
     """(logp, entropy) [N,B,t], zeros in chunks that are not needed."""
 
     def compute(h_BtD, targets_Bt):
-        return _logprobs(h_BtD, targets_Bt, wide_VD.astype(dtype), temperature)
+        return _logprobs(h_BtD, targets_Bt, wide_VD.astype(dtype), temperature, never)
 
     @jax.checkpoint  # around the condition: what a branch saves would be kept for every chunk, W included
     def chunk(h_BtD, targets_Bt, needed):
@@ -78,15 +89,16 @@ def _scan_chunks(h_NBtD, targets_NBt, wide_VD, needed_N, *, dtype, temperature):
     return jax.lax.scan(lambda _, x: (None, chunk(*x)), None, (h_NBtD, targets_NBt, needed_N))[1]
 
 
-def _logprobs(h_BtD, targets_Bt, w_VD, temperature):
+def _logprobs(h_BtD, targets_Bt, w_VD, temperature, never):
     logits_BtV = jnp.einsum("btd,vd->btv", h_BtD, w_VD, preferred_element_type=jnp.float32) / temperature
+    logits_BtV = without(logits_BtV, never)
     norm_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
     target_Bt = jnp.take_along_axis(logits_BtV, targets_Bt[..., None], axis=-1)[..., 0]
     expected_Bt = jnp.sum(jnp.exp(logits_BtV - norm_Bt[..., None]) * logits_BtV, axis=-1)
     return target_Bt - norm_Bt, norm_Bt - expected_Bt
 
 
-def other_logprobs(h_NUD, at_NX, w_VD, targets_NX, logp_NX, others_NXK, *, temperature=1.0):
+def other_logprobs(h_NUD, at_NX, w_VD, targets_NX, logp_NX, others_NXK, *, temperature=1.0, never=()):
     """Log-probabilities [N,X,K] of other tokens than the target, constants.
 
     log p(v) = log p(target) + h . (w_v - w_target) / temperature: that of the target, which is known, has the
@@ -97,7 +109,7 @@ def other_logprobs(h_NUD, at_NX, w_VD, targets_NX, logp_NX, others_NXK, *, tempe
       w_VD: output weights.
       targets_NX, logp_NX: tokens and their log-probs, as of `chunked_logprobs`.
       others_NXK: tokens.
-      temperature: divides the logits.
+      temperature, never: of `chunked_logprobs`.
     """
     h_NUD, w_VD, logp_NX = jax.lax.stop_gradient((h_NUD, w_VD, logp_NX))
     (n, x, k), d = others_NXK.shape, w_VD.shape[1]
@@ -115,7 +127,8 @@ def other_logprobs(h_NUD, at_NX, w_VD, targets_NX, logp_NX, others_NXK, *, tempe
 
     ids_NXk = jnp.concatenate([targets_NX[..., None], others_NXK], axis=-1)
     found_CNxK = jax.lax.map(chunk, tuple(map(split, (at_NX, ids_NXk, logp_NX))))
-    return found_CNxK.swapaxes(0, 1).reshape(n, -1, k)[:, :x]
+    found_NXK = found_CNxK.swapaxes(0, 1).reshape(n, -1, k)[:, :x]
+    return jnp.where(jnp.isin(others_NXK, jnp.array(never, jnp.int32)), NEVER, found_NXK) if never else found_NXK
 
 
 def response_positions(prompt_len_N, t):
@@ -123,7 +136,9 @@ def response_positions(prompt_len_N, t):
     return prompt_len_N[:, None] + jnp.arange(t)[None, :] - 1
 
 
-def response_logprobs(model, rows_NC, prompt_len_N, t, *, temperature=1.0, inject=None, remat=True, others_NTK=None):
+def response_logprobs(
+    model, rows_NC, prompt_len_N, t, *, temperature=1.0, never=(), inject=None, remat=True, others_NTK=None
+):
     """Log-probabilities and entropies of the first `t` response tokens of each row, teacher-forced.
 
     Args:
@@ -131,7 +146,7 @@ def response_logprobs(model, rows_NC, prompt_len_N, t, *, temperature=1.0, injec
       rows_NC: prompt and response, contiguous, right padded.
       prompt_len_N: where the response starts (at least 1).
       t: response length T; entries past a row's end are finite and meaningless.
-      temperature: divides the logits.
+      temperature, never: of `chunked_logprobs`.
       inject, remat: of `hidden_states`.
       others_NTK: tokens whose log-probs in place of each response token are wanted too; None = none.
 
@@ -143,7 +158,8 @@ def response_logprobs(model, rows_NC, prompt_len_N, t, *, temperature=1.0, injec
     h_NTD = jnp.take_along_axis(h_NCD, at_NT[..., None], axis=1, mode="clip")
     targets_NT = jnp.take_along_axis(rows_NC, at_NT + 1, axis=1, mode="clip")
     w_VD = output_weights(model)
-    found = chunked_logprobs(h_NTD, w_VD, targets_NT, temperature=temperature)
+    how = {"temperature": temperature, "never": never}
+    found = chunked_logprobs(h_NTD, w_VD, targets_NT, **how)
     if others_NTK is None:
         return found
-    return *found, other_logprobs(h_NCD, at_NT, w_VD, targets_NT, found[0], others_NTK, temperature=temperature)
+    return *found, other_logprobs(h_NCD, at_NT, w_VD, targets_NT, found[0], others_NTK, **how)

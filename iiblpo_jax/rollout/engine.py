@@ -27,6 +27,7 @@ from flax import struct
 from jax.sharding import PartitionSpec
 
 from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.model.logprobs import without
 from iiblpo_jax.model.steering.psa import Projected
 from iiblpo_jax.rollout.branch_points import branch_points, branches_due
 from iiblpo_jax.rollout.cache import Cache, copy_slots, empty_cache, fill_prompts
@@ -332,9 +333,8 @@ class _Engine:
         emits_B = slots.live_B & ~slots.probe_B
         begins_B = emits_B & (spec.branching.place(slots.trajectory_B) > 0) & (slots.index_B == slots.branch_at_B)
         another = slots.another and slots.another.replace(due_B=begins_B)
-        draw = sample_on_mesh(
-            logits(self.published, hidden_BD), uniform_B, spec.sampling, self._forbidden(slots), another
-        )
+        logits_BV = without(logits(self.published, hidden_BD), spec.never_ids)
+        draw = sample_on_mesh(logits_BV, uniform_B, spec.sampling, self._forbidden(slots), another)
         grown = s.grown.write(emits_B, slots.trajectory_B, slots.index_B, draw)
         if another is not None:
             grown = grown.replace(left_R=put(grown.left_R, begins_B, slots.trajectory_B, draw.left_B))
@@ -382,13 +382,9 @@ class _Engine:
         return s.replace(projected=projected, grown=s.grown.replace(z_RZ=z_RZ))
 
     def _forbidden(self, slots: Slots) -> jax.Array | None:
-        """Tokens [B,V] that may not be drawn: never_ids, and stop tokens while the response is shorter than min_tokens.
-
-        None where all may.
-        """
+        """Stop tokens [B,V] of responses shorter than min_tokens; None where all tokens may be drawn."""
         spec = self.spec
-        if not spec.never_ids and spec.min_tokens <= 0:
+        if spec.min_tokens <= 0:
             return None
-        id_V, early_B = np.arange(spec.model.vocab_size), slots.index_B + 1 < spec.min_tokens
-        never_V, stops_V = np.isin(id_V, spec.never_ids), np.isin(id_V, spec.stop_ids)
-        return jnp.asarray(never_V) | (early_B[:, None] & stops_V)
+        early_B = slots.index_B + 1 < spec.min_tokens
+        return early_B[:, None] & np.isin(np.arange(spec.model.vocab_size), spec.stop_ids)

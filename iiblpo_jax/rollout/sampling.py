@@ -88,8 +88,8 @@ def sample(
       logits_BV: float32.
       uniform_B: one random number in [0, 1) a row, so that a draw does not depend on its neighbours.
       sampling: static. At temperature 0 the entropy and the log-prob are those of temperature 1.
-      forbidden_BV: tokens that may not be drawn (never_ids, min_tokens); it counts as truncation: the log-prob and the
-        entropy are those of the whole vocabulary.
+      forbidden_BV: tokens that may not be drawn yet (min_tokens); it counts as truncation: the log-prob and the entropy
+        are those of the whole vocabulary.
       another: who draws without replacement; None = nobody.
     """
     greedy = sampling.temperature == 0

@@ -28,7 +28,8 @@ class RolloutSpec:
       min_tokens: response length before a stop token may be drawn.
       sampling: how tokens are drawn.
       stop_ids: token ids that end a response.
-      never_ids: token ids that are never drawn, because no text has them (Tokenizer.textless_ids).
+      never_ids: token ids that the distributions do not have, because no text does (Tokenizer.textless_ids). The update
+        leaves them out too: else no sample would ever push back the probability that leaks to them.
       kv_dtype: of the key/value caches; `` = the publication's.
       half_life, strength: decay and strength of z (psa.gamma).
       stratified: siblings share out the prior between them (codes.stratified); each alone is still drawn from it.

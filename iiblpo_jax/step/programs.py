@@ -254,7 +254,7 @@ def make_programs(
       state: where its arrays lie decides where those of the next one do; shapes will do.
       optimizer: of `specs.optimizer`.
       stop_ids, start_id: of the tokenizer.
-      never_ids: its textless_ids, which are never sampled.
+      never_ids: its textless_ids, which the distributions of policy and reference do not have.
       mesh: devices.
 
     Raises:
@@ -263,11 +263,11 @@ def make_programs(
     method = specs.objective(config)
     # Left to the compiler the new state may lie elsewhere, and every program that takes it would be compiled again.
     placement = jax.tree.map(lambda x: x.sharding, state)
-    settings = specs.update_settings(config, method, mesh=mesh)
+    settings = specs.update_settings(config, method, never_ids=never_ids, mesh=mesh)
     gradient = MinibatchGradient(settings=settings, objective=method, model_config=model, shardings=placement.params)
     return StepPrograms(
         rollout_spec=specs.rollout_spec(config, model, stop_ids, never_ids=never_ids, record=method.record, mesh=mesh),
-        inform_spec=specs.inform_spec(config, model, start_id, needs=method.needs, mesh=mesh),
+        inform_spec=specs.inform_spec(config, model, start_id, never_ids=never_ids, needs=method.needs, mesh=mesh),
         score_spec=specs.score_spec(config, method),
         publish=publisher(specs.publication_spec(config, model), state.params["policy"], mesh),
         gradient=gradient,

@@ -1,5 +1,6 @@
 """From a config to the static descriptions of the compiled programs, and the checks that need a model to be known."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -121,11 +122,18 @@ def objective(config) -> Objective:
 
 
 def inform_spec(
-    config, model: ModelConfig, start_id: int, *, needs: Sequence[str] = (), mesh: Mesh | None = None
+    config,
+    model: ModelConfig,
+    start_id: int,
+    *,
+    never_ids: Sequence[int] = (),
+    needs: Sequence[str] = (),
+    mesh: Mesh | None = None,
 ) -> InformSpec:
     """Who reads a Forest: the reference, where S_IB or the KL term asks for it, and who the method `needs`."""
     reading = Reading(
         temperature=config.rollout.temperature,
+        never_ids=tuple(never_ids),
         start_id=start_id,
         pack_tokens=pack_tokens(config, shards=meshes.shards(mesh)),
         attention=config.attention.impl,
@@ -137,7 +145,8 @@ def inform_spec(
     elif config.update.kl_coef > 0 or REF_LOGP in needs:
         readers = [(REFERENCE, LogProbs(model=model, reading=reading))]
     if PROMPT_LOGP in needs:
-        readers += [(POLICY, PromptLogProbs(model=model, reading=reading, dtype=config.model.dtype))]
+        whole = dataclasses.replace(reading, never_ids=())  # a prompt may hold what no response does
+        readers += [(POLICY, PromptLogProbs(model=model, reading=whole, dtype=config.model.dtype))]
     if NOVELTY in needs:
         readers += [(NOVELTY, Errors())]
     return InformSpec(readers=tuple(readers), mesh=mesh)
@@ -188,7 +197,9 @@ def schedule(config) -> Schedule:
     return Schedule(peak=o.lr, kind=o.schedule, warmup=o.warmup, decay_steps=derived.decay_steps(config))
 
 
-def update_settings(config, method: Objective, *, mesh: Mesh | None = None) -> UpdateSettings:
+def update_settings(
+    config, method: Objective, *, never_ids: Sequence[int] = (), mesh: Mesh | None = None
+) -> UpdateSettings:
     """How an update goes through its rows.
 
     Raises:
@@ -197,6 +208,7 @@ def update_settings(config, method: Objective, *, mesh: Mesh | None = None) -> U
     kept = derived.kept_per_prompt(config)
     settings = UpdateSettings(
         temperature=config.rollout.temperature,
+        never_ids=tuple(never_ids),
         minibatches=config.update.minibatches,
         epochs=config.update.epochs,
         pack_tokens=pack_tokens(config, shards=meshes.shards(mesh)) if config.update.packed else 0,

@@ -15,6 +15,7 @@ class UpdateSettings:
 
     Attributes:
       temperature: the rollout's; log-probs and entropies are those of softmax(logits / temperature).
+      never_ids: the rollout's: tokens that the policy's distributions do not have.
       minibatches: optimizer steps an epoch.
       epochs: passes over the rollout.
       pack_tokens: nodes of a bin (model/packed/), on each shard what one pass holds; 0 = padded rows.
@@ -32,6 +33,7 @@ class UpdateSettings:
     """
 
     temperature: float = 1.0
+    never_ids: tuple[int, ...] = ()
     minibatches: int = 1
     epochs: int = 1
     pack_tokens: int = 0

@@ -139,3 +139,34 @@ def test_padding_columns_change_nothing(tiny_config, tiny_params):
     for a, b in zip(short, padded, strict=True):
         np.testing.assert_allclose(a, b[:, :5], atol=1e-5)
         assert np.isfinite(b).all()
+
+
+@pytest.mark.parametrize("chunk", [4, None])
+def test_tokens_that_a_distribution_does_not_have(inputs, chunk):
+    """The softmax over the others, and no gradient to their logits, however likely they were."""
+    h_BTD, w_VD, targets_BT, a_BT, b_BT = inputs
+    never, kept = (0, 4), np.setdiff1d(np.arange(V), (0, 4))
+    w_VD = w_VD.at[4].multiply(30.0)
+    targets_BT = jnp.asarray(kept)[targets_BT % len(kept)]
+
+    def scalar(w_VD, f):
+        logp, entropy = f(w_VD)
+        return (a_BT * logp + b_BT * entropy).sum(), (logp, entropy)
+
+    def of_the_others(w_VD):
+        return naive(h_BTD, w_VD[kept], jnp.searchsorted(jnp.asarray(kept), targets_BT), 0.7)
+
+    def without(w_VD):
+        return chunked_logprobs(h_BTD, w_VD, targets_BT, temperature=0.7, chunk=chunk, never=never)
+
+    (_, found), d_found = jax.value_and_grad(scalar, has_aux=True)(w_VD, without)
+    (_, wanted), d_wanted = jax.value_and_grad(scalar, has_aux=True)(w_VD, of_the_others)
+    for x, y in zip((*found, d_found), (*wanted, d_wanted), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
+    assert not d_found[jnp.array(never)].any()
+    at_BT, others_BTK = jnp.broadcast_to(jnp.arange(T), (B, T)), jnp.broadcast_to(jnp.arange(V), (B, T, V))
+    beside_BTV = logprobs.other_logprobs(
+        h_BTD, at_BT, w_VD, targets_BT, found[0], others_BTK, temperature=0.7, never=never
+    )
+    np.testing.assert_allclose(jnp.exp(beside_BTV).sum(-1), 1.0, atol=1e-4)
+    assert not jnp.exp(beside_BTV)[..., never].any()

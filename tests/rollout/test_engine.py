@@ -415,7 +415,7 @@ def test_min_tokens_holds_stop_tokens_back(sample):
 
 
 def test_ids_that_are_never_drawn(sample, tiny_config, tiny_params):
-    """They count as truncation: the raw log-probs and entropies are those of a forward over the whole vocabulary."""
+    """Log-probs and entropies are those of a forward over the rest of the vocabulary."""
     never = tuple(range(4, 23, 2))
     forest, _ = sample(never_ids=never, with_z=False, branching=Branching(k=1, min_suffix=3), min_tokens=3)
     tokens = np.asarray(forest.tokens_RT)[np.asarray(forest.mask_RT)]
@@ -423,7 +423,7 @@ def test_ids_that_are_never_drawn(sample, tiny_config, tiny_params):
     model, rows = bind(tiny_config, tiny_params), forest.sequences_RC
     index = forest.prompt_len_P[forest.group_R][:, None] - 1 + jnp.arange(16)
     logits_RTV = jnp.take_along_axis(project(model, hidden_states(model, rows)), index[..., None], 1)
-    logp_RTV = jax.nn.log_softmax(logits_RTV)
+    logp_RTV = jax.nn.log_softmax(logits_RTV.at[..., list(never)].set(-1e30))
     mask, take = forest.mask_RT, lambda x: jnp.take_along_axis(x, forest.tokens_RT[..., None], 2)[..., 0]
     np.testing.assert_allclose(forest.raw_logp_RT[mask], take(logp_RTV)[mask], atol=1e-4)
     entropy_RT = -(jnp.exp(logp_RTV) * logp_RTV).sum(-1)

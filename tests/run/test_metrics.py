@@ -173,6 +173,7 @@ def test_a_code_is_read_off_its_z():
     forest = types.SimpleNamespace(
         parent_R=jnp.array([-1, 0, 0, 0, 0]),
         fallback_R=jnp.array([False, False, False, True, False]),
+        left_R=jnp.ones(5),
         length_R=jnp.array([3, 3, 3, 3, 0]),
         z_RZ=codes.vector(jnp.array([2, 0, 1, 0, 1])),
     )

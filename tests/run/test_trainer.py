@@ -241,6 +241,22 @@ def test_the_rollout_log(straight, tmp_path):
     assert all(row["advantage"] == 0 for row in rows if not row["kept"])
 
 
+def test_what_no_text_has_is_no_part_of_the_policy(tmp_path):
+    """However likely the model takes `<pad>` to be: rollout and update leave it out, and no gradient comes of it."""
+    trainer = Trainer(make_config(**OFF, rollout={"roots": 4}), tmp_path / "run", console=QUIET)
+    policy, pad = trainer.state.params["policy"], trainer.tokenizer.pad_id
+    likely_D = 2.0 * policy["embed"].mean(0) + 3.0 * policy["embed"][trainer.tokenizer.encode("1")[0]]
+    embed_VD = policy["embed"].at[pad].set(likely_D)
+    trainer.state = trainer.state.replace(params=trainer.state.params | {"policy": {**policy, "embed": embed_VD}})
+    metrics, columns = trainer.step(1)
+    trainer.close()
+    assert not any(pad in tokens for tokens in columns["tokens"])
+    assert metrics["mismatch/logp_max"] < 1e-4 and metrics["update/grad_norm"] > 0
+    assert metrics["update/entropy"] == pytest.approx(metrics["rollout/entropy"], rel=1e-3)
+    decayed_D = trainer.state.params["policy"]["embed"][pad]  # by AdamW, of which a step is 1e-4
+    np.testing.assert_allclose(decayed_D, likely_D, rtol=1e-5)
+
+
 def test_conditioned_sees_the_distribution_that_sampled(workdir):
     """With z injected again, every token of every branch has the log-prob that the rollout recorded."""
     trainer = Trainer(make_config(latent={"condition": "conditioned"}), workdir, console=QUIET)

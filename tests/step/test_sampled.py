@@ -54,6 +54,7 @@ def sampled(seed, z=Z):
         branch_at_R=random.integers(0, T, R),
         z_RZ=random.normal(size=(R, z)),
         fallback_R=random.random(R) < 0.5,
+        left_R=random.random(R),
     )
     columns = {"ib_answer": random.normal(size=R), "ref_logp": random.normal(size=(R, T))}
     stats = RolloutStats(tokens=np.int32(30 * (1 + seed)), slot_utilisation=np.float32(0.5 / (1 + seed)))

@@ -68,6 +68,7 @@ def packed_logprobs(
     block: int,
     attention: str = "blocks",
     temperature: float = 1.0,
+    never: tuple[int, ...] = (),
     inject: Inject | None = None,
     remat: bool = True,
     others_WNTK: jax.Array | None = None,
@@ -80,7 +81,7 @@ def packed_logprobs(
       bins: W bins, stacked.
       t: text tokens wanted; entries past a row's end, and rows that are not valid, hold zeros.
       block, attention, inject, remat: of `packed_hidden_states`.
-      temperature: divides the logits.
+      temperature, never: of `model.logprobs.chunked_logprobs`.
       others_WNTK: of the rows that were packed, as in `model.logprobs.response_logprobs`.
 
     Returns:
@@ -104,6 +105,7 @@ def packed_logprobs(
         jnp.maximum(take(target_WU, order_WU), 0),
         temperature=temperature,
         used=used,
+        never=never,
     )
     place_WU = jnp.pad(place_WU, [(0, 0), (0, 1)], constant_values=u)
     at_WJT = take(place_WU, jnp.minimum(node_WJT, u))
@@ -122,6 +124,7 @@ def packed_logprobs(
         found[0].reshape(w, -1),
         others_WJTK.reshape(w, -1, k),
         temperature=temperature,
+        never=never,
     )
     return *found, jnp.where(node_WJT[..., None] < u, beside_WXK.reshape(w, j, t, k), 0.0)
 
