@@ -232,6 +232,7 @@ def behaviour_and_policy(trainer, rows):
     for row in rows:
         prompt = prompts[row["prompt_id"].partition("/")[2] + "="]
         z_TV = np.asarray(logits(model, jnp.asarray([prompt + row["tokens"]]))[0], np.float64) / 1.6
+        z_TV[:, trainer.tokenizer.textless_ids(trainer.model_config.vocab_size)] = -np.inf
         logp_TV = (
             z_TV - np.log(np.exp(z_TV - z_TV.max(1, keepdims=True)).sum(1, keepdims=True)) - z_TV.max(1, keepdims=True)
         )

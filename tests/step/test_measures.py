@@ -39,6 +39,7 @@ def random_forest(seed: int) -> Forest:
         branch_at_R=jnp.asarray(at_R),
         z_RZ=jnp.zeros((R, 0)),
         fallback_R=jnp.asarray((parent_R >= 0) & (rng.random(R) < 0.3)),
+        left_R=jnp.ones(R),
     )
 
 
