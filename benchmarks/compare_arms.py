@@ -73,6 +73,7 @@ PLAIN = ("latent.z=0", "ib.estimator=none")
 TREES = {
     "branches": (*PLAIN, "advantage.weight=none"),
     "branches_weight": PLAIN,
+    "branches_no_replacement_weight": (*PLAIN, "branch.replace=False"),
     "branches_released": ("preset=released",),
     "treerl": ("preset=treerl",),
     "treepo": ("preset=treepo",),
