@@ -95,6 +95,7 @@ METHODS = {
     },
 }
 
+OF_ADVANTAGES = ("arm", "darling", "mara", "ucpo")  # what they are is their advantages
 UNGROUPED = ("reinforce_pp",)  # their advantages do not compare the trajectories of a prompt
 WHOLE_GROUPS = ("disco",)  # their minibatches hold all trajectories of a prompt, packed or not
 UNBOUNDED = ("cispo",)  # a ratio has no lower bound with clip_low = 1, as published

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from iiblpo_jax.common import own_code
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config import files
-from iiblpo_jax.config.defaults import KNOBS, METHODS, UNBOUNDED, UNGROUPED, WHOLE_GROUPS, RunConfig
+from iiblpo_jax.config.defaults import KNOBS, METHODS, OF_ADVANTAGES, UNBOUNDED, UNGROUPED, WHOLE_GROUPS, RunConfig
 from iiblpo_jax.config.derived import (
     decay_steps,
     divisors,
@@ -102,10 +102,17 @@ def _method(config: RunConfig) -> Iterator[str]:
 
 
 def _modes(config: RunConfig) -> Iterator[str]:
-    if config.objective.name == "mara" and not config.objective.path and config.update.kl_coef == 0:
+    if config.objective.name != "mara" or config.objective.path:
+        return
+    if config.update.kl_coef == 0:
         yield (
             "objective.name = mara makes the optimum of a reward with a KL uniform over right answers, and "
             "update.kl_coef = 0 leaves no KL; use a number above 0, such as 0.001"
+        )
+    if config.advantage.weight != "none":
+        yield (
+            "objective.name = mara sets rewards against the KL, and advantage.weight = "
+            f"{config.advantage.weight} would scale them alone; set advantage.weight=none"
         )
 
 
@@ -148,11 +155,11 @@ def _credit(config: RunConfig) -> Iterator[str]:
             "branch.credit = siblings compares branches of one root and branch.parent = previous grows more on them; "
             "set branch.parent=root, or branch.credit=tree"
         )
-    named = config.objective.name == "arm" and not config.objective.path
-    if named and config.branch.k > 0 and credit != "trajectory":
+    named = config.objective.name in OF_ADVANTAGES and not config.objective.path
+    if named and config.branch.k > 0 and credit not in ("trajectory", "fr3e"):
         yield (
-            f"branch.credit = {credit} puts advantages along trees in place of those that objective.name = arm is "
-            "about; set branch.credit=trajectory, or another objective.name"
+            f"branch.credit = {credit} puts advantages along trees in place of those that objective.name = "
+            f"{config.objective.name} is about; set branch.credit=trajectory, or another objective.name"
         )
     if credit not in ("trajectory", "siblings") and selective_branches(config):
         yield (
@@ -346,7 +353,7 @@ CHECKS = {
     _tasks: "task.name task.mix task.path",
     _own_code: "task.path task.options objective.path tracker.path",
     _method: "objective.name objective.options objective.path",
-    _modes: "objective.name objective.path update.kl_coef",
+    _modes: "objective.name objective.path update.kl_coef advantage.weight",
     _score: "ib.estimator ib.filter ib.keep ib.reward_coef",
     _clip: "objective.name objective.path objective.clip_low",
     _points: "branch.k branch.at branch.segment branch.points branch.per_point rollout.max_tokens",

@@ -26,7 +26,7 @@ def nothing_learned(step: int, steps: int, metrics: Mapping[str, float]) -> str:
         mend = "use more rollout.roots, a higher rollout.temperature or problems of another difficulty"
     else:
         found = "responses to a prompt differed in reward, and no token of them counted or none had an advantage"
-        mend = "see ib.filter, ib.keep, ib.surprise and branch.prefix_loss"
+        mend = "see ib.filter, ib.keep, advantage.weight and branch.prefix_loss"
     return (
         f"step {step}: train.max_empty_steps = {steps} steps in a row had nothing to learn from, no token that "
         f"counts or no advantage but 0: {found}; {mend}. The same command goes on after step {step}, which is saved"

@@ -239,10 +239,21 @@ def test_the_section_update_reads_as_an_attribute():
         ),
         ({"objective__options": {"alpha": 0.1}}, r"objective\.options\.alpha does not apply to grpo; it has none"),
         (
+            {"objective__name": "ucpo", "branch__credit": "treerl"},
+            r"credit = treerl puts advantages along trees in place of those that objective\.name = ucpo",
+        ),
+        (
             {"objective__name": "arm", "branch__credit": "tree"},
             r"branch\.credit = tree puts .* in place of those that objective\.name = arm is about; set .*=trajectory",
         ),
-        ({"objective__name": "mara"}, r"update\.kl_coef = 0 leaves no KL; use a number above 0"),
+        (
+            {"objective__name": "mara", "advantage__weight": "none"},
+            r"update\.kl_coef = 0 leaves no KL; use a number above 0",
+        ),
+        (
+            {"objective__name": "mara", "update__kl_coef": 0.1},
+            r"weight = surprise would scale .*advantage\.weight=none$",
+        ),
         (
             {"objective__name": "entropy_adv", "objective__options": {"beta": 0.1}},
             r"objective\.options\.beta does not apply to entropy_adv; it has alpha, kappa",

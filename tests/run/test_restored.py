@@ -126,7 +126,7 @@ def test_export_takes_the_best_and_evaluate_a_step(three, tmp_path):
     exported = params_of(load_model(tmp_path / "out")[0])
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b * 4), exported, params)
     assert run(evaluate, f"--workdir={workdir}", "--checkpoint=4") == 0
-    assert [path.name for path in (workdir / "eval").iterdir()] == ["step_000004.json"]
+    assert [path.name for path in (workdir / "eval").glob("*.json")] == ["step_000004.json"]
 
 
 @pytest.mark.parametrize(
