@@ -26,11 +26,12 @@ def test_its_docstring_gives_the_launch_line_time_memory_and_result(path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
 def test_its_tasks_and_objective_are_registered(path):
-    from iiblpo_jax.data import registry
+    from iiblpo_jax.data import gym, registry
     from iiblpo_jax.objectives import make_objective
 
     config = files.load_file(path)
-    assert {*(config.task.mix or [config.task.name]), *config.eval.tasks} <= set(registry.NAMES)
+    known = {*registry.NAMES, *(f"gym:{name}" for name in gym.names())}
+    assert {*(config.task.mix or [config.task.name]), *config.eval.tasks} <= known
     make_objective(config.objective.name, max_tokens=config.rollout.max_tokens)
 
 
