@@ -20,8 +20,7 @@ LENGTH, STOP = 0, 1  # finish reasons: ran into max_tokens, sampled a stop token
 FINISH_NAMES = ("length", "eos")
 
 
-@struct.dataclass
-class Forest:
+class Forest(struct.PyTreeNode):
     """Trajectories as whole paths: a branch's row repeats its inherited prefix, `own_RT` tells the rest apart.
 
     Attributes:

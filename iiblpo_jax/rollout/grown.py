@@ -92,7 +92,7 @@ class Grown(struct.PyTreeNode):
         """One more token, at response index index_B."""
         token_B = draw.token_B.astype(jnp.float32)
         packed_BX = jnp.stack([token_B, draw.raw_logp_B, draw.entropy_B], axis=-1)
-        if draw.top_token_BK is not None:
+        if draw.top_token_BK is not None and draw.top_logp_BK is not None:
             packed_BX = jnp.concatenate([packed_BX, draw.top_token_BK, draw.top_logp_BK], axis=-1)
         row_B = _only(where_B, row_B, self.length_R)
         return self.replace(packed_RTX=self.packed_RTX.at[row_B, index_B].set(packed_BX, mode="drop"))

@@ -34,8 +34,7 @@ class Sampling:
     record: int = 0
 
 
-@struct.dataclass
-class Draw:
+class Draw(struct.PyTreeNode):
     """One sampled token a slot: id, log-prob and entropy (nats), both at the temperature and before truncation.
 
     left_B: share of what could be drawn that was left to draw from: 1 but for `Another`; 0 = nothing was, and it drew
@@ -51,8 +50,7 @@ class Draw:
     top_logp_BK: jax.Array | None = None
 
 
-@struct.dataclass
-class Another:
+class Another(struct.PyTreeNode):
     """Who is to draw another token than those drawn before it from the same distribution, one entry a slot.
 
     Attributes:

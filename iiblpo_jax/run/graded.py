@@ -173,7 +173,8 @@ def told_metrics(rollouts: Sequence[Told], *, by_task: bool) -> dict[str, float]
     found["time/verifier_s"] = float(sum(np.nansum(g.columns["seconds"]) for g in grades))
     if by_task:
         reward_R = np.concatenate([g.rewards for g in grades])
-        found |= task_metrics(*map(joined, ("task_R", "parent_R", "length_R", "finish_R")), reward_R)
+        task_R, parent_R, length_R, finish_R = map(joined, ("task_R", "parent_R", "length_R", "finish_R"))
+        found |= task_metrics(task_R, parent_R, length_R, finish_R, reward_R)
     for name in dict.fromkeys(name for g in grades for name in g.columns if PART in name):
         part = np.concatenate([g.columns[name] for g in grades if name in g.columns])
         found[f"reward/{name}"] = float(np.nanmean(part))

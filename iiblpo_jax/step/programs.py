@@ -32,7 +32,7 @@ from iiblpo_jax.rollout.publication import Published, publisher
 from iiblpo_jax.rollout.solved import Gold
 from iiblpo_jax.rollout.spec import RolloutSpec
 from iiblpo_jax.step import specs
-from iiblpo_jax.step.inform import Columns, InformSpec, inform
+from iiblpo_jax.step.inform import InformSpec, inform
 from iiblpo_jax.step.sampled import Sampled, merge
 from iiblpo_jax.step.score import Rows, ScoreSpec, score
 from iiblpo_jax.update.epochs import make_update
@@ -99,8 +99,8 @@ class Refill(NamedTuple):
 class Judged(NamedTuple):
     """What the host says of the responses: rewards [R], and columns [R] that the method needs besides."""
 
-    reward_R: jax.Array
-    columns: Columns
+    reward_R: Any
+    columns: Mapping[str, Any]
 
 
 class Updated(NamedTuple):
