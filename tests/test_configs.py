@@ -1,11 +1,12 @@
 """Every shipped config loads, is valid, keeps what its docstring promises, and refers to things that exist."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
-from iiblpo_jax.config import derived, files, validation
+from iiblpo_jax.config import derived, files, overrides, validation
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 NAMES = {path.stem: path for path in CONFIGS}
@@ -57,3 +58,17 @@ def test_the_published_runs_have_the_released_settings(name):
     assert (config.rollout.max_prompt, config.rollout.max_tokens) == (2048, 4096)
     assert config.train.steps == 2 * (6486 + 13583) // 32
     assert derived.mesh_shape(config.mesh, devices=8) in [(1, 8, 1, 1), (1, 4, 1, 2)]
+
+
+def test_the_lines_of_reproduce_md_are_valid():
+    """GRPO, what each row adds to it, and what each ablation takes from the main run, for both models."""
+    text = (CONFIGS[0].parents[1] / "docs" / "reproduce.md").read_text()
+    training, rows = text.split("| row |")
+    grpo = [flag for flag in re.findall(r"--config\.\S+", training) if "$" not in flag]
+    added = re.findall(r"and `(--config\.[^`]+)`", rows)
+    changed = re.findall(r"`(--config\.[^`]+)`", rows.split("Ablations")[1])
+    assert len(grpo) == 8 and len(added) == 5 and len(changed) == 7
+    lines = [[], grpo, *([*grpo, flag] for flag in added), *([flag] for flag in changed)]
+    for name in ("qwen2_5_7b_math_dapo", "qwen3_14b_math_dapo"):
+        for line in lines:
+            validation.validate(overrides.override(files.load_file(NAMES[name]), line))

@@ -412,6 +412,9 @@ KNOBS = {
     ),
     "update.importance_floor": knob(0.0, "lower bound of pi_old / mu; 0 = none", at_least=0, at_most=1),
     "update.importance_cap": knob(2.0, "upper bound of pi_old / mu; 0 = no importance weights", at_least=0),
+    "update.entropy_bonus": knob(
+        0.0, "of the mean entropy of tokens, nats, taken off the loss (Entropy-Reg: .001 to .005)", at_least=0
+    ),
     "update.kl_coef": knob(0.0, "of the KL of the policy to the reference model; 0 = none", at_least=0),
     "update.kl_form": knob(
         "k3",

@@ -1,4 +1,4 @@
-"""Auxiliary terms, usable with every method: A H, and the KL of the policy to the reference model.
+"""Auxiliary terms, usable with every method: the entropy, A H, and the KL of the policy to the reference model.
 
 Of a token that mu drew, with k = log pi - log pi_ref, r = pi / pi_old, w = pi_old / mu (Batch.importance_RT) and sg =
 stop-gradient, the KL comes in one of three forms (update.kl_form):
@@ -36,6 +36,16 @@ class AdvantageEntropy:
 
     def __call__(self, batch: Batch):
         return -self.coef * batch.rows.advantage_RT * batch.entropy_RT
+
+
+@dataclasses.dataclass(frozen=True)
+class Entropy:
+    """-coef * H_t, which raises entropy everywhere (*Entropy-Reg* of arXiv 2601.05870; A3C, arXiv 1602.01783)."""
+
+    coef: float
+
+    def __call__(self, batch: Batch):
+        return -self.coef * batch.entropy_RT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,14 +94,25 @@ def log_ratio(batch: Batch) -> jax.Array:
 
 
 def with_auxiliary(
-    objective: Objective, *, entropy_coef: float = 0.0, kl_coef: float = 0.0, kl_form: str = "k3"
+    objective: Objective,
+    *,
+    entropy_coef: float = 0.0,
+    entropy_bonus: float = 0.0,
+    kl_coef: float = 0.0,
+    kl_form: str = "k3",
 ) -> Objective:
     """The objective plus the terms whose coefficient is not 0.
+
+    Args:
+      objective: the method.
+      entropy_coef: of A H.
+      entropy_bonus: of H.
+      kl_coef, kl_form: of the KL.
 
     Raises:
       InputError: the KL is to go off the reward of a method that has a loss of whole groups in place of rewards.
     """
-    terms = (AdvantageEntropy(entropy_coef),) * bool(entropy_coef)
+    terms = (AdvantageEntropy(entropy_coef),) * bool(entropy_coef) + (Entropy(entropy_bonus),) * bool(entropy_bonus)
     if kl_coef and kl_form == "k1":
         if objective.group_loss is not None:
             raise InputError(

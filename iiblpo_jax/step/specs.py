@@ -118,7 +118,13 @@ def objective(config) -> Objective:
     if config.reward.overlong == "shape":
         method = with_overlong(method, buffer=config.reward.overlong_buffer, penalty=config.reward.overlong_penalty)
     u = config.update
-    return with_auxiliary(method, entropy_coef=config.ib.entropy_coef, kl_coef=u.kl_coef, kl_form=u.kl_form)
+    return with_auxiliary(
+        method,
+        entropy_coef=config.ib.entropy_coef,
+        entropy_bonus=u.entropy_bonus,
+        kl_coef=u.kl_coef,
+        kl_form=u.kl_form,
+    )
 
 
 def inform_spec(

@@ -1,4 +1,4 @@
-"""A*H and the KL to the reference against closed forms; the KL's gradient against the exact one."""
+"""H, A H and the KL to the reference against closed forms; the KL's gradient against the exact one."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ import pytest
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.model.logprobs import chunked_logprobs
 from iiblpo_jax.objectives import make_objective, with_auxiliary
-from iiblpo_jax.objectives.auxiliary import AdvantageEntropy, k3, reference_kl
+from iiblpo_jax.objectives.auxiliary import AdvantageEntropy, Entropy, k3, reference_kl
 
 FORMS = ("k3", "k2", "k1")
 WIDE = make_objective("grpo", max_tokens=2, overrides={"clip_low": 0.99, "clip_high": 9.0})  # nothing is clipped
@@ -18,22 +18,21 @@ PI, REF = jnp.array([0.3, 1.1, -0.6]), jax.nn.log_softmax(jnp.array([1.0, -0.2, 
 OLD, MU = (jax.nn.log_softmax(PI + jnp.array(moved)) for moved in ([0.3, -0.2, 0.1], [-0.2, 0.1, 0.4]))
 
 
-def test_advantage_entropy_gradient_is_the_closed_form(make_batch):
-    """d(-c A H) / d logit_v = c A p_v (log p_v + H), from logits to loss."""
+@pytest.mark.parametrize("kind", [AdvantageEntropy, Entropy])
+def test_entropy_gradients_are_the_closed_form(make_batch, kind):
+    """d(-c A H) / d logit_v = c A p_v (log p_v + H), from logits to loss; without A it is that of the entropy alone."""
     logits = jnp.array([[[0.2, 1.5, -0.7], [2.0, 0.0, 0.1]]])
     a, coef = jnp.array([[1.3, -0.4]]), 0.25
 
     def loss(logits):
         _, entropy = chunked_logprobs(logits, jnp.eye(3), jnp.zeros((1, 2), int))
-        return AdvantageEntropy(coef)(
-            make_batch(lengths=(2,), entropy_RT=[[0, 0]], advantage_R=a).replace(entropy_RT=entropy)
-        ).sum()
+        batch = make_batch(lengths=(2,), entropy_RT=[[0, 0]], advantage_R=a)
+        return kind(coef)(batch.replace(entropy_RT=entropy)).sum()
 
     logp = jax.nn.log_softmax(logits)
     entropy = -(jnp.exp(logp) * logp).sum(-1, keepdims=True)
-    np.testing.assert_allclose(
-        jax.grad(loss)(logits), coef * a[..., None] * jnp.exp(logp) * (logp + entropy), atol=1e-6
-    )
+    scale = a[..., None] if kind is AdvantageEntropy else 1.0
+    np.testing.assert_allclose(jax.grad(loss)(logits), coef * scale * jnp.exp(logp) * (logp + entropy), atol=1e-6)
 
 
 def test_k3_by_hand():
