@@ -109,7 +109,8 @@ def _legend(arms: dict, family: str, budget: Budget, sweeps: list[dict]) -> list
             for rate, value in sorted(tried.get(arm, {}).items())
         ]
         rows.append([arm, line["file"], " ".join(line["overrides"]), ", ".join(found) or "-"])
-    title = f"What the arms are, and the sweep that chose their learning rates, {budget.part(SHARE)} with seed {SEED}."
+    how = f", and the sweep that chose their learning rates, {budget.part(SHARE)} with seed {SEED}" if tried else ""
+    title = f"What the arms are{how}."
     stopped = [
         f"{arm}, seed {seed}, ended after {line['steps']} steps: {line['stopped']}."
         for arm, by_seed in arms.items()
