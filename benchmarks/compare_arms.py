@@ -59,7 +59,6 @@ INDEPENDENT = {name: (f"objective.name={name}",) if name != "grpo" else () for n
     "grpo_reference": ("objective.aggregate=seq-mean-token-mean", "update.kl_coef=0.04"),  # GRPO's own paper
     "grpo_entropy": ("ib.entropy_coef=0.005",),  # A H, of IBRO
     "entropy_reg": ("update.entropy_bonus=0.001",),
-    "entropy_reg": ("update.entropy_bonus=0.001",),
     "grpo_surprise_half": ("advantage.weight=surprise", "advantage.power=0.5"),
     "grpo_surprise": ("advantage.weight=surprise", "advantage.power=1.0"),
     "grpo_maxrl": ("advantage.weight=maxrl",),
