@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
 SHARED = (
-    *("harness", "models", "rollout", "update", "versions", "collect", "ranking_set"),
+    *("harness", "models", "rollout", "update", "versions", "collect", "ranking_set", "variance", "compare_arms"),
     *("peers", "peers.protocol", "peers.host_loop", "peers.version_peer"),
 )
 TORCH = importlib.util.find_spec("torch") is not None
@@ -362,3 +362,48 @@ def test_the_table_of_latents_is_that_of_its_file(tmp_path):
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in printed]
     assert cells[0] == ["t", "loud", "0.060", "-5.5%", "+1.7%", "+0.2%", *["1.50 (-2.0 pt)"] * 4, "1.25", "1.25"]
     assert cells[1] == ["t", "quiet", "0.060", "-5.5%", "+1.7%", "+0.2%", *["1.00 (+1.0 pt)"] * 4, "1.25", "1.25"]
+
+
+# ---- variance ------------------------------------------------------------------------------------------------------
+
+
+def test_variance_tells_signal_from_noise():
+    """Gradients of known mean and covariance: |mean|^2 and the trace; and the cosine of two means under noise."""
+    from variance import Moments
+
+    rng, n, d = np.random.default_rng(0), 4_000, 20
+    mean, other = rng.normal(size=d), rng.normal(size=d)
+    deviation = rng.uniform(0.5, 2.0, d)
+    a, b = Moments(), Moments()
+    for _ in range(n):
+        a.add(mean + deviation * rng.normal(size=d))
+        b.add(3.0 * other + 5.0 * rng.normal(size=d))
+    assert a.signal == pytest.approx(mean @ mean, rel=0.05)
+    assert a.noise == pytest.approx((deviation**2).sum(), rel=0.05)
+    cosine = mean @ other / np.sqrt((mean @ mean) * (other @ other))
+    assert a.along(b) == pytest.approx(cosine, abs=0.03)
+
+
+def test_variance_by_hand():
+    from variance import Moments
+
+    found = Moments()
+    for gradient in ([1.0, 0.0], [1.0, 2.0], [4.0, 1.0]):
+        found.add(np.array(gradient))
+    assert found.signal == pytest.approx((1 + 4 + 6) / 3)  # of the three pairs
+    assert found.noise == pytest.approx((1 + 5 + 17) / 3 - 11 / 3)
+    nothing = Moments()
+    nothing.add(np.array([1.0, 0.0]))
+    nothing.add(np.array([-1.0, 0.0]))
+    assert np.isnan(found.along(nothing))
+
+
+@pytest.mark.slow
+def test_variance_compares_arms_on_one_policy(results):
+    value = results("variance", "--arms=grpo_weight,branches_no_replacement_weight")
+    rows = by_arm(value)
+    assert list(rows) == ["grpo_weight", "branches_no_replacement_weight"]
+    for row in rows.values():
+        assert row["tokens"] > 100 and 0 <= row["informative"] <= 1 and row["noise"] > 0
+        assert row["snr"] == pytest.approx(1e6 / row["tokens"] * row["signal"] / row["noise"])
+    assert rows["grpo_weight"]["along"] == 1.0
