@@ -205,8 +205,9 @@ KNOBS = {
     "branch.at": knob(
         "top",
         "which of a parent's tokens t* may be; top: drawn among the branch.fraction of highest entropy; argmax: the "
-        "highest; random: any; logp: the least likely; segments: multiples of branch.segment, the first ones",
-        choices=("top", "argmax", "random", "logp", "segments"),
+        "highest; random: any; proportional: any, in proportion to its entropy; logp: the least likely; segments: "
+        "multiples of branch.segment, the first ones",
+        choices=("top", "argmax", "random", "proportional", "logp", "segments"),
     ),
     "branch.fraction": knob(
         0.05,

@@ -4,11 +4,12 @@ A policy looks at what is recorded of a finished trajectory and says at which of
 points are drawn uniformly from these candidates, and the token at a point is sampled anew. n is how many different
 points there are, 1 with branch.points = shared:
 
-    top        the max(2, fraction * own) highest entropies (arXiv 2601.05870)
-    argmax     the n highest entropies: no draw (the code released with it; FR3E, arXiv 2507.07017)
-    random     every eligible token: the control
-    logp       the n sampled tokens of least log-probability (TreeRL, arXiv 2506.11902)
-    segments   the first n multiples of `segment` (TreePO, arXiv 2508.17445)
+    top            the max(2, fraction * own) highest entropies (arXiv 2601.05870)
+    argmax         the n highest entropies: no draw (the code released with it; FR3E, arXiv 2507.07017)
+    random         every eligible token: the control
+    proportional   every eligible token, drawn not uniformly but in proportion to its entropy (ours)
+    logp           the n sampled tokens of least log-probability (TreeRL, arXiv 2506.11902)
+    segments       the first n multiples of `segment` (TreePO, arXiv 2508.17445)
 
 Whatever the policy, candidates are eligible, and a parent's points come latest first: the two rules of branching.py. A
 further policy is a function here, a line in POLICIES, and a choice of branch.at in config/defaults.py.
@@ -22,6 +23,8 @@ from flax import struct
 
 from iiblpo_jax.rollout.branching import Branching
 from iiblpo_jax.rollout.kth_largest import bits, least_with_room
+
+LEAST_WEIGHT = 1e-6  # nats: sure tokens are drawn where there are no others
 
 
 class Record(struct.PyTreeNode):
@@ -97,6 +100,7 @@ POLICIES: dict[str, Callable[[Record, jax.Array, Branching], jax.Array]] = {
     "top": top,
     "argmax": argmax,
     "random": random,
+    "proportional": random,  # the candidates; `weights` says how they are drawn
     "logp": logp,
     "segments": segments,
 }
@@ -132,15 +136,27 @@ def branches_due(record: Record, right_B: jax.Array, spec: Branching) -> jax.Arr
     return jnp.where(hesitates_B & (spec.solved | ~right_B), spec.branches, 0)
 
 
-def choose_points(candidates_BT: jax.Array, keys_B: jax.Array, spec: Branching) -> jax.Array:
-    """Draws the points of the K branches of each trajectory, uniformly from its candidates: int32 [B,K], descending.
+def weights(record: Record, spec: Branching) -> jax.Array | None:
+    """What candidates are drawn in proportion to [B,T]; None = all alike."""
+    return jnp.maximum(record.entropy_BT, LEAST_WEIGHT) if spec.at == "proportional" else None
+
+
+def choose_points(
+    candidates_BT: jax.Array, keys_B: jax.Array, spec: Branching, weight_BT: jax.Array | None = None
+) -> jax.Array:
+    """Draws the points of the K branches of each trajectory from its candidates: int32 [B,K], descending.
+
+    Uniformly, or with `weight_BT` one after the other in proportion to the weights of those that are left: the largest
+    log(u) / w are drawn (Efraimidis and Spirakis 2006).
 
     `shared` repeats one point; `distinct` draws without replacement, starts over when candidates run out, and gives
     each point `per_point` branches. Descending order lets branches reuse the cache in place: a later branch never needs
     what an earlier one overwrote.
     """
     u_BT = jax.vmap(lambda key: jax.random.uniform(key, candidates_BT.shape[1:]))(keys_B)
-    u_BT = jnp.where(candidates_BT, u_BT, -1.0)
+    if weight_BT is not None:
+        u_BT = jnp.log(jnp.maximum(u_BT, jnp.finfo(u_BT.dtype).tiny)) / weight_BT
+    u_BT = jnp.where(candidates_BT, u_BT, -jnp.inf)
     n = spec.different_points
     left_B1 = jnp.maximum(candidates_BT.sum(-1, keepdims=True), 1)
     order_BN = jax.lax.top_k(u_BT, min(n, u_BT.shape[1]))[1]
@@ -164,7 +180,7 @@ def branch_points(
       spec: static.
     """
     candidates_BT = candidate_mask(record, spec)
-    points_BK = choose_points(candidates_BT, keys_B, spec)
+    points_BK = choose_points(candidates_BT, keys_B, spec, weights(record, spec))
     fallback_B = ~candidates_BT.any(-1)
     restart_B = (record.length_B - record.stopped_B > 0) & (record.t > 1)
     points_BK = jnp.where(fallback_B[:, None], jnp.maximum(record.begin_B, restart_B)[:, None], points_BK)

@@ -15,6 +15,7 @@ from iiblpo_jax.rollout.branch_points import (
     branches_due,
     candidate_mask,
     choose_points,
+    weights,
 )
 from iiblpo_jax.rollout.branching import Branching
 
@@ -126,6 +127,23 @@ def test_distinct_points_start_over_when_candidates_run_out():
     assert (drawn == [5, 5, 2, 2]).all()
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_points_are_drawn_in_proportion_to_entropy(n):
+    """One of three candidates, or two one after the other; a token that is no candidate has no share."""
+    entropy_T = np.array([9.0, 0.5, 0.0, 9.0, 1.0, 9.0, 2.5, 9.0])
+    many, spec = 4_000, Branching(k=n, points="distinct", at="proportional")
+    mask_BT = jnp.broadcast_to(jnp.zeros(8, bool).at[jnp.array([1, 4, 6])].set(True), (many, 8))
+    parents = record(np.broadcast_to(entropy_T, (many, 8)), np.full(many, 8), np.zeros(many), np.zeros(many))
+    drawn = choose_points(mask_BT, jax.random.split(jax.random.key(0), many), spec, weights(parents, spec))
+    share = np.array([0.5, 1.0, 2.5]) / 4
+    wanted = (
+        share
+        if n == 1
+        else share + [sum(share[j] * share[i] / (1 - share[j]) for j in {0, 1, 2} - {i}) for i in (0, 1, 2)]
+    )
+    np.testing.assert_allclose(np.bincount(np.ravel(drawn), minlength=8)[[1, 4, 6]] / many, wanted, atol=0.03)
+
+
 def test_branches_that_share_their_point_are_neighbours():
     """Two on each of two points; two of three candidates are drawn, each as often."""
     drawn = points([1, 4, 6], Branching(k=4, points="distinct", per_point=2))
@@ -148,10 +166,11 @@ def by_sorting(at, spec, entropy_T, logp_T, begin, length, stopped) -> list[int]
         "top": sorted(eligible, key=lambda t: -entropy_T[t]),
         "argmax": sorted(eligible, key=lambda t: -entropy_T[t]),
         "random": eligible,
+        "proportional": eligible,
         "logp": sorted(eligible, key=lambda t: logp_T[t]),
         "segments": [t for t in eligible if t in range(0, 100, spec.segment)],
     }[at]
-    return sorted(order if at == "random" else order[:n])
+    return sorted(order if at in ("random", "proportional") else order[:n])
 
 
 @pytest.mark.parametrize("how", [{}, {"points": "distinct"}, {"points": "distinct", "per_point": 2}])
