@@ -165,7 +165,7 @@ def sample_on_mesh(logits_BV, uniform_B, sampling: Sampling, forbidden_BV=None, 
     whole = PartitionSpec()
     return jax.shard_map(
         local,
-        in_specs=(PartitionSpec(None, tensor), whole, whole),
+        in_specs=(PartitionSpec(None, tensor), whole, whole, whole),
         out_specs=whole,
         axis_names={tensor},
         check_vma=False,

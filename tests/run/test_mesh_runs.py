@@ -48,8 +48,8 @@ ROLLOUTS = """
 
     def run(*axes, **options):
         mesh, latents, published = prepared(*axes, **options)
-        spec = RolloutSpec(model=config, roots=2, branching=Branching(k=2), slots=8, refill_at=2, max_tokens=12,
-                           stop_ids=(0,), half_life=4.0, mesh=mesh)
+        spec = RolloutSpec(model=config, roots=2, branching=Branching(k=2, replace=False), slots=8, refill_at=2,
+                           max_tokens=12, stop_ids=(0,), half_life=4.0, mesh=mesh)
         program = rollout.lower(published, *meshes.to_devices((prompt_PS, length_P), mesh, "batch"), jax.random.key(5),
                                 spec=spec, latents=latents).compile()
         forest, stats = program(published, *meshes.to_devices((prompt_PS, length_P), mesh, "batch"), jax.random.key(5),
