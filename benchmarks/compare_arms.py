@@ -68,13 +68,14 @@ INDEPENDENT = {name: (f"objective.name={name}",) if name != "grpo" else () for n
     "int8": ("rollout.weights=int8", "update.importance_cap=0.0"),
     "int8_tis": ("rollout.weights=int8",),
 }
-PLAIN = ("latent.z=0", "ib.estimator=none")
+ALONE = ("latent.z=0", "ib.estimator=none")
+PLAIN = (*ALONE, "branch.replace=True")
 # Trees, on configs/T.py. The paper's latent is 128 wide; 16 is what the models of the testbeds can fill. The code
 # that its authors released comes to branches at the most hesitant token and A H.
 TREES = {
     "branches": (*PLAIN, "advantage.weight=none"),
     "branches_weight": PLAIN,
-    "branches_no_replacement_weight": (*PLAIN, "branch.replace=False"),
+    "branches_no_replacement_weight": (*ALONE, "branch.replace=False"),
     "branches_released": ("preset=released",),
     "treerl": ("preset=treerl",),
     "treepo": ("preset=treepo",),
@@ -85,6 +86,7 @@ TREES = {
 COMPARED = (*INDEPENDENT, *TREES)
 
 CODES = (
+    "branch.replace=True",
     "latent.kind=codes",
     "latent.z=8",
     "latent.window=4",
@@ -103,7 +105,7 @@ ABLATIONS = {
     "quiet_codes": (*CODES, "latent.prior_weight=0.8", "latent.prior_power=0.0"),  # codes_mixed_flat of latents.py
     "loud_codes": (*CODES, "latent.prior_power=0.3"),  # codes_follow_flat
     "tree_credit": ("branch.credit=tree",),
-    "unsolved": ("branch.k=3", "branch.solved=False", "branch.credit=siblings"),
+    "unsolved": ("branch.replace=True", "branch.k=3", "branch.solved=False", "branch.credit=siblings"),
     "self_reward": ("ib.estimator=likelihood", "ib.reward_coef=0.1", "ib.entropy_coef=0.005"),
     "no_filter": ("ib.filter=none",),
     "half": ("ib.estimator=likelihood", "ib.keep=4"),
@@ -236,7 +238,10 @@ def check_name(name: str, config: RunConfig) -> None:
             f"the arm {name} needs branches, a latent and the score, and here not all are on; see branches_weight"
         )
     weighed = {"branches": False, "branches_weight": True}
-    if name in weighed and (latents or scored or not branches or (config.advantage.weight != "none") != weighed[name]):
+    if name.startswith("branches_no_replacement") and (config.branch.replace or not branches):
+        raise InputError(f"the arm {name} has branches without replacement, and here they are not; see branches_weight")
+    whole = branches and config.branch.replace
+    if name in weighed and (latents or scored or not whole or (config.advantage.weight != "none") != weighed[name]):
         raise InputError(
             f"the arm {name} has branches {'and the weight ' * weighed[name]}alone, and here something else is on, or "
             "they are not"

@@ -21,6 +21,7 @@ def get_config() -> RunConfig:
     c.task.options = {"k_min": 3, "k_max": 5}
     c.train.steps = 2200
     c.latent.z, c.ib.estimator = 0, "none"  # the default, which the shipped run is not: docs/findings.md
+    c.branch.replace = False  # docs/findings.md
     c.rollout.max_prompt = 13  # "9,9,9,9,9>35:"
     c.rollout.max_tokens = 48  # "1-9=-8;-8-9=-17;-17-9=-26;-26-9=-35;#-35" and the stop token are 41
     return c

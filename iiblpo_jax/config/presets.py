@@ -48,7 +48,7 @@ def paper(c: RunConfig) -> RunConfig:
     """
     c.rollout.roots = 2
     c.branch.update({"k": 3, "at": "top", "points": "shared", "per_point": 1, "parent": "root"})
-    c.branch.update({"solved": True, "credit": "trajectory"})
+    c.branch.update({"solved": True, "credit": "trajectory", "replace": True})
     c.latent.update({"kind": "gaussian", "z": 128, "siblings": "independent", "prior_power": 1.0})
     c.ib.update({"estimator": "likelihood", "compression": "information", "length_cost": 0.0})
     c.ib.update({"filter": "score", "keep": 0, "reward_coef": 0.1, "entropy_coef": 0.005})
