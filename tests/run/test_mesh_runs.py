@@ -153,7 +153,8 @@ STEPS = """
     alone = trainer("alone", 1, 1, 1, 1)
     first, evaluated = outcome(alone, 1), alone.evaluate()
     second = outcome(alone, 2)
-    for axes in ((2, 1, 1, 1), (1, 4, 1, 1), (2, 2, 1, 2), (1, 1, 1, 4), (1, 2, 4, 1)):
+    # Every axis is split, alone or beside others; test_processes.py has data and fsdp alone.
+    for axes in ((2, 2, 1, 2), (1, 1, 1, 4), (1, 2, 4, 1)):
         other = trainer("x".join(map(str, axes)), *axes)
         compare(first, outcome(other, 1), axes)
         if axes == (2, 2, 1, 2):
@@ -194,4 +195,4 @@ def test_a_rollout_draws_the_same_tokens_on_every_mesh(run_script):
 
 
 def test_a_step_is_the_same_on_every_mesh(tmp_path, run_script):
-    assert len([json.loads(line) for line in run_script(STEPS, str(tmp_path), devices=8).splitlines()]) == 6
+    assert len([json.loads(line) for line in run_script(STEPS, str(tmp_path), devices=8).splitlines()]) == 4
