@@ -22,6 +22,7 @@ import harness
 import jax
 import numpy as np
 from compare_arms import TESTBEDS, named_arm
+from compare_run import QUIET
 from jax.flatten_util import ravel_pytree
 from rich.console import Console
 
@@ -80,8 +81,7 @@ def main():
 
 def config_of(name: str, options):
     """The config of an arm, whose policy stays where it is."""
-    changes = ["log.rollouts=0", "checkpoint.every=0", "checkpoint.best=False"]
-    changes += [f"model.path={options.path}"] * bool(options.path)
+    changes = [*QUIET, *[f"model.path={options.path}"] * bool(options.path)]
     changes += ["train.prompts_per_step=4", "rollout.slots=4"] * options.tiny
     return named_arm(name, options.testbed).config(SEED, changes)
 

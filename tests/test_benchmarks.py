@@ -18,7 +18,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
 SHARED = (
-    *("harness", "models", "rollout", "update", "versions", "collect", "ranking_set", "variance", "compare_arms"),
+    *("harness", "models", "rollout", "update", "versions", "collect", "ranking_set", "variance"),
+    *("compare_arms", "compare_run", "compare_store", "compare_clock"),
     *("peers", "peers.protocol", "peers.host_loop", "peers.version_peer"),
 )
 TORCH = importlib.util.find_spec("torch") is not None

@@ -18,9 +18,11 @@ def count(x, mask, axis=None, keepdims=False):
     return jnp.sum(jnp.broadcast_to(_bool(mask), jnp.shape(x)), axis=axis, keepdims=keepdims, dtype=jnp.float32)
 
 
-def mean(x, mask, axis=None, keepdims=False):
-    """Mean of the entries of `x` that count; 0 where there are none."""
-    return sum(x, mask, axis, keepdims) / jnp.maximum(count(x, mask, axis, keepdims), 1.0)
+def mean(x, mask, axis=None, keepdims=False, *, weight=None):
+    """Mean of the entries of `x` that count, in proportion to `weight` where there is one; 0 where there are none."""
+    if weight is None:
+        return sum(x, mask, axis, keepdims) / jnp.maximum(count(x, mask, axis, keepdims), 1.0)
+    return _ratio(sum(x * weight, mask, axis, keepdims), sum(weight, mask, axis, keepdims))
 
 
 def var(x, mask, axis=None, keepdims=False, *, ddof=0):
@@ -63,15 +65,24 @@ def group_count(group_N, mask_N=None):
     return group_sum(jnp.ones(group_N.shape, jnp.float32), group_N, mask_N)
 
 
-def group_mean(x_N, group_N, mask_N=None):
-    """[N] mean over the rows of the same group that count; 0 where none does."""
-    return group_sum(x_N, group_N, mask_N) / jnp.maximum(group_count(group_N, mask_N), 1.0)
+def group_mean(x_N, group_N, mask_N=None, *, weight_N=None):
+    """[N] mean over the rows of the same group that count, in proportion to `weight_N`; 0 where none does."""
+    if weight_N is None:
+        return group_sum(x_N, group_N, mask_N) / jnp.maximum(group_count(group_N, mask_N), 1.0)
+    return _ratio(group_sum(x_N * weight_N, group_N, mask_N), group_sum(weight_N, group_N, mask_N))
 
 
-def group_std(x_N, group_N, mask_N=None, *, ddof=0):
-    """[N] standard deviation over the rows of the same group that count; 0 in a group of `ddof` rows or fewer."""
-    squares = group_sum(jnp.square(x_N - group_mean(x_N, group_N, mask_N)), group_N, mask_N)
-    return jnp.sqrt(squares / jnp.maximum(group_count(group_N, mask_N) - ddof, 1.0))
+def group_std(x_N, group_N, mask_N=None, *, ddof=0, weight_N=None):
+    """[N] standard deviation over the rows of the same group that count; 0 in a group of `ddof` rows or fewer.
+
+    With weights the variance is the weighed mean square, times n / (n - ddof) of the n rows.
+    """
+    squares_N = jnp.square(x_N - group_mean(x_N, group_N, mask_N, weight_N=weight_N))
+    n_N = group_count(group_N, mask_N)
+    if weight_N is None:
+        return jnp.sqrt(group_sum(squares_N, group_N, mask_N) / jnp.maximum(n_N - ddof, 1.0))
+    variance_N = group_mean(squares_N, group_N, mask_N, weight_N=weight_N)
+    return jnp.sqrt(variance_N * n_N / jnp.maximum(n_N - ddof, 1.0))
 
 
 def group_max(x_N, group_N, mask_N=None):
@@ -85,6 +96,11 @@ def group_spread(x_N, group_N, mask_N=None):
     high = _per_group(jax.ops.segment_max, _select(x_N, mask_N, -jnp.inf), group_N)
     low = _per_group(jax.ops.segment_min, _select(x_N, mask_N, jnp.inf), group_N)
     return jnp.where(high >= low, high - low, 0.0)
+
+
+def _ratio(total, weight):
+    """total / weight, 0 where there is no weight: there the total is 0, too."""
+    return total / jnp.where(weight > 0, weight, 1.0)
 
 
 def _bool(mask):

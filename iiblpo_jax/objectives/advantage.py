@@ -38,23 +38,12 @@ def leave_one_out(o: Rows):
 
 def group_mean(o: Rows) -> jax.Array:
     """[R] mean reward that a row is compared with."""
-    if o.weight_R is None:
-        return masked.group_mean(o.reward_R, o.group_R, _baseline(o))
-    return _weighted(o.reward_R, o, _baseline(o))
+    return masked.group_mean(o.reward_R, o.group_R, _baseline(o), weight_N=o.weight_R)
 
 
 def group_std(o: Rows) -> jax.Array:
     """[R] sample standard deviation of the kept rewards of its group (ddof 1)."""
-    if o.weight_R is None:
-        return masked.group_std(o.reward_R, o.group_R, o.keep_R, ddof=1)
-    variance_R = _weighted(jnp.square(o.reward_R - _weighted(o.reward_R, o, o.keep_R)), o, o.keep_R)
-    n_R = masked.group_count(o.group_R, o.keep_R)
-    return jnp.sqrt(variance_R * n_R / jnp.maximum(n_R - 1.0, 1.0))
-
-
-def _weighted(x_R, o: Rows, mask_R):
-    total_R = masked.group_sum(o.weight_R, o.group_R, mask_R)
-    return masked.group_sum(x_R * o.weight_R, o.group_R, mask_R) / jnp.where(total_R > 0, total_R, 1.0)
+    return masked.group_std(o.reward_R, o.group_R, o.keep_R, ddof=1, weight_N=o.weight_R)
 
 
 def _baseline(o: Rows):

@@ -35,11 +35,7 @@ def prompt_weights(
       counts_PG: how much each counts in the mean (Rows.weight_R); None = all alike.
     """
     floor_P = 0.5 / jnp.maximum(valid_PG.sum(1), 1)
-    if counts_PG is None:
-        mean_P = masked.mean(reward_PG, valid_PG, axis=1)
-    else:
-        total_P = masked.sum(counts_PG, valid_PG, axis=1)
-        mean_P = masked.sum(reward_PG * counts_PG, valid_PG, axis=1) / jnp.where(total_P > 0, total_P, 1.0)
+    mean_P = masked.mean(reward_PG, valid_PG, axis=1, weight=counts_PG)
     return WEIGHTS[weight](jnp.clip(mean_P, floor_P, 1.0), power)
 
 

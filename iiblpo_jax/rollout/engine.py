@@ -305,8 +305,8 @@ class _Engine:
         """What the first own tokens of branches have to differ from."""
         keys_B = jax.vmap(jax.random.fold_in)(self.draws.point_keys(parent_B), at_B)
         draws = (self.spec.branching.at_a_point,)
-        uniform_NB = jax.vmap(lambda key: jax.random.uniform(key, draws), out_axes=1)(keys_B)
-        return Another(jnp.zeros(first_B.shape, bool), first_B, elder_B, uniform_NB)
+        uniform_BN = jax.vmap(lambda key: jax.random.uniform(key, draws))(keys_B)
+        return Another(jnp.zeros(first_B.shape, bool), first_B, elder_B, uniform_BN)
 
     # -- inner loop ---------------------------------------------------------------------------------------------------
 

@@ -57,20 +57,20 @@ class Another(struct.PyTreeNode):
       due_B: the slot's next token is to be another; elsewhere nothing below is looked at.
       first_B: the token that was drawn first.
       elder_B: how many were drawn after that, each another one.
-      uniform_NB: a random number for each of these draws, by their order. What was drawn is worked out again from them,
+      uniform_BN: a random number for each of these draws, by their order. What was drawn is worked out again from them,
         so that nobody has to wait for anybody.
     """
 
     due_B: jax.Array
     first_B: jax.Array
     elder_B: jax.Array
-    uniform_NB: jax.Array
+    uniform_BN: jax.Array
 
 
 def nobody(slots: int, draws: int) -> Another:
     """Another of slots of which none is due, with as many draws from one distribution as there may be."""
     zero_B = jnp.zeros(slots, jnp.int32)
-    return Another(zero_B > 0, zero_B, zero_B, jnp.zeros((draws, slots)))
+    return Another(zero_B > 0, zero_B, zero_B, jnp.zeros((slots, draws)))
 
 
 def sample(
@@ -130,13 +130,13 @@ def _draw_another(q_BV, token_B, another: Another):
     def draw(n, carry):
         rest_BV, token_B, left_B = carry
         share_B = _row_sum(rest_BV) / total_B
-        drawn_B = _inverse_cdf(rest_BV, another.uniform_NB[n])
+        drawn_B = _inverse_cdf(rest_BV, another.uniform_BN[:, n])
         mine_B = another.due_B & (another.elder_B == n)
         token_B = jnp.where(mine_B & (share_B > 0), drawn_B, token_B)
         return rest_BV.at[rows, drawn_B].set(0.0), token_B, jnp.where(mine_B, share_B, left_B)
 
     carry = q_BV.at[rows, another.first_B].set(0.0), token_B, jnp.ones_like(total_B)
-    return jax.lax.fori_loop(0, another.uniform_NB.shape[0], draw, carry)[1:]
+    return jax.lax.fori_loop(0, another.uniform_BN.shape[1], draw, carry)[1:]
 
 
 def sample_on_mesh(logits_BV, uniform_B, sampling: Sampling, forbidden_BV=None, another=None) -> Draw:
@@ -153,12 +153,11 @@ def sample_on_mesh(logits_BV, uniform_B, sampling: Sampling, forbidden_BV=None, 
         logits_bV = jax.lax.all_to_all(logits_BV, tensor, split_axis=0, concat_axis=1, tiled=True)
         b = logits_bV.shape[0]
 
-        def mine(x_B, axis=0):
-            return jax.lax.dynamic_slice_in_dim(x_B, jax.lax.axis_index(tensor) * b, b, axis)
+        def mine(x_B):
+            return jax.lax.dynamic_slice_in_dim(x_B, jax.lax.axis_index(tensor) * b, b)
 
-        forbidden_bV, mine_too = jax.tree.map(mine, (forbidden_BV, another and another.replace(uniform_NB=None)))
-        mine_too = mine_too and mine_too.replace(uniform_NB=mine(another.uniform_NB, axis=1))
-        draw = sample(logits_bV, mine(uniform_B), sampling, forbidden_bV, mine_too)
+        uniform_b, forbidden_bV, due = jax.tree.map(mine, (uniform_B, forbidden_BV, another))
+        draw = sample(logits_bV, uniform_b, sampling, forbidden_bV, due)
         return jax.tree.map(lambda x_b: jax.lax.all_gather(x_b, tensor, tiled=True), draw)
 
     # All but the logits comes and goes whole: what the slots are doing is not to be split over `tensor`.

@@ -55,8 +55,11 @@ class Slots(struct.PyTreeNode):
     def set(self, where_B: jax.Array, **new) -> "Slots":
         """These fields where where_B, and elsewhere as they were."""
 
+        def of_slots(old_B):
+            return where_B.reshape(-1, *[1] * (old_B.ndim - 1))
+
         def choose(new, old_B):
-            return jax.tree.map(lambda new, old_B: jnp.where(where_B, new, old_B), new, old_B)
+            return jax.tree.map(lambda new, old_B: jnp.where(of_slots(old_B), new, old_B), new, old_B)
 
         return self.replace(**{name: choose(value, getattr(self, name)) for name, value in new.items()})
 

@@ -58,6 +58,27 @@ def test_group_statistics_match_a_loop(groups, ddof):
         np.testing.assert_allclose([values[i] for values in got], want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_weighed_statistics_match_a_loop(groups, ddof):
+    x, group, mask = groups
+    weight = np.random.default_rng(2).exponential(size=24).astype(np.float32)
+    mean = masked.group_mean(x, group, mask, weight_N=weight)
+    std = masked.group_std(x, group, mask, ddof=ddof, weight_N=weight)
+    for i in range(24):
+        mine = (group == group[i]) & mask
+        centre = np.average(x[mine], weights=weight[mine])
+        variance = np.average((x[mine] - centre) ** 2, weights=weight[mine]) * mine.sum() / (mine.sum() - ddof)
+        np.testing.assert_allclose([mean[i], std[i]], [centre, variance**0.5], rtol=1e-5, atol=1e-6)
+    ones = np.ones_like(x)
+    np.testing.assert_allclose(
+        masked.group_std(x, group, mask, ddof=ddof, weight_N=ones),
+        masked.group_std(x, group, mask, ddof=ddof),
+        rtol=1e-5,
+    )
+    weights = np.array([[1, 2, 1], [9, 3, 1], [1, 1, 1]], np.float32)
+    np.testing.assert_allclose(masked.mean(X, MASK, axis=1, weight=weights), [2.75, 5.5, 0])
+
+
 def test_group_statistics_follow_a_permutation(groups):
     x, group, mask = groups
     order = np.random.default_rng(1).permutation(24)

@@ -109,13 +109,13 @@ def test_drawing_without_replacement(sampling, kept, forbidden):
     if forbidden is not None:  # truncation looks at what may be drawn
         kept = np.logical_and(kept, np.logical_not(forbidden)) if sampling.top_p == 1 else [1, 0, 1, 1, 0]
     n, q = 20_000, expected(kept)
-    uniform_NB = jax.random.uniform(jax.random.key(1), (2, n))
+    uniform_BN = jax.random.uniform(jax.random.key(1), (n, 2))
     zeros = jnp.zeros(n, jnp.int32)
     blocked = None if forbidden is None else jnp.broadcast_to(jnp.array(forbidden, bool), (n, 5))
     logits_BV, u_B = jnp.broadcast_to(LOGITS, (n, 5)), jax.random.uniform(jax.random.key(2), (n,))
 
     def drawn(earlier):
-        another = Another(zeros == 0, zeros, zeros + earlier, uniform_NB)
+        another = Another(zeros == 0, zeros, zeros + earlier, uniform_BN)
         return sample(logits_BV, u_B, sampling, blocked, another)
 
     second, third = drawn(0), drawn(1)
@@ -135,7 +135,7 @@ def test_who_is_not_due_draws_as_ever():
     uniform_B = jax.random.uniform(jax.random.key(0), (50,))
     logits_BV, plain = jnp.broadcast_to(LOGITS, (50, 5)), draws(Sampling(), 50)
     due_B = jnp.arange(50) % 2 == 0
-    another = Another(due_B, plain.token_B, jnp.zeros(50, jnp.int32), uniform_B[None])
+    another = Another(due_B, plain.token_B, jnp.zeros(50, jnp.int32), uniform_B[:, None])
     found = sample(logits_BV, uniform_B, Sampling(), None, another)
     assert ((found.token_B == plain.token_B) == ~due_B).all() and ((found.left_B == 1) == ~due_B).all()
     one_hot = jnp.where(jnp.arange(5) == 3, 0.0, -jnp.inf)
