@@ -121,6 +121,7 @@ SECTIONS = {
     "eval": "held-out evaluation",
     "log": "what a run writes down",
     "tracker": "where metrics go besides the workdir",
+    "offline": "what the verb sft learns from",
 }
 
 KNOBS = {
@@ -469,6 +470,15 @@ KNOBS = {
     "log.entropies": knob(False, "rollouts/ also hold the entropy of every token in nats, key `entropies`"),
     "tracker.path": knob("", f"a class or function of your own that gets every row of metrics; {OWN_CODE}"),
     "tracker.options": knob({}, "arguments of the tracker, such as the name of a project"),
+    "offline.data": knob(
+        "", "a file to learn from: of sft {prompt, response} a row; empty = the gold solutions of the task's problems"
+    ),
+    "offline.heldout": knob(
+        "", "a file of the same kind that is only evaluated on; empty = with the task's problems those held out"
+    ),
+    "offline.chat": knob(
+        False, "the prompts of a file are the user's turn in the model's chat template; False: the text as it is"
+    ),
 }
 
 # Knobs of earlier versions: the default they had, and what they did.

@@ -47,7 +47,8 @@ class Endless(Generic[T]):
         if content["data"] != self._fingerprint:
             raise InputError(
                 "the checkpoint was written with other training data; resume with the same task, data.seed, "
-                "data.recorded, train.prompts_per_step, rollout.max_prompt and tokenizer, or start in a new workdir"
+                "data.recorded, offline.*, train.prompts_per_step, rollout.max_prompt and tokenizer, or start in a new "
+                "workdir"
             )
         self._iterator.set_state(content["grain"])
 

@@ -37,29 +37,43 @@ def read_pairs(path: str | Path) -> tuple[Pair, ...]:
     Raises:
       InputError: no such file, no rows, a column that is missing, empty or no text, or two equal responses.
     """
+    return tuple(_pair(place, *texts) for place, *texts in read_texts(path, COLUMNS, "preference pairs"))
+
+
+def _pair(place: str, prompt: str, chosen: str, rejected: str) -> Pair:
+    if chosen == rejected:
+        raise InputError(f"{place}: chosen and rejected are the same text; {MEND}")
+    return Pair(prompt, chosen, rejected)
+
+
+def read_texts(path: str | Path, columns: tuple[str, ...], what: str) -> list[tuple[str, ...]]:
+    """(place, text of each column) of every row of a file that is all texts.
+
+    Args:
+      path: a .jsonl, .json or .parquet file; further columns are passed over.
+      columns: their names.
+      what: the rows are, in the messages.
+
+    Raises:
+      InputError: no such file, no rows, a column that is missing, empty or no text.
+    """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file of preference pairs; correct the path")
+        raise InputError(f"{path}: no such file of {what}; correct the path")
     if path.suffix not in files.SUFFIXES:
         raise InputError(f"{path} is none of {', '.join(files.SUFFIXES)}; convert it to one of them")
-    pairs = tuple(_pair(place, row) for place, row in files.read_rows(path, columns=set(COLUMNS)))
-    if not pairs:
-        raise InputError(f"{path} holds no pairs; write one object of {', '.join(COLUMNS)} a line")
-    return pairs
+    rows = files.read_rows(path, columns=set(columns))
+    texts = [(place, *(_text(place, row, name, columns) for name in columns)) for place, row in rows]
+    if not texts:
+        raise InputError(f"{path} holds no {what.split()[-1]}; write one object of {', '.join(columns)} a line")
+    return texts
 
 
-def _pair(place: str, row: dict[str, Any]) -> Pair:
-    pair = Pair(*(_text(place, row, name) for name in COLUMNS))
-    if pair.chosen == pair.rejected:
-        raise InputError(f"{place}: chosen and rejected are the same text; {MEND}")
-    return pair
-
-
-def _text(place: str, row: dict[str, Any], name: str) -> str:
+def _text(place: str, row: dict[str, Any], name: str, columns: tuple[str, ...]) -> str:
     value = row.get(name)
     if value is None:
         listed = ", ".join(sorted(row)) or "none"
-        raise InputError(f"{place}: no column {name}; it has {listed}; write {', '.join(COLUMNS)}, or remove that row")
+        raise InputError(f"{place}: no column {name}; it has {listed}; write {', '.join(columns)}, or remove that row")
     if not isinstance(value, str):
         raise InputError(f"{place}: {name} is a {type(value).__name__} and no text; {MEND}")
     if not 0 < len(value) <= MAX_TEXT:

@@ -169,6 +169,16 @@ def to_devices(tree, mesh: Mesh | None, *axes: str | None) -> Any:
     return jax.tree.map(put, tree)
 
 
+def placed(tree, mesh: Mesh) -> Any:
+    """The tree with every leaf on the mesh: what is there stays where it is, the rest goes on every device."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def place(x):
+        return x if getattr(x.sharding, "mesh", None) == mesh else jax.device_put(x, everywhere)
+
+    return jax.tree.map(place, tree)
+
+
 def to_host(tree):
     """Arrays as NumPy arrays in every process; waits for them."""
 

@@ -127,7 +127,7 @@ class MetricWriter:
 
 
 class Progress:
-    """A progress bar (step, reward, tokens/s, ETA) on a terminal; plain lines, one a call, anywhere else."""
+    """A progress bar (step, reward or loss, tokens/s, ETA) on a terminal; plain lines, one a call, anywhere else."""
 
     def __init__(self, total: int, *, start: int = 0, console: Console | None = None):
         self._console = console or Console()
@@ -156,9 +156,10 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def update(self, step: int, *, reward: float, tokens_per_s: float) -> None:
-        """Shows the state after `step` of `total` steps; `reward` is the mean reward of the step's roots."""
-        status = f"reward {reward:.3f}  {tokens_per_s:,.0f} tokens/s"
+    def update(self, step: int, *, tokens_per_s: float, **shown: float) -> None:
+        """Shows the state after `step` of `total` steps, and by their names the numbers `shown`, such as a reward."""
+        named = "  ".join(f"{name} {value:.3f}" for name, value in shown.items())
+        status = f"{named}  {tokens_per_s:,.0f} tokens/s"
         if self._bar:
             self._bar.update(self._task, completed=step, status=status)
             return

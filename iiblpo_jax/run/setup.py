@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from rich.console import Console
 
 from iiblpo_jax.config.defaults import RunConfig
@@ -124,12 +124,7 @@ class Setup:
 
     def placed(self, tree):
         """The tree with every leaf on the mesh: what is there stays where it is, the rest goes on every device."""
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-
-        def place(x):
-            return x if getattr(x.sharding, "mesh", None) == self.mesh else jax.device_put(x, everywhere)
-
-        return jax.tree.map(place, tree)
+        return meshes.placed(tree, self.mesh)
 
 
 def set_up(config: RunConfig, workdir: Path | None = None, *, devices: list | None = None) -> Setup:

@@ -62,7 +62,7 @@ def _optimizer_steps(gradient, optimizer, share, state, rows, key):
     def step(state, inputs):  # rows are gathered inside the scan: shuffled copies of all epochs would be alive at once
         order_n, step_key = inputs
         minibatch, old_logp_nT = jax.tree.map(lambda x: x[order_n], (rows, old_logp_RT))
-        return _optimizer_step(gradient, optimizer, share, state, minibatch, old_logp_nT, step_key)
+        return optimizer_step(gradient, optimizer, share, state, minibatch, old_logp_nT, step_key)
 
     order_key, steps_key = jax.random.split(key)
     order_In = shuffled(
@@ -81,7 +81,11 @@ def _seen(novelty: Novelty | None, rows: Rows) -> Novelty | None:
     return learnt(novelty, rows.tokens_RC, rows.prompt_len_R + rows.length_R, rows.mask_RT.any(1))
 
 
-def _optimizer_step(gradient, optimizer, share, state, rows, old_logp_nT, key):
+def optimizer_step(gradient, optimizer, share, state, rows, old_logp_nT, key):
+    """One step of the optimizer: (state, totals); a step that is not fine, or has nothing to learn from, moves nothing.
+
+    `gradient` is a MinibatchGradient, or gives (loss, gradients, totals) of the same arguments.
+    """
     loss, gradients, totals = gradient(state.params, rows, old_logp_nT, step=state.step, key=key)
     norm = optax.tree.norm(gradients)
     ratio = totals["ratio"] / jnp.maximum(totals["tokens"], 1.0)

@@ -133,15 +133,22 @@ class MinibatchGradient:
         )
 
     def _accumulate(self, piece_loss, params, pieces):
-        """((loss, totals), gradients) added up over the pieces."""
-        value_and_grad = jax.value_and_grad(piece_loss, has_aux=True)
+        return accumulate(piece_loss, params, pieces.count, self.shardings)
 
-        def gradient(params, i):
-            value, gradients = value_and_grad(params, i)
-            if self.shardings is not None:  # else every device might hold all of them
-                gradients = jax.lax.with_sharding_constraint(gradients, self.shardings)
-            return value, gradients
 
-        shapes = jax.eval_shape(gradient, params, jnp.int32(0))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return jax.lax.fori_loop(0, pieces.count, lambda i, total: add_up(total, gradient(params, i)), zeros)
+def accumulate(piece_loss, params, count, shardings):
+    """((loss, totals), gradients) of piece_loss(params, i), added up over `count` pieces.
+
+    `shardings` are those of the params, which their gradients share; None = where the compiler likes.
+    """
+    value_and_grad = jax.value_and_grad(piece_loss, has_aux=True)
+
+    def gradient(params, i):
+        value, gradients = value_and_grad(params, i)
+        if shardings is not None:  # else every device might hold all of them
+            gradients = jax.lax.with_sharding_constraint(gradients, shardings)
+        return value, gradients
+
+    shapes = jax.eval_shape(gradient, params, jnp.int32(0))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.fori_loop(0, count, lambda i, total: add_up(total, gradient(params, i)), zeros)

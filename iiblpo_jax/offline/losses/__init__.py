@@ -1,0 +1,1 @@
+"""Losses on cases by name, a small file each."""
