@@ -25,6 +25,7 @@ CORE = [
 ]
 GGUF = ["gguf>=0.17"]
 GYM = ["reasoning-gym>=0.1.24"]
+SEARCH = ["bm25s>=0.2"]
 NOTEBOOKS = ["ipykernel>=6", "nbclient>=0.10", "nbformat>=5.10"]
 
 setup(
@@ -43,6 +44,7 @@ setup(
         "plan": ["libtpu>=0.0.40"],  # compiles for TPUs without one
         "gguf": GGUF,
         "gym": GYM,
+        "search": SEARCH,
         "notebooks": NOTEBOOKS,
         "bench": ["torch==2.13.0", *GGUF],  # peers of benchmarks/; google-tunix needs an environment of its own
         # torch only as the reference of the parity tests
@@ -57,6 +59,7 @@ setup(
             "torch==2.13.0",
             *GGUF,
             *GYM,
+            *SEARCH,
             *NOTEBOOKS,
         ],
     },

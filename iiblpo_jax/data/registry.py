@@ -14,13 +14,27 @@ from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config.defaults import KNOBS, OWN_CODE, OWN_TASK
 from iiblpo_jax.config.files import flatten
 from iiblpo_jax.config.knobs import KINDS, is_of, nearest, shown
-from iiblpo_jax.data import arithmetic, competition, countdown, gold, gsm8k, gym, jsonl, rows, sums
+from iiblpo_jax.data import (
+    arithmetic,
+    calculator,
+    competition,
+    countdown,
+    gold,
+    gsm8k,
+    gym,
+    jsonl,
+    rows,
+    search,
+    sums,
+)
 from iiblpo_jax.data.own import make_own
 from iiblpo_jax.data.task import Task
 
 _GENERATED: dict[str, Callable[..., Task]] = {
     "arithmetic": arithmetic.make_arithmetic,
+    "calculator": calculator.make_calculator,
     "countdown": countdown.make_countdown,
+    "search": search.make_search,
     "sums": sums.make_sums,
 }
 _FROM_FILES: dict[str, Callable[..., Task]] = {
@@ -77,9 +91,9 @@ def make_task(
     """The task `name`, every gold answer checked.
 
     Args:
-      name: `arithmetic`, `countdown`, `sums`, `gym:<any reasoning-gym name>`, or a dataset read from local files:
-        `gsm8k`, `math`, `dapo_math`, `math500`, `aime24`, `aime25`, `olympiad`; or `jsonl`, rows of your own
-        (`jsonl:NAME` where a mix has several).
+      name: `arithmetic`, `calculator`, `countdown`, `search`, `sums`, `gym:<any reasoning-gym name>`, or a dataset read
+        from local files: `gsm8k`, `math`, `dapo_math`, `math500`, `aime24`, `aime25`, `olympiad`; or `jsonl`, rows of
+        your own (`jsonl:NAME` where a mix has several).
       data_dir: where the files are, for the tasks that read files. Nothing is ever downloaded.
       seed: of generated training sets. Held-out sets do not depend on it.
       options: keyword options of the task, e.g. `{"k_max": 5}` for arithmetic; see each `make_*`.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.environments.own import is_environment
 from iiblpo_jax.rewards.math import Math
 from iiblpo_jax.rewards.own import Own
 from iiblpo_jax.rewards.verifier import Problem, Verifier
@@ -41,9 +42,11 @@ class Task:
       template_args: what the chat template is told besides, such as `{"enable_thinking": False}`.
       plan: names the kind of solution that a response is, None if it is malformed: responses with the same name
         count as one when distinct solutions are counted.
+      environment: answers the policy's turns where turns.most allows any: of environments/, or any object with
+        `turn_end`, `reset(problem)` and `step(state, text)`, see environments/own.py; None = nobody does.
 
     Raises:
-      InputError: `verifier` is something else.
+      InputError: `verifier` or `environment` is something else.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Task:
     chat: bool = False
     template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     plan: Callable[[str], str | None] = same_text
+    environment: Any = None
 
     def __post_init__(self):
         if callable(self.verifier) and not isinstance(self.verifier, type | Verifier):
@@ -67,6 +71,11 @@ class Task:
             raise InputError(
                 f"task {self.name!r} has the verifier {self.verifier!r}; use a function of (problems, responses), "
                 "or an object of iiblpo_jax.rewards, such as exact.Exact(marker='#') or math.Math()"
+            )
+        if self.environment is not None and not is_environment(self.environment):
+            raise InputError(
+                f"task {self.name!r} has the environment {self.environment!r}; use an object with turn_end, "
+                "reset(problem) and step(state, text), such as iiblpo_jax.environments.calculator.Calculator()"
             )
 
     def answer_text(self, problem: Problem) -> str:

@@ -15,6 +15,7 @@ servers.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import io
 import math
 import numbers
@@ -127,13 +128,14 @@ class Own(Verifier):
             return "origin", self.origin
 
 
-def made(recipe: Recipe) -> Callable[[Sequence[Problem], Sequence[str]], list[Parts]]:
-    """The verifier of a recipe, its judgments checked (see `judged`)."""
+def made(recipe: Recipe) -> Callable[..., list[Any]]:
+    """What a worker calls: the verifier of a recipe, its judgments checked (see `judged`); or, of a recipe `("made",
+    "module:function", *arguments)`, what that function returns."""
     kind, *rest = recipe
-    if kind == "origin":
-        function = rest[0].function()
-    else:
-        function = _Unpickler(rest[0], rest[1]).load()
+    if kind == "made":
+        module, _, name = rest[0].partition(":")
+        return getattr(importlib.import_module(module), name)(*rest[1:])
+    function = rest[0].function() if kind == "origin" else unpickled(*rest)
     return lambda problems, responses: judged(function, problems, responses)
 
 
@@ -170,6 +172,11 @@ def _number(value: Any, name: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"the verifier returned {value} as {name}")
     return float(value)
+
+
+def unpickled(pickled: bytes, files: Mapping[str, str]) -> Any:
+    """What was pickled where the user's own `files` were loaded (own_code.loaded_files)."""
+    return _Unpickler(pickled, files).load()
 
 
 class _Unpickler(pickle.Unpickler):

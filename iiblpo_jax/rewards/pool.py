@@ -24,7 +24,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from iiblpo_jax.rewards.own import Parts, Recipe
+from iiblpo_jax.rewards.own import REWARD, Parts, Recipe
 from iiblpo_jax.rewards.verifier import Job
 
 GRACE_SECONDS = 0.5
@@ -292,8 +292,13 @@ def _finite(value: Any) -> bool:
 
 
 def _are_parts(value: Any) -> bool:
-    """Whether a value is what own.judged returns."""
-    return isinstance(value, list) and all(isinstance(x, dict) and all(map(_finite, x.values())) for x in value)
+    """Whether a value is what own.judged returns, or what environments say: a reward, and numbers or texts."""
+
+    def fits(parts: Any) -> bool:
+        named = isinstance(parts, dict) and _finite(parts.get(REWARD))
+        return named and all(isinstance(x, str) or _finite(x) for x in parts.values())
+
+    return isinstance(value, list) and all(map(fits, value))
 
 
 def _reply(outcome: str, value: Any, seconds: float) -> Reply:

@@ -13,7 +13,9 @@ from iiblpo_jax.defaults import default_config
 def test_names():
     assert set(NAMES) == {
         "arithmetic",
+        "calculator",
         "countdown",
+        "search",
         "sums",
         "gym:<name>",
         "gsm8k",
@@ -58,7 +60,10 @@ def test_gym():
             {"name": "arithmetics"},
             r"unknown task 'arithmetics' \(did you mean arithmetic\?\); choose one of arithmetic, ",
         ),
-        ({"name": "elephant"}, r"unknown task 'elephant'; choose one of arithmetic, countdown, sums"),
+        (
+            {"name": "elephant"},
+            r"unknown task 'elephant'; choose one of arithmetic, calculator, countdown, search, sums",
+        ),
         (
             {"name": "arithmetic", "options": {"kmax": 3}},
             r"no option kmax \(did you mean k_max\?\); it has heldout_size, k_max, k_min, train_size",
