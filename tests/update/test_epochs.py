@@ -299,7 +299,7 @@ def test_a_step_is_empty_where_no_token_has_an_advantage(taught):
 
     state = init_state(params, optimizer)
     state = state.replace(opt_state=jax.tree.map(jnp.ones_like, state.opt_state))
-    after, found = update._optimizer_step(gradient, optimizer, 1.0, state, None, None, None)
+    after, found = update.optimizer_step(gradient, optimizer, 1.0, state, None, None, None)
     np.testing.assert_array_equal(after.params["policy"], 0.75 if taught else 1.0)
     np.testing.assert_array_equal(jax.tree.leaves(after.opt_state)[0], 0.5 if taught else 1.0)
     assert (found["moved"], found["empty"], found["skipped"]) == ((1, 0, 0) if taught else (0, 1, 0))
@@ -316,6 +316,6 @@ def test_a_step_whose_ratio_explodes_is_skipped(ratio, skipped):
         return (jnp.float32(1), jax.tree.map(jnp.ones_like, params), totals)
 
     sgd = optax.sgd(0.5)
-    state, found = update._optimizer_step(gradient, sgd, 1.0, init_state(params, sgd), None, None, None)
+    state, found = update.optimizer_step(gradient, sgd, 1.0, init_state(params, sgd), None, None, None)
     np.testing.assert_array_equal(state.params["policy"], 1.0 if skipped else 0.5)
     assert found["skipped"] == skipped == 1 - found["moved"] and found["ratio"] == (0 if skipped else 2 * ratio)
