@@ -170,18 +170,24 @@ def join_texts(context: Sequence[Padded], text: Padded, *, p: int, width: int) -
     return Texts(*map(by_prompt, (rows_NC, context_len_N, context_len_N + text[1])))
 
 
-def packed_texts(model: Decoder, kinds: Sequence[Texts], t: int, reading: Reading) -> list[jax.Array]:
-    """log pi(text | context) per token [P,G,t] of every kind of rows, 0 beyond each text; no gradient."""
-    every = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *kinds)
-    p, group = every.length_PG.shape
+def pack_texts(texts: Texts, reading: Reading) -> tuple[PackedRows, jax.Array]:
+    """The rows packed, and where the text of each begins, [W,N]."""
+    p, group = texts.length_PG.shape
     packed = PackedRows(
-        every.tokens_PGC.reshape(p * group, -1),
-        every.length_PG.ravel(),
+        texts.tokens_PGC.reshape(p * group, -1),
+        texts.length_PG.ravel(),
         tokens=reading.pack_tokens,
         group=group,
         shards=reading.shards,
     )
-    context_len_WN = every.context_len_PG.reshape(reading.shards, -1)
+    return packed, texts.context_len_PG.reshape(reading.shards, -1)
+
+
+def packed_texts(model: Decoder, kinds: Sequence[Texts], t: int, reading: Reading) -> list[jax.Array]:
+    """log pi(text | context) per token [P,G,t] of every kind of rows, 0 beyond each text; no gradient."""
+    every = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *kinds)
+    p, group = every.length_PG.shape
+    packed, context_len_WN = pack_texts(every, reading)
 
     def forward(bins):
         logp_WJT, _ = packed_logprobs(

@@ -113,6 +113,8 @@ SECTIONS = {
     "ib": "the information bottleneck: which trajectories are kept",
     "advantage": "what a prompt weighs",
     "objective": "what a token is worth",
+    "teacher": "who teaches besides the reward, where distill.coef asks",
+    "distill": "the distance to the teacher in the loss",
     "optim": "the optimiser",
     "update": "how the policy moves",
     "attention": "which attention packed forwards run",
@@ -384,6 +386,33 @@ KNOBS = {
         kind=str,
     ),
     "objective.options": knob({}, "further arguments of the method, such as alpha of entropy_adv"),
+    "teacher.kind": knob(
+        "answer",
+        "answer: the policy itself, shown the gold answer in its prompt; average: an exponential average of past "
+        "policies; model: that of teacher.path",
+        choices=("answer", "average", "model"),
+    ),
+    "teacher.path": knob(
+        "",
+        "of kind model: as model.path, of any size, with the same tokenizer; a checkpoint of a run is exported first",
+    ),
+    "teacher.decay": knob(0.99, "of kind average: what is left of it after a rollout", at_least=0, below=1),
+    "distill.coef": knob(
+        0.0, "of the divergence from the teacher, the mean over tokens, nats (KEPO: 1); 0 = no teacher", at_least=0
+    ),
+    "distill.beta": knob(
+        0.0,
+        "of the generalised Jensen-Shannon divergence: 0 = KL(teacher || policy), 1 = KL(policy || teacher)",
+        at_least=0,
+        at_most=1,
+    ),
+    "distill.min_reward": knob(1.0, "least reward of a response whose tokens are distilled; 0 = of all"),
+    "distill.top_k": knob(
+        0,
+        "likeliest tokens of the teacher that are told apart, such as 64, all others as one; 0 = the whole vocabulary",
+        at_least=0,
+        unit="tokens",
+    ),
     "optim.lr": knob(1e-6, "learning rate of the language model (AdamW)", at_least=0),
     "optim.psa_lr": knob(1e-5, "learning rate of the PSA projections during RL (AdamW, conditioned only)", at_least=0),
     "optim.schedule": knob(

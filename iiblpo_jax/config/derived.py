@@ -52,6 +52,16 @@ def rollout_is_exact(config) -> bool:
     return dtypes == {"float32"} and not r.weights and not config.data.recorded
 
 
+def shows_answer(config: RunConfig) -> bool:
+    """Whether somebody reads prompts with their answers."""
+    return config.distill.coef > 0 and config.teacher.kind == "answer"
+
+
+def teacher_model(config: RunConfig) -> str:
+    """The path of the teacher where it is another model than the policy; empty where it is not, or nobody teaches."""
+    return config.teacher.path if config.distill.coef > 0 and config.teacher.kind == "model" else ""
+
+
 def decay_steps(config: RunConfig) -> int:
     """Rollouts after which a cosine is 0."""
     return config.optim.decay_steps or config.train.steps

@@ -277,6 +277,14 @@ def _minibatches(config: RunConfig) -> Iterator[str]:
         yield line
 
 
+def _teacher(config: RunConfig) -> Iterator[str]:
+    kind, path = config.teacher.kind, config.teacher.path
+    if kind == "model" and not path and config.distill.coef > 0:
+        yield "teacher.kind = model needs teacher.path, the model that teaches; set it, or use teacher.kind=answer"
+    if path and kind != "model":
+        yield f"teacher.path = {shown(path)} is read by nobody with teacher.kind = {kind}; set teacher.kind=model"
+
+
 def _importance(config: RunConfig) -> Iterator[str]:
     floor, cap = config.update.importance_floor, config.update.importance_cap
     if 0 < cap < floor:
@@ -367,6 +375,7 @@ CHECKS = {
     _schedule: "optim.schedule optim.decay_steps optim.warmup train.steps",
     _minibatches: "train.prompts_per_step rollout.roots branch.k branch.depth branch.parent ib.filter ib.keep "
     "update.minibatches update.packed update.microbatch mesh.data mesh.fsdp objective.name",
+    _teacher: "teacher.kind teacher.path distill.coef",
     _importance: "update.importance_floor update.importance_cap",
     _refills: "train.refills data.recorded rollout.roots branch.k branch.depth branch.parent",
     _recorded: "data.recorded latent.z latent.condition ib.estimator log.entropies",

@@ -10,7 +10,7 @@ import random
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.heldout import SHARE, check_sizes, even_over, is_heldout, training_draws
-from iiblpo_jax.data.task import Task
+from iiblpo_jax.data.task import SHORT_HINTED, Task
 from iiblpo_jax.rewards.exact import Exact
 from iiblpo_jax.rewards.verifier import Problem
 
@@ -46,6 +46,7 @@ def make_arithmetic(
         verifier=Exact(marker=MARKER),
         cue=MARKER,
         marker=MARKER,
+        hinted=SHORT_HINTED,
     )
 
 

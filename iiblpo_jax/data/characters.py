@@ -10,26 +10,28 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 from iiblpo_jax.common.errors import InputError, warn
-from iiblpo_jax.data.task import Task
+from iiblpo_jax.data.task import HINT_PLACES, Task
 from iiblpo_jax.rewards.verifier import Problem
 
 STRANGERS = "\ue0f1", "\uf8c3"  # for private use
 SHOWN = 20  # characters in a message
 
 
-def check_characters(task: Task, problems: Sequence[Problem], tokenizer) -> None:
+def check_characters(task: Task, problems: Sequence[Problem], tokenizer, *, hinted: bool = False) -> None:
     """Warns of problems with characters that the tokenizer cannot write.
 
     Args:
       task: whose template, cue and marker every prompt or response has.
       problems: of the task, at least one.
       tokenizer: an `iiblpo_jax.model.tokens.tokenizer.Tokenizer`.
+      hinted: prompts with hints are asked too.
 
     Raises:
       InputError: such characters are in what the task says of every problem, or in more than half of the problems.
     """
     texts = ["\n".join([*_asked(problem), task.answer_text(problem)]) for problem in problems]
     own = "\n".join([task.template.replace("{question}", ""), task.system or "", task.cue, task.closing, task.marker])
+    own += "".join(HINT_PLACES.split(task.hinted)[::2]) if hinted else ""
     unknown = _unknown({*own}.union(*texts), tokenizer)
     if not unknown:
         return

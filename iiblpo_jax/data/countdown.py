@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data import heldout
-from iiblpo_jax.data.task import Task
+from iiblpo_jax.data.task import SHORT_HINTED, Task
 from iiblpo_jax.rewards.countdown import MARKER, Countdown, plan
 from iiblpo_jax.rewards.verifier import Problem
 
@@ -45,6 +45,7 @@ def make_countdown(
         verifier=Countdown(),
         cue=MARKER,
         marker=MARKER,
+        hinted=SHORT_HINTED,
         plan=plan,
     )
 

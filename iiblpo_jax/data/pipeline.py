@@ -31,6 +31,7 @@ class PromptPipeline(Endless[PromptBatch]):
       max_prompt: S; longer prompts are dropped and counted in `dropped`.
       max_answer: A; longer gold answers are cut.
       seed: of the order.
+      shown: batches have the prompts with their answers too; `shown_width` is that of the widest, 0 without.
 
     Raises:
       InputError: nothing to train on, every prompt too long, a gold answer that does not parse, or a weight that is not
@@ -46,13 +47,14 @@ class PromptPipeline(Endless[PromptBatch]):
         max_prompt: int,
         max_answer: int,
         seed: int,
+        shown: bool = False,
     ):
         _check_mix(tasks)
         self.dropped = 0
         sources = []
         for task, _ in tasks:
             check_gold(task)
-            prompts, dropped = tokenize(task, task.train, tokenizer, max_prompt, max_answer)
+            prompts, dropped = tokenize(task, task.train, tokenizer, max_prompt, max_answer, shown=shown)
             self.dropped += dropped
             sources.append(prompts)
         if (count := sum(map(len, sources))) < prompts_per_step:
@@ -63,9 +65,9 @@ class PromptPipeline(Endless[PromptBatch]):
         orders = [epochs(prompts, seed=seed, index=index) for index, prompts in enumerate(sources)]
         mixed = grain.MapDataset.mix(orders, weights=[weight for _, weight in tasks])
         cue_width = max(len(prompts[0].cue) for prompts in sources)
-        batches = mixed.batch(
-            prompts_per_step, batch_fn=lambda prompts: collate(prompts, (max_prompt, max_answer, cue_width))
-        )
+        self.shown_width = width = max(len(prompt.shown) for prompts in sources for prompt in prompts)
+        widths = max_prompt, max_answer, cue_width
+        batches = mixed.batch(prompts_per_step, batch_fn=lambda prompts: collate(prompts, widths, shown=width))
         super().__init__(batches, _fingerprint(tasks, sources, prompts_per_step, seed))
 
 

@@ -13,6 +13,8 @@ from iiblpo_jax.data.characters import check_characters
 from iiblpo_jax.data.task import Task, answer_ids, render
 from iiblpo_jax.rewards.verifier import Problem
 
+SHOWN = ("shown_PS", "shown_length_P")  # of a PromptBatch
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptBatch:
@@ -24,6 +26,7 @@ class PromptBatch:
       answer_PA: int32 tokens of the gold answer as it follows the cue, cut at A.
       answer_length_P: int32, 1..A.
       cue_PQ, cue_length_P: int32 tokens of the task's answer cue.
+      shown_PS, shown_length_P: int32 tokens of the prompts with their answers for hints; None where nobody reads them.
       valid_P: bool; False for the repeats that fill the last evaluation batch. All True in training.
       problems: the P problems.
     """
@@ -36,20 +39,26 @@ class PromptBatch:
     cue_length_P: np.ndarray
     valid_P: np.ndarray
     problems: tuple[Problem, ...]
+    shown_PS: np.ndarray | None = None
+    shown_length_P: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A problem that is asked: tokens of its prompt, of its gold answer (cut at A), and of its task's answer cue."""
+    """A problem that is asked: tokens of its prompt, of its gold answer (cut at A), and of its task's answer cue.
+
+    `shown` are those of the prompt with the answer for a hint, where somebody reads it.
+    """
 
     problem: Problem
     tokens: list[int]
     answer: list[int]
     cue: list[int]
+    shown: list[int] = dataclasses.field(default_factory=list)
 
 
 def tokenize(
-    task: Task, problems: Sequence[Problem], tokenizer, max_prompt: int, max_answer: int
+    task: Task, problems: Sequence[Problem], tokenizer, max_prompt: int, max_answer: int, *, shown: bool = False
 ) -> tuple[list[Prompt], int]:
     """The prompts that fit, and how many do not.
 
@@ -59,15 +68,22 @@ def tokenize(
       tokenizer: an `iiblpo_jax.model.tokens.tokenizer.Tokenizer`.
       max_prompt: S; longer prompts are left out.
       max_answer: A; longer gold answers are cut.
+      shown: prompts with their answers for hints are wanted too.
 
     Raises:
       InputError: every prompt is too long, or the tokenizer cannot write what the task asks.
     """
-    check_characters(task, problems, tokenizer)
+    check_characters(task, problems, tokenizer, hinted=shown)
     cue = tokenizer.encode(task.cue)
     encoded = [(problem, render(task, problem, tokenizer)) for problem in problems]
     kept = [
-        Prompt(problem=problem, tokens=tokens, answer=answer_ids(task, problem, tokenizer)[:max_answer], cue=cue)
+        Prompt(
+            problem=problem,
+            tokens=tokens,
+            answer=answer_ids(task, problem, tokenizer)[:max_answer],
+            cue=cue,
+            shown=render(task, problem, tokenizer, hint=task.answer_hint(problem)) if shown else [],
+        )
         for problem, tokens in encoded
         if len(tokens) <= max_prompt
     ]
@@ -80,8 +96,9 @@ def tokenize(
     return kept, len(encoded) - len(kept)
 
 
-def collate(prompts: Sequence[Prompt], widths: tuple[int, int, int]) -> PromptBatch:
-    """A batch of P prompts; `widths` are S, A and Q, tokens of the widest prompt, gold answer and cue."""
+def collate(prompts: Sequence[Prompt], widths: tuple[int, int, int], *, shown: int = 0) -> PromptBatch:
+    """A batch of P prompts; `widths` are S, A and Q, tokens of the widest prompt, gold answer and cue; `shown` those of
+    the widest prompt with its answer, 0 = there are none."""
     tokens, answers, cues = (
         pad_rows([getattr(prompt, name) for prompt in prompts], width)
         for name, width in zip(("tokens", "answer", "cue"), widths, strict=True)
@@ -95,4 +112,5 @@ def collate(prompts: Sequence[Prompt], widths: tuple[int, int, int]) -> PromptBa
         cue_length_P=cues[1],
         valid_P=np.ones(len(prompts), bool),
         problems=tuple(prompt.problem for prompt in prompts),
+        **(dict(zip(SHOWN, pad_rows([prompt.shown for prompt in prompts], shown), strict=True)) if shown else {}),
     )

@@ -50,6 +50,7 @@ def make_sums(*, seed: int, low: int = 1, high: int = 49, heldout_size: int = 25
         cue=" ",
         marker=MARKER,
         template=TEMPLATE,
+        hinted="Hint: {hint}\n{turn}",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ SYSTEM = "You are a helpful assistant."
 BOXED_TEMPLATE = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
 BOXED_CUE = "\n\nThe final answer is \\boxed{"
 BOXED_MARKER = "\\boxed{"
+HINTED = "{turn}\n\nHint: {hint}"
+HINT_PLACES = re.compile(r"(\{turn\}|\{hint\})")  # of a Task.hinted
+SHORT_HINTED = "{hint};{turn}"  # where the vocabulary has no words
 
 
 def same_text(response: str) -> str | None:
@@ -39,6 +43,7 @@ class Task:
       system: system message of the chat form, or None.
       template: the user's turn; `{question}` is replaced by the question, every other brace stands for itself.
       chat: True: rendered with the tokenizer's chat template when it has one.
+      hinted: the user's turn with a hint; `{turn}` is replaced by what `template` makes, `{hint}` by the hint.
       template_args: what the chat template is told besides, such as `{"enable_thinking": False}`.
       plan: names the kind of solution that a response is, None if it is malformed: responses with the same name
         count as one when distinct solutions are counted.
@@ -59,6 +64,7 @@ class Task:
     system: str | None = None
     template: str = "{question}"
     chat: bool = False
+    hinted: str = HINTED
     template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     plan: Callable[[str], str | None] = same_text
     environment: Any = None
@@ -82,6 +88,10 @@ class Task:
         """The text that completes the cue with the gold answer: cue + answer_text is a final answer."""
         return problem.answer + self.closing
 
+    def answer_hint(self, problem: Problem) -> str:
+        """The gold answer as a hint, as a response would give it; empty where the problem has none."""
+        return self.cue.strip() + self.answer_text(problem) if problem.answer else ""
+
 
 def boxed_task(name: str, train: Sequence[Problem], heldout: Sequence[Problem]) -> Task:
     """A competition-mathematics task: the paper's chat prompt, the answer in a box, graded by math-verify."""
@@ -104,8 +114,8 @@ def answer_ids(task: Task, problem: Problem, tokenizer) -> list[int]:
     return tokenizer.encode(tokenizer.quote(task.answer_text(problem)))
 
 
-def render(task: Task, problem: Problem, tokenizer) -> list[int]:
-    """Prompt ids of a problem, ready for the first response token.
+def render(task: Task, problem: Problem, tokenizer, *, hint: str = "") -> list[int]:
+    """Prompt ids of a problem, ready for the first response token; with a hint, where there is one.
 
     The chat template with its generation prompt where the task asks for one and the tokenizer has one; otherwise
     the plain template, followed for a chat task by a blank line. Control tokens that the question only speaks of are
@@ -114,7 +124,7 @@ def render(task: Task, problem: Problem, tokenizer) -> list[int]:
     Raises:
       InputError: the chat template refuses the task, or there is none for its template_args.
     """
-    turns = conversation(task, problem, quote=tokenizer.quote)
+    turns = conversation(task, problem, quote=tokenizer.quote, hint=hint)
     if not task.chat or (tokenizer.chat_template is None and not task.template_args):
         text = "\n\n".join(turn["content"] for turn in turns)
         return tokenizer.encode(f"{text}\n\n" if task.chat else text, add_special=True)
@@ -123,11 +133,14 @@ def render(task: Task, problem: Problem, tokenizer) -> list[int]:
     return tokenizer.render_chat(messages, task.template_args)
 
 
-def conversation(task: Task, problem: Problem, *, quote: Callable[[str], str]) -> list[dict[str, str]]:
+def conversation(task: Task, problem: Problem, *, quote: Callable[[str], str], hint: str = "") -> list[dict[str, str]]:
     """The turns that a problem is asked with, the task's system message aside: the last one is in its template.
 
-    `quote` is applied to every text of the problem.
+    `quote` is applied to every text of the problem, and to the hint; without one the turn is as it is.
     """
     turns = problem.messages or ({"role": "user", "content": problem.question},)
     *before, last = [{**turn, "content": quote(turn["content"])} for turn in turns]
-    return [*before, {**last, "content": task.template.replace("{question}", last["content"])}]
+    turn = task.template.replace("{question}", last["content"])
+    if hint:
+        turn = "".join({"{turn}": turn, "{hint}": quote(hint)}.get(x, x) for x in HINT_PLACES.split(task.hinted))
+    return [*before, {**last, "content": turn}]

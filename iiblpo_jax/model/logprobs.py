@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.decoder import hidden_states, output_weights
+from iiblpo_jax.model.divergence import Teacher, generalised_jsd, likeliest_jsd
 
 NEVER = -1e30  # logit of a token that a distribution does not have: its probability is 0, its log-prob finite
 LOGITS_PER_CHUNK = 2**26  # 256 MiB of float32: large enough to keep a matrix unit busy at V = 152k (441 tokens)
@@ -27,7 +28,7 @@ def without(logits_V, never: tuple[int, ...]):
     return jnp.where(np.isin(np.arange(logits_V.shape[-1]), never), NEVER, logits_V)
 
 
-def chunked_logprobs(h_BTD, w_VD, targets_BT, *, temperature=1.0, chunk=None, used=None, never=()):
+def chunked_logprobs(h_BTD, w_VD, targets_BT, *, temperature=1.0, chunk=None, used=None, never=(), teacher=None):
     """Log-probability of each target and entropy of its distribution, softmax(h @ W.T / temperature).
 
     Args:
@@ -39,29 +40,39 @@ def chunked_logprobs(h_BTD, w_VD, targets_BT, *, temperature=1.0, chunk=None, us
         that rows stay sharded over devices). Default: LOGITS_PER_CHUNK // V on each device.
       used: positions from here on may be left out and give zeros; None = none.
       never: token ids that the distributions do not have (RolloutSpec.never_ids).
+      teacher: whose distributions, at the same temperature, these are compared with; None = nobody's.
 
     Returns:
-      (logp_BT, entropy_BT) in nats, float32, both differentiable in h and w.
+      (logp_BT, entropy_BT) in nats, float32, both differentiable in h and w; with a teacher also divergence_BT.
     """
     b, t = targets_BT.shape
     mesh = meshes.current()
     parts = meshes.shards(mesh, "sequence")
-    each = LOGITS_PER_CHUNK // w_VD.shape[0]
+    whole = teacher is not None and teacher.w_VD is not None  # logits of two models are there at the same time
+    each = LOGITS_PER_CHUNK // (w_VD.shape[0] * (1 + whole))
     chunk = chunk or max(1, each * meshes.shards(mesh) * parts)
     n_chunks = min(t, math.ceil(b * t / chunk))
     width = math.ceil(t / n_chunks / parts) * parts
-    pad = [(0, 0), (0, n_chunks * width - t)]
-    h_NBtD = jnp.pad(h_BTD, [*pad, (0, 0)]).reshape(b, n_chunks, width, -1).swapaxes(0, 1)
-    targets_NBt = jnp.pad(targets_BT, pad).reshape(b, n_chunks, width).swapaxes(0, 1)
+
+    def split(x_BT):
+        pad = [(0, 0), (0, n_chunks * width - t)] + [(0, 0)] * (x_BT.ndim - 2)
+        return jnp.pad(x_BT, pad).reshape(b, n_chunks, width, *x_BT.shape[2:]).swapaxes(0, 1)
+
+    h_NBtD, targets_NBt = split(h_BTD), split(targets_BT)
 
     # Cast inside the scan: the gradient of W is then summed over chunks in float32, whatever the dtype of W.
     # On a mesh W is whole but for its vocabulary before the scan, so that chunks move no weights.
     wide_VD = meshes.constrain(w_VD, "vocab", None).astype(jnp.float32)
     needed_N = jnp.arange(n_chunks) * width < (t if used is None else used)
     how = {"dtype": w_VD.dtype, "temperature": temperature, "never": never}
+    beside_NBt, teacher_VD = (), None
+    if teacher is not None:
+        teacher = jax.lax.stop_gradient(teacher)
+        how["beta"], beside_NBt = teacher.beta, tuple(map(split, teacher.columns))
+        teacher_VD = teacher.w_VD if teacher.w_VD is None else meshes.constrain(teacher.w_VD, "vocab", None)
     scan = _on_mesh(functools.partial(_scan_chunks, **how), mesh, h_NBtD)
-    logp_NBt, entropy_NBt = scan(h_NBtD, targets_NBt, wide_VD, needed_N)
-    return tuple(x.swapaxes(0, 1).reshape(b, -1)[:, :t] for x in (logp_NBt, entropy_NBt))
+    found = scan((h_NBtD, targets_NBt, *beside_NBt), wide_VD, teacher_VD, needed_N)
+    return tuple(x.swapaxes(0, 1).reshape(b, -1)[:, :t] for x in found)
 
 
 def _on_mesh(scan, mesh, h_NBtD):
@@ -70,32 +81,62 @@ def _on_mesh(scan, mesh, h_NBtD):
     axes, whole = set(jax.tree.leaves(tuple(rows))), PartitionSpec()
     if not axes:
         return scan
-    return jax.shard_map(
-        scan, in_specs=(rows, rows, whole, whole), out_specs=(rows, rows), axis_names=axes, check_vma=False
-    )
+    return jax.shard_map(scan, in_specs=(rows, whole, whole, whole), out_specs=rows, axis_names=axes, check_vma=False)
 
 
-def _scan_chunks(h_NBtD, targets_NBt, wide_VD, needed_N, *, dtype, temperature, never):
-    """(logp, entropy) [N,B,t], zeros in chunks that are not needed."""
+def _scan_chunks(tokens_NBt, wide_VD, teacher_VD, needed_N, *, dtype, temperature, never, beta=None):
+    """(logp, entropy) [N,B,t], with `beta` and divergence; zeros in chunks that are not needed."""
 
-    def compute(h_BtD, targets_Bt):
-        return _logprobs(h_BtD, targets_Bt, wide_VD.astype(dtype), temperature, never)
+    def compute(h_BtD, targets_Bt, *columns):
+        teacher = None if beta is None else Teacher(columns, teacher_VD, beta)
+        return _logprobs(h_BtD, targets_Bt, wide_VD.astype(dtype), temperature, never, teacher)
 
     @jax.checkpoint  # around the condition: what a branch saves would be kept for every chunk, W included
-    def chunk(h_BtD, targets_Bt, needed):
-        nothing = (jnp.zeros(targets_Bt.shape),) * 2
-        return jax.lax.cond(needed, compute, lambda *_: nothing, h_BtD, targets_Bt)
+    def chunk(tokens, needed):
+        nothing = (jnp.zeros(tokens[1].shape),) * (2 if beta is None else 3)
+        return jax.lax.cond(needed, compute, lambda *_: nothing, *tokens)
 
-    return jax.lax.scan(lambda _, x: (None, chunk(*x)), None, (h_NBtD, targets_NBt, needed_N))[1]
+    return jax.lax.scan(lambda _, x: (None, chunk(*x)), None, (tokens_NBt, needed_N))[1]
 
 
-def _logprobs(h_BtD, targets_Bt, w_VD, temperature, never):
+def _logits(h_BtD, w_VD, temperature, never):
     logits_BtV = jnp.einsum("btd,vd->btv", h_BtD, w_VD, preferred_element_type=jnp.float32) / temperature
-    logits_BtV = without(logits_BtV, never)
+    return without(logits_BtV, never)
+
+
+def _logprobs(h_BtD, targets_Bt, w_VD, temperature, never, teacher=None):
+    logits_BtV = _logits(h_BtD, w_VD, temperature, never)
     norm_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
     target_Bt = jnp.take_along_axis(logits_BtV, targets_Bt[..., None], axis=-1)[..., 0]
     expected_Bt = jnp.sum(jnp.exp(logits_BtV - norm_Bt[..., None]) * logits_BtV, axis=-1)
-    return target_Bt - norm_Bt, norm_Bt - expected_Bt
+    if teacher is None:
+        return target_Bt - norm_Bt, norm_Bt - expected_Bt
+    logp_BtV = logits_BtV - norm_Bt[..., None]
+    if teacher.w_VD is None:
+        divergence_Bt = likeliest_jsd(logp_BtV, *teacher.columns, teacher.beta)
+    else:
+        (g_BtD,) = teacher.columns
+        theirs_BtV = jax.nn.log_softmax(_logits(g_BtD, teacher.w_VD, temperature, never))
+        divergence_Bt = generalised_jsd(logp_BtV, theirs_BtV, teacher.beta)
+    return target_Bt - norm_Bt, norm_Bt - expected_Bt, divergence_Bt
+
+
+def likeliest(h_NTD, w_VD, k, *, temperature=1.0, never=()):
+    """The k likeliest tokens [N,T,k] of softmax(h @ W.T / temperature) and their log-probs, likeliest first; constants.
+
+    `temperature`, `never`: of `chunked_logprobs`; the logits of so many positions as there exist at the same time.
+    """
+    n, t, d = h_NTD.shape
+    chunks = min(t, math.ceil(n * t * w_VD.shape[0] / LOGITS_PER_CHUNK))
+    h_CNtD = jnp.pad(h_NTD, [(0, 0), (0, -t % chunks), (0, 0)]).reshape(n, chunks, -1, d).swapaxes(0, 1)
+
+    def chunk(h_NtD):
+        logits_NtV = _logits(h_NtD, w_VD, temperature, never)
+        top_NtK, token_NtK = jax.lax.top_k(logits_NtV, k)
+        return token_NtK, top_NtK - jax.nn.logsumexp(logits_NtV, axis=-1, keepdims=True)
+
+    found = jax.lax.map(chunk, jax.lax.stop_gradient(h_CNtD))
+    return tuple(x_CNtK.swapaxes(0, 1).reshape(n, -1, k)[:, :t] for x_CNtK in found)
 
 
 def other_logprobs(h_NUD, at_NX, w_VD, targets_NX, logp_NX, others_NXK, *, temperature=1.0, never=()):
@@ -137,7 +178,17 @@ def response_positions(prompt_len_N, t):
 
 
 def response_logprobs(
-    model, rows_NC, prompt_len_N, t, *, temperature=1.0, never=(), inject=None, remat=True, others_NTK=None
+    model,
+    rows_NC,
+    prompt_len_N,
+    t,
+    *,
+    temperature=1.0,
+    never=(),
+    inject=None,
+    remat=True,
+    teacher=None,
+    others_NTK=None,
 ):
     """Log-probabilities and entropies of the first `t` response tokens of each row, teacher-forced.
 
@@ -148,10 +199,12 @@ def response_logprobs(
       t: response length T; entries past a row's end are finite and meaningless.
       temperature, never: of `chunked_logprobs`.
       inject, remat: of `hidden_states`.
+      teacher: of `chunked_logprobs`.
       others_NTK: tokens whose log-probs in place of each response token are wanted too; None = none.
 
     Returns:
-      (logp_NT, entropy_NT), float32, differentiable; with `others_NTK` and their log-probs [N,T,K], constants.
+      (logp_NT, entropy_NT), float32, differentiable; with a teacher and divergence_NT, likewise; with `others_NTK` and
+      their log-probs [N,T,K], constants.
     """
     h_NCD = hidden_states(model, rows_NC, inject=inject, remat=remat)
     at_NT = response_positions(prompt_len_N, t)
@@ -159,7 +212,7 @@ def response_logprobs(
     targets_NT = jnp.take_along_axis(rows_NC, at_NT + 1, axis=1, mode="clip")
     w_VD = output_weights(model)
     how = {"temperature": temperature, "never": never}
-    found = chunked_logprobs(h_NTD, w_VD, targets_NT, **how)
+    found = chunked_logprobs(h_NTD, w_VD, targets_NT, teacher=teacher, **how)
     if others_NTK is None:
         return found
     return *found, other_logprobs(h_NCD, at_NT, w_VD, targets_NT, found[0], others_NTK, **how)

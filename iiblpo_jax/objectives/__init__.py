@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config.defaults import KNOBS
 from iiblpo_jax.objectives.arm import arm
-from iiblpo_jax.objectives.auxiliary import with_auxiliary
+from iiblpo_jax.objectives.auxiliary import with_auxiliary, with_distillation
 from iiblpo_jax.objectives.bapo import bapo
 from iiblpo_jax.objectives.cispo import cispo
 from iiblpo_jax.objectives.covariance import clip_cov, kl_cov
@@ -15,6 +15,7 @@ from iiblpo_jax.objectives.credit import with_credit
 from iiblpo_jax.objectives.dapo import dapo
 from iiblpo_jax.objectives.darling import darling
 from iiblpo_jax.objectives.disco import disco
+from iiblpo_jax.objectives.distillation import Distillation
 from iiblpo_jax.objectives.dppo import dppo
 from iiblpo_jax.objectives.dr_grpo import dr_grpo
 from iiblpo_jax.objectives.entropy_adv import entropy_adv
@@ -36,6 +37,7 @@ from iiblpo_jax.objectives.ucpo import ucpo
 __all__ = [
     "METHODS",
     "Batch",
+    "Distillation",
     "Objective",
     "Rows",
     "TokenLoss",
@@ -43,6 +45,7 @@ __all__ = [
     "make_objective",
     "with_auxiliary",
     "with_credit",
+    "with_distillation",
     "with_overlong",
 ]
 

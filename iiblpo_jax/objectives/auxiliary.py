@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.objectives.clipping import MAX_LOG_RATIO, ratio
+from iiblpo_jax.objectives.distillation import Distillation
 from iiblpo_jax.objectives.interface import Batch, Objective
 
 
@@ -91,6 +92,13 @@ def log_ratio(batch: Batch) -> jax.Array:
     """log pi - log pi_ref of every token [R,T], within MAX_LOG_RATIO."""
     assert batch.rows.ref_logp_RT is not None, "update.kl_coef makes `inform` read the reference"
     return jnp.clip(batch.logp_RT - batch.rows.ref_logp_RT, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def with_distillation(objective: Objective, distillation: Distillation) -> Objective:
+    """The objective plus a teacher's term; its rows hold what that reads. A coefficient of 0 adds nothing."""
+    if not distillation.coef:
+        return objective
+    return dataclasses.replace(objective, distillation=distillation, needs=objective.needs + distillation.columns)
 
 
 def with_auxiliary(

@@ -20,6 +20,7 @@ from flax import struct
 
 from iiblpo_jax.common import masked
 from iiblpo_jax.objectives.aggregate import AGGREGATES
+from iiblpo_jax.objectives.distillation import Distillation
 from iiblpo_jax.objectives.rows import Rows
 
 
@@ -36,6 +37,8 @@ class Batch(struct.PyTreeNode):
       key: random key of the minibatch; None unless the method asked for `whole_minibatch`.
       top_logp_RTK: of the current policy, for the tokens that rows have as TOP_TOKEN (constant); None where logp_RT is,
         and without Objective.record.
+      divergence_RT: of the current policy's distributions from the teacher's, in nats; differentiable. None where
+        logp_RT is, and without Objective.distillation.
     """
 
     rows: Rows
@@ -46,6 +49,7 @@ class Batch(struct.PyTreeNode):
     step: jax.Array | None = None
     key: jax.Array | None = None
     top_logp_RTK: jax.Array | None = None
+    divergence_RT: jax.Array | None = None
 
 
 class TokenLoss(struct.PyTreeNode):
@@ -95,6 +99,7 @@ class Objective:
         policy_loss then only feeds the ratio and clip metrics.
       needs_groups: minibatches hold whole groups.
       whole_minibatch: losses or masks couple rows through current log-probs or entropies, or draw random numbers.
+      distillation: a teacher's term, added to the loss under weights of its own; None = no teacher.
       needs: names of rows.ON_REQUEST: what rows hold besides, because the method reads it.
       record: K likeliest tokens of every draw that the rollout notes (rows.TOP_*), for Batch.top_logp_RTK; 0 = none.
     """
@@ -112,6 +117,7 @@ class Objective:
     group_loss: Callable[[Batch], jax.Array] | None = None
     needs_groups: bool = False
     whole_minibatch: bool = False
+    distillation: Distillation | None = None
     needs: tuple[str, ...] = ()
     record: int = 0
 
@@ -119,8 +125,19 @@ class Objective:
         """[R,T] weight of every token's loss, normalised over the whole of `batch` (pass the whole minibatch)."""
         return AGGREGATES[self.aggregate](self.token_mask(batch), max_tokens=self.max_tokens)
 
-    def loss(self, batch: Batch, weights_RT: jax.Array) -> tuple[jax.Array, TokenLoss]:
-        """(sum over tokens of weight * loss, per-token details) of some rows of the minibatch `weights_RT` is from."""
+    @property
+    def coupled(self) -> bool:
+        """The loss of a row depends on what the current policy says of others."""
+        return self.whole_minibatch or self.group_loss is not None
+
+    def distilled(self, rows: Rows) -> jax.Array | None:
+        """[R,T] weight of every token's divergence from the teacher, over the whole minibatch; None without one."""
+        return None if self.distillation is None else self.distillation.weights(rows)
+
+    def loss(
+        self, batch: Batch, weights_RT: jax.Array, distilled_RT: jax.Array | None = None
+    ) -> tuple[jax.Array, TokenLoss]:
+        """(sum over tokens of weight * loss, per-token details) of some rows of the minibatch the weights are from."""
         token = self.policy_loss(batch, self.advantage_transform(batch))
         if self.group_loss is None:
             total = masked.sum(weights_RT * token.loss_RT, weights_RT)
@@ -128,6 +145,8 @@ class Objective:
             total = self.group_loss(batch)
         for aux in self.aux_losses:
             total += masked.sum(weights_RT * aux(batch), weights_RT)
+        if self.distillation is not None and distilled_RT is not None:
+            total += masked.sum(distilled_RT * batch.divergence_RT, distilled_RT)
         return total, token
 
 

@@ -14,6 +14,9 @@ PROMPT_LOGP = "prompt_logp"  # [R] mean log-prob of the prompt's tokens under th
 NOVELTY = "novelty"  # [R] how new prompt and response are (novelty.py), in Rows.extras
 # and PLAN, [R] numbers that are equal where two responses have the same plan (rewards/plans.py), in Rows.extras
 ON_REQUEST = (REF_LOGP, PROMPT_LOGP, NOVELTY, PLAN)
+# In Rows.extras where a teacher is distilled (distillation.py): the final hidden states [R,T,D] with which it would
+# emit the tokens of the response, or its K likeliest tokens there and their log-probs [R,T,K].
+TEACHER_STATE, TEACHER_TOKEN, TEACHER_LOGP = "teacher_state", "teacher_token", "teacher_logp"
 # In Rows.extras where Objective.record asks: of every draw the K likeliest tokens and their log-probs [R,T,K].
 TOP_TOKEN, TOP_LOGP = "top_token", "top_logp"
 
@@ -40,7 +43,7 @@ class Rows(struct.PyTreeNode):
       advantage_R: float32, [R] or [R,T]; 0 where nothing was assigned.
       ref_logp_RT: log-probs of the reference model, or None.
       latent: where z was on, or None without a latent.
-      extras: further arrays by their names above (ON_REQUEST, TOP_*), as far as the method needs them.
+      extras: further arrays by their names above (ON_REQUEST, TEACHER_*, TOP_*), as far as the method needs them.
     """
 
     tokens_RC: jax.Array

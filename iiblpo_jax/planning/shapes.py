@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from iiblpo_jax.config.derived import group_size, injected_layers
+from iiblpo_jax.config.derived import group_size, injected_layers, shows_answer, teacher_model
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import Decoder, cast, params_of
+from iiblpo_jax.model.files.loading import load_config
 from iiblpo_jax.model.steering.codes import KINDS
 from iiblpo_jax.model.steering.psa import PSA
 from iiblpo_jax.rollout.forest import Forest
@@ -57,16 +58,26 @@ def abstract_step(config, model: ModelConfig, mesh: Mesh) -> AbstractStep:
         cvae = _everywhere(_shapes(lambda: kind(model.d_model, z, hidden, rngs=nnx.Rngs(0))), mesh)
     reference = _like(jax.eval_shape(lambda p: cast(p, config.model.dtype), policy), policy)
     optimizer = specs.optimizer(config)
-    state = abstract_state(params, optimizer, mesh, novelty=lambda: specs.novelty(config, model))
+    averages = specs.averages(config)
+    state = abstract_state(params, optimizer, mesh, novelty=lambda: specs.novelty(config, model), averages=averages)
     tokens = {"stop_ids": STOP_IDS, "start_id": START_ID, "never_ids": NEVER_IDS}
     programs = make_programs(config, model, state, optimizer, mesh=mesh, **tokens)
-    frozen = Frozen(readers={specs.REFERENCE: reference}, cvae=cvae)
+    frozen = Frozen(readers={specs.REFERENCE: reference} | _teacher(config, mesh), cvae=cvae)
     return AbstractStep(programs, state, frozen, _asked(config, model, mesh))
 
 
-def abstract_state(params: dict, optimizer, mesh: Mesh, *, novelty=lambda: None):
+def _teacher(config, mesh: Mesh) -> dict:
+    """A teacher that is another model: only its architecture is read."""
+    if not (path := teacher_model(config)):
+        return {}
+    theirs = load_config(path)
+    weights = _weights(lambda: Decoder(theirs, rngs=nnx.Rngs(0)), mesh)
+    return {specs.TEACHER: _like(jax.eval_shape(lambda p: cast(p, config.model.dtype), weights), weights)}
+
+
+def abstract_state(params: dict, optimizer, mesh: Mesh, *, novelty=lambda: None, averages: bool = False):
     """A fresh TrainState; what the optimizer keeps of a weight lies where the weight lies, the rest on every device."""
-    state = jax.eval_shape(lambda p: init_state(p, optimizer, novelty=novelty()), params)
+    state = jax.eval_shape(lambda p: init_state(p, optimizer, novelty=novelty(), averages=averages), params)
     place = {path: leaf.sharding for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     everywhere = NamedSharding(mesh, PartitionSpec())
 
@@ -119,9 +130,18 @@ def _asked(config, model: ModelConfig, mesh: Mesh) -> Asked:
             answer_len_P=of_prompts(),
             cue_PQ=of_prompts(CUE),
             cue_len_P=of_prompts(),
+            **_shown(config, mesh),
         ),
         forest=_forest(config, mesh) if config.data.recorded else None,
     )
+
+
+def _shown(config, mesh: Mesh) -> dict:
+    """Prompts with their answers, where somebody reads them."""
+    if not shows_answer(config):
+        return {}
+    p, width = config.train.prompts_per_step, config.rollout.max_prompt + CUE + specs.MAX_ANSWER
+    return {"shown_PS": _rows(mesh, p, width), "shown_len_P": _rows(mesh, p)}
 
 
 def _forest(config, mesh: Mesh) -> Forest:

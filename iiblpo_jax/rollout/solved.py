@@ -18,6 +18,7 @@ class Gold(struct.PyTreeNode):
       markers: answer markers of the tasks; marker_P says which one a prompt's task has.
       answer_PA, answer_len_P: tokens of the answers, right padded; at least one each.
       cue_PQ, cue_len_P: the text that asks for the answer, such as "The answer is ".
+      shown_PS, shown_len_P: prompts with their answers for hints, right padded; None where nobody reads them.
     """
 
     markers: tuple[MarkerTable, ...]
@@ -26,6 +27,8 @@ class Gold(struct.PyTreeNode):
     answer_len_P: jax.Array
     cue_PQ: jax.Array
     cue_len_P: jax.Array
+    shown_PS: jax.Array | None = None
+    shown_len_P: jax.Array | None = None
 
 
 @struct.dataclass

@@ -36,7 +36,7 @@ class Placing:
         names = list(self.markers)
         task_P = np.array([names.index(problem.task) for problem in batch.problems], np.int32)
         prompt, answer = (batch.tokens_PS, batch.length_P), (batch.answer_PA, batch.answer_length_P)
-        arrays = (*prompt, task_P, *answer, batch.cue_PQ, batch.cue_length_P)
+        arrays = (*prompt, task_P, *answer, batch.cue_PQ, batch.cue_length_P, batch.shown_PS, batch.shown_length_P)
         (prompt_PS, prompt_len_P, *gold), forest = meshes.to_devices((arrays, forest), self.mesh, "batch")
         return Drawn(batch, Asked(prompt_PS, prompt_len_P, Gold(tuple(self.markers.values()), *gold), forest))
 

@@ -72,27 +72,31 @@ def load_batch(path: Path | str, like: Rows) -> tuple[int, Rows, jax.Array]:
     return step, rows, key
 
 
-def examine(gradient: MinibatchGradient, params: dict, rows: Rows, key: jax.Array, *, step: int) -> Finding:
+def examine(
+    gradient: MinibatchGradient, params: dict, rows: Rows, key: jax.Array, *, step: int, teacher_VD=None
+) -> Finding:
     """One loss and gradient of the rows under `params`, nothing applied.
 
     Args:
       gradient: what the update computes; `settings.minibatches` is ignored.
       params: {'policy': ..., 'psa': ...}.
       rows, key, step: of `load_batch`.
+      teacher_VD: of `gradient`.
     """
     gradient = gradient.sized_for(rows.count)
 
     @jax.jit
-    def look(params, rows):
+    def look(params, rows, teacher_VD):
         with meshes.using(gradient.settings.mesh):
             logp_RT, _ = gradient.log_probs(params, rows)
-            loss, gradients, _ = gradient(params, rows, logp_RT, step=jnp.int32(step), key=key)
+            given = {"step": jnp.int32(step), "key": key, "teacher_VD": teacher_VD}
+            loss, gradients, _ = gradient(params, rows, logp_RT, **given)
         counts_RT = rows.mask_RT > 0
         gap_RT = jnp.where(counts_RT, jnp.abs(rows.raw_logp_RT - logp_RT), 0.0)
         finite_R = jnp.where(counts_RT, jnp.isfinite(logp_RT), True).all(1)
         return loss, optax.tree.norm(gradients), gap_RT.max(1), finite_R
 
-    loss, norm, gap_R, finite_R = jax.device_get(look(params, rows))
+    loss, norm, gap_R, finite_R = jax.device_get(look(params, rows, teacher_VD))
     for x in meshes.to_host(jax.tree.leaves(rows)):
         if np.issubdtype(x.dtype, np.floating):
             finite_R = finite_R & np.isfinite(x).reshape(x.shape[0], -1).all(1)

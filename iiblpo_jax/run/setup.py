@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from rich.console import Console
 
+from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config.defaults import RunConfig
-from iiblpo_jax.config.derived import group_size, without_replacement
+from iiblpo_jax.config.derived import group_size, shows_answer, teacher_model, without_replacement
 from iiblpo_jax.data.pipeline import PromptPipeline
 from iiblpo_jax.data.registry import make_tasks
 from iiblpo_jax.data.task import Task
@@ -25,6 +26,7 @@ from iiblpo_jax.run.placing import placing
 from iiblpo_jax.run.prompt_date import keep_date
 from iiblpo_jax.run.sources import Prompts, Recorded, Source
 from iiblpo_jax.step import specs
+from iiblpo_jax.step.teacher import check_teacher
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,7 @@ class Setup:
             max_prompt=self.config.rollout.max_prompt,
             max_answer=self.answer_width,
             seed=self.config.data.seed,
+            shown=shows_answer(self.config),
         )
 
     def source(self, workdir: Path) -> Source:
@@ -68,7 +71,9 @@ class Setup:
         tasks = [task for task, _ in self.tasks]
         place = placing(tasks, self.tokenizer, self.model.vocab_size, self.mesh)
         if not self.config.data.recorded:
-            return Prompts(self.pipeline(), place)
+            pipeline = self.pipeline()
+            self._check_shown(pipeline.shown_width)
+            return Prompts(pipeline, place)
         form, rollout = self._recorded_form(), self.config.rollout
         files = recorded.find(self.config.data.recorded, workdir)
         return Recorded(
@@ -81,7 +86,31 @@ class Setup:
             max_answer=self.answer_width,
             max_tokens=rollout.max_tokens,
             seed=self.config.data.seed,
+            shown=shows_answer(self.config),
         )
+
+    def _check_shown(self, width: int) -> None:
+        """Raises InputError where the longest prompt with its answer leaves a response no room."""
+        longest, most = self.config.rollout.max_tokens, self.model.max_positions
+        if width + longest > most:
+            raise InputError(
+                f"teacher.kind = answer reads prompts of up to {width} tokens with their answers, which with "
+                f"rollout.max_tokens = {longest} exceed the model's {most} positions; lower one by "
+                f"{width + longest - most}, or use another teacher.kind"
+            )
+
+    def teacher(self) -> dict:
+        """The weights of a teacher that is another model, by its name among the readers; {} without one.
+
+        Raises:
+          InputError: it cannot be loaded, or has another tokenizer.
+        """
+        if not (path := teacher_model(self.config)):
+            return {}
+        model, tokenizer = load_model(path, dtype=self.config.model.dtype)
+        check_teacher(path, model.config, tokenizer, self.model, self.tokenizer)
+        shardings = meshes.param_shardings(model, self.mesh, meshes.TRAIN)
+        return {specs.TEACHER: meshes.shard_params(params_of(model), shardings)}
 
     def _recorded_form(self) -> recorded.Form:
         config, parent_J = self.config, specs.branching(self.config).shape.parent_J

@@ -75,6 +75,7 @@ class Recorded(Source):
       prompts_per_step: P.
       max_prompt, max_answer, max_tokens: S, A, T.
       seed: of the order.
+      shown: batches have the prompts with their answers too.
 
     Raises:
       InputError: no groups, an id that no training problem has, every prompt of a task too long, a gold answer that
@@ -93,17 +94,19 @@ class Recorded(Source):
         max_answer: int,
         max_tokens: int,
         seed: int,
+        shown: bool = False,
     ):
-        prompts = _prompts(groups, tasks, tokenizer, max_prompt, max_answer)
+        prompts = _prompts(groups, tasks, tokenizer, max_prompt, max_answer, shown)
         kept = [(group, prompts[group[0].prompt_id]) for group in groups if group[0].prompt_id in prompts]
         batches = epochs(kept, seed=seed).batch(prompts_per_step, batch_fn=list)
         fingerprint = _fingerprint(kept, f"{seed} {prompts_per_step} {max_prompt} {max_tokens}")
         super().__init__(Endless(batches, fingerprint), dropped=len(groups) - len(kept))
+        self._shown = max(len(prompt.shown) for prompt in prompts.values())
         cue_width = max(len(prompt.cue) for prompt in prompts.values())
         self._widths, self._max_tokens, self._place = (max_prompt, max_answer, cue_width), max_tokens, place
 
     def _drawn(self, item: Sequence[tuple[Group, Prompt]]) -> Drawn:
-        batch = collate([prompt for _, prompt in item], self._widths)
+        batch = collate([prompt for _, prompt in item], self._widths, shown=self._shown)
         return self._place(batch, forest_of([group for group, _ in item], batch, self._max_tokens))
 
 
@@ -135,7 +138,9 @@ def forest_of(groups: Sequence[Group], batch: PromptBatch, max_tokens: int) -> F
     return Forest(**columns)
 
 
-def _prompts(groups: Sequence[Group], tasks: Sequence[Task], tokenizer, max_prompt: int, max_answer: int) -> dict:
+def _prompts(
+    groups: Sequence[Group], tasks: Sequence[Task], tokenizer, max_prompt: int, max_answer: int, shown: bool
+) -> dict:
     """The prompts of the groups by id, but those that are too long."""
     if not groups:
         raise InputError("the files of data.recorded hold no rollouts; give files that a run wrote into its rollouts/")
@@ -151,7 +156,7 @@ def _prompts(groups: Sequence[Group], tasks: Sequence[Task], tokenizer, max_prom
     for task in tasks:
         check_gold(task)
         if mine := [problem for problem in task.train if problem.id in wanted]:
-            prompts, _ = tokenize(task, mine, tokenizer, max_prompt, max_answer)
+            prompts, _ = tokenize(task, mine, tokenizer, max_prompt, max_answer, shown=shown)
             found |= {prompt.problem.id: prompt for prompt in prompts}
     return found
 

@@ -103,9 +103,10 @@ class Trainer:
             check_resumable(newest, config, setup.model, self._fingerprint)
         if specs.uses_latents(config):
             cvae, params["psa"] = setup.latents(workdir / "latent", reference, console)
-        self._frozen = Frozen(readers={specs.REFERENCE: reference}, cvae=cvae)
+        self._frozen = Frozen(readers={specs.REFERENCE: reference} | setup.teacher(), cvae=cvae)
         optimizer, self._schedule = specs.optimizer(config), specs.schedule(config)
-        self.state = setup.placed(init_state(params, optimizer, novelty=specs.novelty(config, setup.model)))
+        besides = {"novelty": specs.novelty(config, setup.model), "averages": specs.averages(config)}
+        self.state = setup.placed(init_state(params, optimizer, **besides))
 
         # --- programs
         self._programs = make_programs(
@@ -206,7 +207,10 @@ class Trainer:
           InputError: the file cannot be read, or was saved with another config.
         """
         step, rows, key = load_batch(path, self._abstract().rows())
-        console.print(finding_table(examine(self._programs.gradient, self.state.params, rows, key, step=step), rows))
+        gradient = self._programs.gradient
+        teacher_VD = gradient.teacher_weights(self.state, self._programs.teacher_weights(self._frozen))
+        finding = examine(gradient, self.state.params, rows, key, step=step, teacher_VD=teacher_VD)
+        console.print(finding_table(finding, rows))
 
     def latent_metrics(self) -> dict:
         """What the latent stage measured (`latent/*`); empty without a latent."""

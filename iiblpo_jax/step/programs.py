@@ -179,7 +179,8 @@ class StepPrograms:
         scored = call(Program("score", "lower train.prompts_per_step", score, arguments, {"spec": self.score_spec}))
         yield scored
         mend = "lower update.microbatch, or raise mesh.fsdp"
-        yield Updated(*call(Program("update", mend, self.update, (state, scored.rows, keys.update))))
+        arguments = (state, scored.rows, keys.update, self.teacher_weights(frozen))
+        yield Updated(*call(Program("update", mend, self.update, arguments)))
 
     def _sample(
         self, state: TrainState, frozen: Frozen, asked: Asked, key: jax.Array, call: Callable, beside: Any = ()
@@ -222,8 +223,18 @@ class StepPrograms:
     def _readers(self, state: TrainState, frozen: Frozen) -> dict:
         """The weights that `inform` reads under: the frozen ones, and of what changes the state's own, no copies."""
         moving = {specs.POLICY: state.params["policy"], NOVELTY: state.novelty}
+        if state.average is not None:
+            moving[specs.AVERAGE] = state.average["policy"]
         asked = dict(self.inform_spec.readers)
         return frozen.readers | {name: weights for name, weights in moving.items() if name in asked}
+
+    def teacher_weights(self, frozen: Frozen) -> dict | None:
+        """What `update` takes of a teacher that is another model: its output weights, None where it needs none."""
+        term = self.score_spec.credit.objective.distillation
+        if term is None or term.top_k or specs.TEACHER not in frozen.readers:
+            return None
+        teacher = dict(self.inform_spec.readers)[specs.TEACHER].model
+        return frozen.readers[specs.TEACHER]["embed" if teacher.tied_embeddings else "head"]
 
     def _gold(self, asked: Asked) -> Gold | None:
         """The answers, where branches depend on them."""

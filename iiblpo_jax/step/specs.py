@@ -14,9 +14,18 @@ from iiblpo_jax.config import derived
 from iiblpo_jax.data.task import Task, answer_ids, same_text
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.model.files.loading import load_config
 from iiblpo_jax.model.packed.attention import implementation
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
-from iiblpo_jax.objectives import Objective, make_objective, with_auxiliary, with_credit, with_overlong
+from iiblpo_jax.objectives import (
+    Distillation,
+    Objective,
+    make_objective,
+    with_auxiliary,
+    with_credit,
+    with_distillation,
+    with_overlong,
+)
 from iiblpo_jax.objectives.novelty import Novelty, make_novelty
 from iiblpo_jax.objectives.rows import NOVELTY, PLAN, PROMPT_LOGP, REF_LOGP
 from iiblpo_jax.rollout.branching import Branching
@@ -25,12 +34,15 @@ from iiblpo_jax.rollout.sampling import Sampling
 from iiblpo_jax.rollout.spec import RolloutSpec
 from iiblpo_jax.step.inform import Errors, InformationTerms, InformSpec, LogProbs, PromptLogProbs
 from iiblpo_jax.step.score import BottleneckSpec, CreditSpec, FilterSpec, LatentSpec, ScoreSpec, StrataSpec
+from iiblpo_jax.step.teacher import TeacherReader
 from iiblpo_jax.update.optimizer import Schedule, make_optimizer
 from iiblpo_jax.update.settings import UpdateSettings
 
 PACK_TOKENS = 2**13  # nodes of a bin where update.microbatch leaves it open
 REFERENCE = "reference"  # name of the frozen copy of the policy among the readers
 POLICY = "policy"  # that of the policy as it is
+AVERAGE = "average"  # that of the average of its past
+TEACHER = "teacher"  # that of another model
 NOVELTY_KEY = 2**31 - 1  # of its random weights, in place of the number of a step, which it exceeds
 MAX_ANSWER = 64  # tokens of a gold answer that the score reads; longer ones are cut
 
@@ -119,12 +131,39 @@ def objective(config) -> Objective:
         method = with_overlong(method, buffer=config.reward.overlong_buffer, penalty=config.reward.overlong_penalty)
     u = config.update
     return with_auxiliary(
-        method,
+        with_distillation(method, distillation(config)),
         entropy_coef=config.ib.entropy_coef,
         entropy_bonus=u.entropy_bonus,
         kl_coef=u.kl_coef,
         kl_form=u.kl_form,
     )
+
+
+def distillation(config) -> Distillation:
+    """The teacher's term."""
+    d = config.distill
+    return Distillation(coef=d.coef, beta=d.beta, min_reward=d.min_reward, top_k=d.top_k, teacher=config.teacher.kind)
+
+
+def averages(config) -> bool:
+    """Whether the state of a run has an average of past policies."""
+    return config.distill.coef > 0 and config.teacher.kind == "average"
+
+
+def _teacher(config, model: ModelConfig, reading: Reading) -> list:
+    """The reader that distillation asks for, with the name of its weights."""
+    if not config.distill.coef:
+        return []
+    kind, path = config.teacher.kind, derived.teacher_model(config)
+    reader = TeacherReader(
+        model=load_config(path) if path else model,
+        reading=reading,
+        dtype=config.model.dtype,
+        vocab_size=model.vocab_size,
+        top_k=config.distill.top_k,
+        shown=kind == "answer",
+    )
+    return [({"answer": POLICY, "average": AVERAGE, "model": TEACHER}[kind], reader)]
 
 
 def inform_spec(
@@ -155,6 +194,7 @@ def inform_spec(
         readers += [(POLICY, PromptLogProbs(model=model, reading=whole, dtype=config.model.dtype))]
     if NOVELTY in needs:
         readers += [(NOVELTY, Errors())]
+    readers += _teacher(config, model, reading)
     return InformSpec(readers=tuple(readers), mesh=mesh)
 
 
@@ -230,6 +270,7 @@ def update_settings(
         prefix_loss=derived.inherited_counts(config),
         group_size=kept,
         dtype=config.model.dtype,
+        average_decay=config.teacher.decay,
     )
     settings.check_rows(config.train.prompts_per_step * kept, whole_groups=method.needs_groups)
     return settings
@@ -269,10 +310,18 @@ def check(
     check_attention(config, model, mesh)
     check_plans(method, tasks)
     check_record(config, method, model)
+    check_distillation(config, model)
     update_settings(config, method, mesh=mesh)
 
 
-def check_positions(config, model: ModelConfig, tasks: Sequence[Task] = (), tokenizer: Tokenizer | None = None) -> None:
+def check_positions(
+    config,
+    model: ModelConfig,
+    tasks: Sequence[Task] = (),
+    tokenizer: Tokenizer | None = None,
+    *,
+    of: str = "model",
+) -> None:
     """Raises InputError where the longest row would exceed the positions the model was made for.
 
     `tasks` are those whose responses are scored (the likelihood estimator appends cue and answer); none in evaluation.
@@ -284,7 +333,7 @@ def check_positions(config, model: ModelConfig, tasks: Sequence[Task] = (), toke
     if s + t + extra > model.max_positions:
         raise InputError(
             f"rollout.max_prompt = {s} and rollout.max_tokens = {t} ({extra} more for scoring) need {s + t + extra} "
-            f"positions and the model has {model.max_positions}; lower one by {s + t + extra - model.max_positions}"
+            f"positions and the {of} has {model.max_positions}; lower one by {s + t + extra - model.max_positions}"
         )
 
 
@@ -333,6 +382,18 @@ def check_record(config, method: Objective, model: ModelConfig) -> None:
             f"objective.name = {method.name} compares the {method.record} likeliest tokens of every draw, which "
             "recorded rollouts (data.recorded) do not have; set objective.options.top_k=0"
         )
+
+
+def check_distillation(config, model: ModelConfig) -> None:
+    """Raises InputError where more of the teacher's likeliest tokens are told apart than there are, or the teacher
+    could not read a row."""
+    if config.distill.coef and config.distill.top_k > model.vocab_size:
+        raise InputError(
+            f"distill.top_k = {config.distill.top_k} and the vocabulary has {model.vocab_size}; lower it, or use 0 for "
+            "all of it"
+        )
+    if path := derived.teacher_model(config):
+        check_positions(config, load_config(path), of="teacher")
 
 
 def answer_width(tasks: Sequence[Task], tokenizer: Tokenizer) -> int:

@@ -23,7 +23,7 @@ from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.update.gradient import MinibatchGradient
 from iiblpo_jax.update.measures import metrics
 from iiblpo_jax.update.optimizer import Schedule
-from iiblpo_jax.update.state import TrainState
+from iiblpo_jax.update.state import TrainState, averaged
 
 MAX_RATIO = 1e3  # mean probability ratio beyond which rollout and update no longer speak of one policy
 
@@ -31,24 +31,27 @@ MAX_RATIO = 1e3  # mean probability ratio beyond which rollout and update no lon
 def make_update(
     gradient: MinibatchGradient, optimizer: optax.GradientTransformation, schedule: Schedule, *, state_shardings=None
 ):
-    """The jitted update: (state, Rows, key) -> (state, metrics).
+    """The jitted update: (state, Rows, key, teacher_VD) -> (state, metrics).
 
-    `state` is donated: do not use it again. `optimizer` is at the peak of its learning rates, and `schedule` says what
-    share of its changes is applied. Metrics are float32 scalars named as in the README. `state_shardings` pins where
-    the new state lies; None = where the compiler likes.
+    `state` is donated: do not use it again. `teacher_VD` are the output weights of a teacher that is another model and
+    whose whole distributions are distilled; else there is none. `optimizer` is at the peak of its learning rates, and
+    `schedule` says what share of its changes is applied. Metrics are float32 scalars named as in the README.
+    `state_shardings` pins where the new state lies; None = where the compiler likes.
     """
     update = partial(_update, gradient, optimizer, schedule)
     return jax.jit(update, donate_argnums=0, out_shardings=(state_shardings, None))
 
 
-def _update(gradient: MinibatchGradient, optimizer, schedule: Schedule, state: TrainState, rows: Rows, key):
+def _update(
+    gradient: MinibatchGradient, optimizer, schedule: Schedule, state: TrainState, rows: Rows, key, teacher_VD=None
+):
     with meshes.using(gradient.settings.mesh):
         share = schedule.share(state.moved)
-        after, found = _optimizer_steps(gradient, optimizer, share, state, rows, key)
+        after, found = _optimizer_steps(gradient, optimizer, share, state, rows, key, teacher_VD)
         return after, found | {"optim/lr": schedule.rate(state.moved)}
 
 
-def _optimizer_steps(gradient, optimizer, share, state, rows, key):
+def _optimizer_steps(gradient, optimizer, share, state, rows, key, teacher_VD):
     s, n = gradient.settings, rows.count
     whole_groups = gradient.objective.needs_groups
     s.check_rows(n, whole_groups=whole_groups)
@@ -58,11 +61,12 @@ def _optimizer_steps(gradient, optimizer, share, state, rows, key):
     # pi_old must be read before the first step moves the policy. One step alone starts at pi_old: its ratio is exactly
     # 1, and the forward of the loss itself is the reading.
     old_logp_RT = gradient.log_probs(state.params, rows)[0] if s.epochs * s.minibatches > 1 else None
+    taught = partial(gradient, teacher_VD=gradient.teacher_weights(state, teacher_VD))
 
     def step(state, inputs):  # rows are gathered inside the scan: shuffled copies of all epochs would be alive at once
         order_n, step_key = inputs
         minibatch, old_logp_nT = jax.tree.map(lambda x: x[order_n], (rows, old_logp_RT))
-        return optimizer_step(gradient, optimizer, share, state, minibatch, old_logp_nT, step_key)
+        return optimizer_step(taught, optimizer, share, state, minibatch, old_logp_nT, step_key)
 
     order_key, steps_key = jax.random.split(key)
     order_In = shuffled(
@@ -71,7 +75,13 @@ def _optimizer_steps(gradient, optimizer, share, state, rows, key):
     state, totals_I = jax.lax.scan(step, state, (order_In, jax.random.split(steps_key, order_In.shape[0])))
     totals = {name: x_I.max() if name.endswith("_max") else x_I.sum() for name, x_I in totals_I.items()}
     moved = state.moved + (totals["moved"] > 0)
-    return state.replace(step=state.step + 1, moved=moved, novelty=_seen(state.novelty, rows)), metrics(totals)
+    state = state.replace(
+        step=state.step + 1,
+        moved=moved,
+        novelty=_seen(state.novelty, rows),
+        average=averaged(state.average, state.params, s.average_decay),
+    )
+    return state, metrics(totals)
 
 
 def _seen(novelty: Novelty | None, rows: Rows) -> Novelty | None:

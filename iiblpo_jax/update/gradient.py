@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.model.decoder import bind, cast
+from iiblpo_jax.model.decoder import bind, cast, output_weights
+from iiblpo_jax.model.divergence import Teacher, over_vocabulary
 from iiblpo_jax.model.steering.psa import bind_psa
 from iiblpo_jax.objectives.interface import Batch, Objective
 from iiblpo_jax.objectives.rows import Rows
@@ -16,6 +17,7 @@ from iiblpo_jax.update.importance import importance
 from iiblpo_jax.update.measures import add_up, input_positions, totals_of
 from iiblpo_jax.update.microbatches import make_pieces
 from iiblpo_jax.update.settings import UpdateSettings
+from iiblpo_jax.update.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class MinibatchGradient:
             return self
         return dataclasses.replace(self, settings=dataclasses.replace(s, microbatch=n // s.minibatches))
 
-    def __call__(self, params: dict, rows: Rows, old_logp_RT, *, step, key):
+    def __call__(self, params: dict, rows: Rows, old_logp_RT, *, step, key, teacher_VD=None):
         """Loss, gradient and the sums behind the metrics.
 
         Args:
@@ -50,44 +52,47 @@ class MinibatchGradient:
           old_logp_RT: log-probs of pi_old, or None where the policy still is pi_old (the ratio is then exactly 1).
           step: int32 scalar handed to the objective.
           key: random key handed to the objective.
+          teacher_VD: output weights of the teacher where its whole distributions are distilled.
 
         Returns:
           (loss, gradients like params, totals: see `measures.totals_of`).
         """
         pieces = make_pieces(rows, self.settings)
-        coupled = self.objective.whole_minibatch or self.objective.group_loss is not None
+        teacher, coupled = self._teacher(rows, teacher_VD), self.objective.coupled
         if coupled and not pieces.one:
-            return self._coupled(params, rows, pieces, old_logp_RT, step=step, key=key)
+            return self._coupled(params, rows, pieces, old_logp_RT, teacher, step=step, key=key)
         # A method that couples rows gets its weights, and its random key, only with the whole minibatch in hand.
-        weights_RT = None if coupled else self.objective.weights(self._batch(rows, None, None, old_logp_RT, step=step))
+        weights_RT = None if coupled else self.objective.weights(self._batch(rows, None, old_logp_RT, step=step))
+        distilled_RT = self.objective.distilled(rows)
 
         def piece_loss(params, i):
-            rows, (old_logp, weights) = pieces.rows(i), pieces.cut((old_logp_RT, weights_RT), i)
-            logp, entropy, *top = self._forward(params, pieces, i, others=self.objective.record > 0)
-            batch = self._batch(rows, logp, entropy, old_logp, *top, step=step, key=key if coupled else None)
-            weights = self.objective.weights(batch) if coupled else pieces.counted(weights, i)
-            loss, token = self.objective.loss(batch, weights)
-            return loss, totals_of(batch, token, self.settings)
+            rows, (old_logp, *weights) = pieces.rows(i), pieces.cut((old_logp_RT, weights_RT, distilled_RT), i)
+            said = self._forward(params, pieces, i, teacher=teacher, others=self.objective.record > 0)
+            batch = self._batch(rows, said, old_logp, step=step, key=key if coupled else None)
+            weights, distilled = pieces.counted(weights, i)
+            weights = self.objective.weights(batch) if coupled else weights
+            loss, token = self.objective.loss(batch, weights, distilled)
+            return loss, totals_of(batch, token, self.settings, self.objective.distillation)
 
         (loss, totals), gradients = self._accumulate(piece_loss, params, pieces)
         return loss, gradients, self._completed(totals, gradients, rows, pieces)
 
-    def _coupled(self, params, rows, pieces, old_logp_RT, *, step, key):
+    def _coupled(self, params, rows, pieces, old_logp_RT, teacher, *, step, key):
         # Gradient caching (Gao et al., arXiv 2101.06983): the loss and its gradient with respect to the log-probs need
         # all rows but no activations; the chain rule through the model then goes one piece at a time.
-        def whole_loss(logp, entropy):
-            batch = self._batch(rows, logp, entropy, old_logp_RT, *top, step=step, key=key)
-            loss, token = self.objective.loss(batch, self.objective.weights(batch))
-            return loss, totals_of(batch, token, self.settings)
+        def whole_loss(said):
+            batch = self._batch(rows, (*said, *top), old_logp_RT, step=step, key=key)
+            loss, token = self.objective.loss(batch, self.objective.weights(batch), self.objective.distilled(rows))
+            return loss, totals_of(batch, token, self.settings, self.objective.distillation)
 
-        now_RT, entropy_RT, *top = self._collect(params, pieces, others=self.objective.record > 0)
-        outer = jax.value_and_grad(whole_loss, argnums=(0, 1), has_aux=True)
-        (loss, totals), cotangents = outer(now_RT, entropy_RT)
+        now = self._collect(params, pieces, teacher=teacher, others=self.objective.record > 0)
+        said, top = (now[:2], now[2:]) if teacher is None else (now[:3], now[3:])
+        (loss, totals), cotangents = jax.value_and_grad(whole_loss, has_aux=True)(said)
 
         def piece_loss(params, i):
-            d_logp, d_entropy = pieces.counted(pieces.cut(cotangents, i), i)
-            logp, entropy = self._forward(params, pieces, i)
-            return jnp.sum(d_logp * logp + d_entropy * entropy), {}
+            d_said = pieces.counted(pieces.cut(cotangents, i), i)
+            said = self._forward(params, pieces, i, teacher=teacher)
+            return jnp.sum(sum(d * x for d, x in zip(d_said, said, strict=True))), {}
 
         _, gradients = self._accumulate(piece_loss, params, pieces)
         return loss, gradients, self._completed(totals, gradients, rows, pieces)
@@ -98,6 +103,17 @@ class MinibatchGradient:
             totals |= {"taught": (optax.tree.norm(gradients) > 0).astype(jnp.float32)}
         return totals | input_positions(rows, pieces)
 
+    def teacher_weights(self, state: TrainState, given):
+        """Output weights of the teacher at the start of an update, before it moves; `given` are another model's."""
+        term = self.objective.distillation
+        if term is None or term.top_k:
+            return None
+        if term.teacher == "model":
+            return over_vocabulary(given, self.model_config.vocab_size)
+        weights = state.average if term.teacher == "average" else state.params
+        assert weights is not None, "teacher.kind = average makes the state hold one"
+        return output_weights(bind(self.model_config, cast(weights["policy"], self.settings.dtype)))
+
     def log_probs(self, params, rows: Rows, *, others: bool = False):
         """(logp_RT, entropy_RT) of the response tokens of any number of rows, piece by piece; constants.
 
@@ -105,20 +121,31 @@ class MinibatchGradient:
         """
         return self._collect(params, make_pieces(rows, self.settings), others=others)
 
-    def _collect(self, params, pieces, *, others=False):
-        found = pieces.collect_log_probs(others=others, **self._forward_arguments(params, pieces))
+    def _teacher(self, rows: Rows, teacher_VD) -> Teacher | None:
+        """What the teacher says of the rows; None without one."""
+        term = self.objective.distillation
+        if term is None:
+            return None
+        return Teacher(tuple(rows.extras[name] for name in term.columns), teacher_VD, term.beta)
+
+    def _collect(self, params, pieces, *, teacher=None, others=False):
+        found = pieces.collect_log_probs(teacher=teacher, others=others, **self._forward_arguments(params, pieces))
         return jax.lax.stop_gradient(found)
 
-    def _forward(self, params, pieces, i, *, others=False):
-        """(logp, entropy) [rows, T] of piece i; with `others` and log-probs [rows, T, K] of TOP_TOKEN."""
-        return pieces.log_probs(i=i, others=others, **self._forward_arguments(params, pieces))
+    def _forward(self, params, pieces, i, *, teacher=None, others=False):
+        """(logp, entropy) [rows, T] of piece i; with a teacher and the divergence from it; with `others` and log-probs
+        [rows, T, K] of TOP_TOKEN."""
+        return pieces.log_probs(i=i, teacher=teacher, others=others, **self._forward_arguments(params, pieces))
 
     def _forward_arguments(self, params, pieces):
         inject = self.settings.condition == "conditioned" and pieces.latent
         model = bind(self.model_config, cast(params["policy"], self.settings.dtype))
         return {"model": model, "psa": bind_psa(params["psa"], self.model_config) if inject else None}
 
-    def _batch(self, rows: Rows, logp, entropy, old_logp, top_logp=None, *, step, key=None) -> Batch:
+    def _batch(self, rows: Rows, said, old_logp, *, step, key=None) -> Batch:
+        """Rows with what `_forward` said of them; None while weights are computed."""
+        logp, entropy, *more = said or (None, None)
+        divergence = more.pop(0) if more and self.objective.distillation is not None else None
         old_logp = jax.lax.stop_gradient(logp) if old_logp is None else old_logp
         ones = jnp.ones_like(rows.mask_RT)
         return Batch(
@@ -129,7 +156,8 @@ class MinibatchGradient:
             importance_RT=ones if old_logp is None else importance(rows, old_logp, self.settings),
             step=step,
             key=key,
-            top_logp_RTK=top_logp,
+            top_logp_RTK=more[0] if more else None,
+            divergence_RT=divergence,
         )
 
     def _accumulate(self, piece_loss, params, pieces):

@@ -5,13 +5,16 @@ import jax.numpy as jnp
 
 from iiblpo_jax.common import masked
 from iiblpo_jax.objectives.auxiliary import reference_kl
+from iiblpo_jax.objectives.distillation import Distillation
 from iiblpo_jax.objectives.interface import Batch, TokenLoss
 from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.update.importance import outside, weighed
 from iiblpo_jax.update.settings import UpdateSettings
 
 
-def totals_of(batch: Batch, token: TokenLoss, settings: UpdateSettings) -> dict:
+def totals_of(
+    batch: Batch, token: TokenLoss, settings: UpdateSettings, distillation: Distillation | None = None
+) -> dict:
     """Sums over tokens, and a maximum (`*_max`): what `metrics` needs, in a form that microbatches can add up."""
     rows, mask = batch.rows, batch.rows.mask_RT
     on = mask * rows.z_on_RT
@@ -38,6 +41,10 @@ def totals_of(batch: Batch, token: TokenLoss, settings: UpdateSettings) -> dict:
         "gap_tokens": comparable.sum(),
         "gap_max": masked.max(gap, comparable),
     }
+    if distillation is not None:
+        counted_RT = distillation.counted(rows)
+        totals["distilled"], totals["divergence"] = counted_RT.sum(), masked.sum(batch.divergence_RT, counted_RT)
+        totals["taught"] += totals["distilled"]
     return jax.lax.stop_gradient(totals)
 
 
@@ -57,7 +64,11 @@ def metrics(totals: dict) -> dict:
         return t[name] / jnp.maximum(t[over], 1.0)
 
     weights = t["weight_tokens"] * t["weight_square"]
-    return {
+    distilled = {}
+    if "distilled" in t:
+        distilled["update/divergence"] = mean("divergence", "distilled")
+        distilled["update/distilled"] = mean("distilled", "tokens")
+    return distilled | {
         "update/loss": mean("loss", "steps"),
         "update/grad_norm": mean("grad_norm", "steps"),
         "update/ratio_mean": mean("ratio", "tokens"),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from iiblpo_jax.model.decoder import Decoder
+from iiblpo_jax.model.divergence import Teacher
 from iiblpo_jax.model.logprobs import response_logprobs
 from iiblpo_jax.model.packed.bins import PackedRows
 from iiblpo_jax.model.packed.forward import packed_logprobs
@@ -52,9 +53,12 @@ class PaddedPieces:
         del i
         return tree
 
-    def log_probs(self, model: Decoder, i, *, psa: PSA | None = None, others: bool = False):
+    def log_probs(
+        self, model: Decoder, i, *, psa: PSA | None = None, others: bool = False, teacher: Teacher | None = None
+    ):
         """(logp, entropy) of the response tokens of piece i, [rows, T]; with `psa`, z is injected.
 
+        With a teacher, whose columns are those of all N rows, and the divergence from it, [rows, T].
         With `others` and the log-probs of the tokens that rows have as TOP_TOKEN, [rows, T, K].
         """
         rows, settings = self.rows(i), self._settings
@@ -67,12 +71,13 @@ class PaddedPieces:
             never=settings.never_ids,
             inject=None if psa is None or rows.latent is None else steer_rows(psa, model.config.n_layers, rows.latent),
             remat=settings.remat,
+            teacher=teacher and teacher.replace(columns=self.cut(teacher.columns, i)),
             others_NTK=rows.extras[TOP_TOKEN] if others else None,
         )
 
-    def collect_log_probs(self, model: Decoder, *, psa: PSA | None = None, others: bool = False):
+    def collect_log_probs(self, model: Decoder, **how):
         """`log_probs` of all N rows."""
-        outputs = jax.lax.map(lambda i: self.log_probs(model, i, psa=psa, others=others), jnp.arange(self.count))
+        outputs = jax.lax.map(lambda i: self.log_probs(model, i, **how), jnp.arange(self.count))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
 
 
@@ -124,12 +129,12 @@ class PackedPieces:
         valid = self._packed.bins(i).valid_J.ravel()
         return jax.tree.map(lambda x: jnp.where(valid[:, None], x, 0.0), tree)
 
-    def log_probs(self, model: Decoder, i, *, psa: PSA | None = None, others: bool = False):
+    def log_probs(self, model: Decoder, i, **how):
         """As of PaddedPieces, of `rows(i)`."""
-        outputs = self._log_probs(model, self._packed.bins(i), psa, others)
+        outputs = self._log_probs(model, self._packed.bins(i), **how)
         return tuple(x.reshape(-1, *x.shape[2:]) for x in outputs)
 
-    def _log_probs(self, model, bins, psa, others):
+    def _log_probs(self, model, bins, *, psa=None, others=False, teacher=None):
         rows, settings = self._rows, self._settings
         by_shard = self._packed.by_shard
         inject = None
@@ -147,9 +152,10 @@ class PackedPieces:
             never=settings.never_ids,
             inject=inject,
             remat=settings.remat,
+            teacher=teacher and teacher.replace(columns=tuple(map(by_shard, teacher.columns))),
             others_WNTK=by_shard(rows.extras[TOP_TOKEN]) if others else None,
         )
 
-    def collect_log_probs(self, model: Decoder, *, psa: PSA | None = None, others: bool = False):
+    def collect_log_probs(self, model: Decoder, **how):
         """`log_probs` of all N rows."""
-        return self._packed.collect(lambda bins: self._log_probs(model, bins, psa, others))
+        return self._packed.collect(lambda bins: self._log_probs(model, bins, **how))

@@ -30,6 +30,7 @@ class UpdateSettings:
       prefix_loss: the prefix a branch inherits counts in its loss.
       group_size: rows of one prompt; packing, and objectives that need it, keep them together.
       dtype: of the forward's weights and activations; master weights and gradients stay float32.
+      average_decay: of the average of past policies (state.averaged), where there is one.
     """
 
     temperature: float = 1.0
@@ -49,6 +50,7 @@ class UpdateSettings:
     prefix_loss: bool = True
     group_size: int = 1
     dtype: str = "float32"
+    average_decay: float = 0.0
 
     @property
     def shards(self) -> int:

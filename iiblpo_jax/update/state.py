@@ -18,6 +18,7 @@ class TrainState:
       step: int32 scalar, updates done (one a rollout).
       moved: int32 scalar, those of them that changed the params; the learning rate's schedule goes by it.
       novelty: networks that say what is new; None unless the method asks.
+      average: {'policy': Decoder weights}, float32, the exponential average of past policies; None unless it teaches.
     """
 
     params: dict
@@ -25,9 +26,22 @@ class TrainState:
     step: jax.Array
     moved: jax.Array
     novelty: Novelty | None = None
+    average: dict | None = None
 
 
-def init_state(params: dict, optimizer: optax.GradientTransformation, *, novelty: Novelty | None = None) -> TrainState:
-    """A fresh state at step 0."""
+def init_state(
+    params: dict, optimizer: optax.GradientTransformation, *, novelty: Novelty | None = None, averages: bool = False
+) -> TrainState:
+    """A fresh state at step 0; `averages`: with an average of past policies, of which there is one."""
     opt_state, zero = optimizer.init(params), jnp.int32(0)
-    return TrainState(params=params, opt_state=opt_state, step=zero, moved=jnp.int32(0), novelty=novelty)
+    average = {"policy": jax.tree.map(jnp.copy, params["policy"])} if averages else None
+    return TrainState(
+        params=params, opt_state=opt_state, step=zero, moved=jnp.int32(0), novelty=novelty, average=average
+    )
+
+
+def averaged(average: dict | None, params: dict, decay: float) -> dict | None:
+    """The average after one more policy: decay * average + (1 - decay) * policy (Mean Teacher, arXiv 1703.01780)."""
+    if average is None:
+        return None
+    return jax.tree.map(lambda a, w: decay * a + (1 - decay) * w, average, {"policy": params["policy"]})

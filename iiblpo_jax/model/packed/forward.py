@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from iiblpo_jax.devices.mesh import constrain
 from iiblpo_jax.model.attention import rope_frequencies, rope_table
 from iiblpo_jax.model.decoder import Decoder, output_weights
+from iiblpo_jax.model.divergence import Teacher
 from iiblpo_jax.model.layer import Inject, rms_norm, run_layer
 from iiblpo_jax.model.logprobs import chunked_logprobs, other_logprobs
 from iiblpo_jax.model.packed.attention import implementation, on_mesh
@@ -71,6 +72,7 @@ def packed_logprobs(
     never: tuple[int, ...] = (),
     inject: Inject | None = None,
     remat: bool = True,
+    teacher: Teacher | None = None,
     others_WNTK: jax.Array | None = None,
 ) -> tuple[jax.Array, ...]:
     """Log-probabilities and entropies of the first `t` tokens after each row's context, for the rows of W bins.
@@ -82,10 +84,12 @@ def packed_logprobs(
       t: text tokens wanted; entries past a row's end, and rows that are not valid, hold zeros.
       block, attention, inject, remat: of `packed_hidden_states`.
       temperature, never: of `model.logprobs.chunked_logprobs`.
+      teacher: the same, its columns [W,N,T,...] of the rows that were packed; rows that share a node have one there.
       others_WNTK: of the rows that were packed, as in `model.logprobs.response_logprobs`.
 
     Returns:
-      (logp_WJT, entropy_WJT), float32, differentiable; with `others_WNTK` and [W,J,T,K], constants.
+      (logp_WJT, entropy_WJT), float32, differentiable; with a teacher and divergence_WJT, likewise; with `others_WNTK`
+      and [W,J,T,K], constants.
     """
     h_WUD = packed_hidden_states(model, bins, block=block, attention=attention, inject=inject, remat=remat)
     u = h_WUD.shape[1]
@@ -98,6 +102,10 @@ def packed_logprobs(
     def take(x_WU, i_WU):
         return jax.vmap(lambda x, i: x[i])(x_WU, i_WU)
 
+    if teacher is not None:
+        of_nodes = jax.vmap(_of_nodes)
+        columns = (take(of_nodes(x_WNT, context_len_WN, bins), order_WU) for x_WNT in teacher.columns)
+        teacher = teacher.replace(columns=tuple(columns))
     w_VD = output_weights(model)
     outputs = chunked_logprobs(
         take(h_WUD, order_WU),
@@ -106,6 +114,7 @@ def packed_logprobs(
         temperature=temperature,
         used=used,
         never=never,
+        teacher=teacher,
     )
     place_WU = jnp.pad(place_WU, [(0, 0), (0, 1)], constant_values=u)
     at_WJT = take(place_WU, jnp.minimum(node_WJT, u))
@@ -127,6 +136,29 @@ def packed_logprobs(
         never=never,
     )
     return *found, jnp.where(node_WJT[..., None] < u, beside_WXK.reshape(w, j, t, k), 0.0)
+
+
+def packed_states(
+    model: Decoder,
+    tokens_WNC: jax.Array,
+    context_len_WN: jax.Array,
+    bins: Bin,
+    t: int,
+    *,
+    block: int,
+    attention: str = "blocks",
+) -> jax.Array:
+    """Final-norm hidden states [W,J,T,D] that emit the first `t` tokens after each row's context; else as
+    `packed_logprobs`."""
+    h_WUD = packed_hidden_states(model, bins, block=block, attention=attention)
+    node_WJT, _ = jax.vmap(_emissions, (0, 0, 0, None))(tokens_WNC, context_len_WN, bins, t)
+    return jax.vmap(lambda h_UD, node_JT: h_UD.at[node_JT].get(mode="fill", fill_value=0.0))(h_WUD, node_WJT)
+
+
+def _of_nodes(x_NT: jax.Array, context_len_N: jax.Array, one: Bin) -> jax.Array:
+    """What is said of the text tokens of rows [N,T,...], as said of the nodes that emit them [U,...]."""
+    row_U = one.row_J[one.owner_U]
+    return x_NT.at[row_U, one.position_U + 1 - context_len_N[row_U]].get(mode="clip")
 
 
 def _emissions(tokens_NC, context_len_N, one: Bin, t: int):
