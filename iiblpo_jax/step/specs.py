@@ -270,7 +270,7 @@ def update_settings(
         prefix_loss=derived.inherited_counts(config),
         group_size=kept,
         dtype=config.model.dtype,
-        average_decay=config.teacher.decay,
+        average_decay=config.teacher.decay if averages(config) else 0.0,
     )
     settings.check_rows(config.train.prompts_per_step * kept, whole_groups=method.needs_groups)
     return settings

@@ -144,9 +144,11 @@ class MinibatchGradient:
 
     def _batch(self, rows: Rows, said, old_logp, *, step, key=None) -> Batch:
         """Rows with what `_forward` said of them; None while weights are computed."""
+        logp: Any
+        entropy: Any
         logp, entropy, *more = said or (None, None)
         divergence = more.pop(0) if more and self.objective.distillation is not None else None
-        old_logp = jax.lax.stop_gradient(logp) if old_logp is None else old_logp
+        old_logp: Any = jax.lax.stop_gradient(logp) if old_logp is None else old_logp
         ones = jnp.ones_like(rows.mask_RT)
         return Batch(
             rows=rows,
