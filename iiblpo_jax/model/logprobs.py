@@ -113,7 +113,8 @@ def _logprobs(h_BtD, targets_Bt, w_VD, temperature, never, teacher=None):
         return target_Bt - norm_Bt, norm_Bt - expected_Bt
     logp_BtV = logits_BtV - norm_Bt[..., None]
     if teacher.w_VD is None:
-        divergence_Bt = likeliest_jsd(logp_BtV, *teacher.columns, teacher.beta)
+        token_BtK, theirs_BtK = teacher.columns
+        divergence_Bt = likeliest_jsd(logp_BtV, token_BtK, theirs_BtK, teacher.beta)
     else:
         (g_BtD,) = teacher.columns
         theirs_BtV = jax.nn.log_softmax(_logits(g_BtD, teacher.w_VD, temperature, never))

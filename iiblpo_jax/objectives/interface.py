@@ -146,6 +146,7 @@ class Objective:
         for aux in self.aux_losses:
             total += masked.sum(weights_RT * aux(batch), weights_RT)
         if self.distillation is not None and distilled_RT is not None:
+            assert batch.divergence_RT is not None, "the update reads rows with their teacher"
             total += masked.sum(distilled_RT * batch.divergence_RT, distilled_RT)
         return total, token
 

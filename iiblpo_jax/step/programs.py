@@ -35,6 +35,7 @@ from iiblpo_jax.step import specs
 from iiblpo_jax.step.inform import InformSpec, inform
 from iiblpo_jax.step.sampled import Sampled, merge
 from iiblpo_jax.step.score import Rows, ScoreSpec, score
+from iiblpo_jax.step.teacher import TeacherReader
 from iiblpo_jax.update.epochs import make_update
 from iiblpo_jax.update.gradient import MinibatchGradient
 from iiblpo_jax.update.state import TrainState
@@ -233,7 +234,9 @@ class StepPrograms:
         term = self.score_spec.credit.objective.distillation
         if term is None or term.top_k or specs.TEACHER not in frozen.readers:
             return None
-        teacher = dict(self.inform_spec.readers)[specs.TEACHER].model
+        reader = dict(self.inform_spec.readers)[specs.TEACHER]
+        assert isinstance(reader, TeacherReader)
+        teacher = reader.model
         return frozen.readers[specs.TEACHER]["embed" if teacher.tied_embeddings else "head"]
 
     def _gold(self, asked: Asked) -> Gold | None:

@@ -142,13 +142,13 @@ class MinibatchGradient:
         model = bind(self.model_config, cast(params["policy"], self.settings.dtype))
         return {"model": model, "psa": bind_psa(params["psa"], self.model_config) if inject else None}
 
-    def _batch(self, rows: Rows, said, old_logp, *, step, key=None) -> Batch:
+    def _batch(self, rows: Rows, said, old_logp: Any, *, step, key=None) -> Batch:
         """Rows with what `_forward` said of them; None while weights are computed."""
         logp: Any
         entropy: Any
         logp, entropy, *more = said or (None, None)
         divergence = more.pop(0) if more and self.objective.distillation is not None else None
-        old_logp: Any = jax.lax.stop_gradient(logp) if old_logp is None else old_logp
+        old_logp = jax.lax.stop_gradient(logp) if old_logp is None else old_logp
         ones = jnp.ones_like(rows.mask_RT)
         return Batch(
             rows=rows,
