@@ -100,8 +100,12 @@ UNGROUPED = ("reinforce_pp",)  # their advantages do not compare the trajectorie
 WHOLE_GROUPS = ("disco",)  # their minibatches hold all trajectories of a prompt, packed or not
 UNBOUNDED = ("cispo",)  # a ratio has no lower bound with clip_low = 1, as published
 
+# What an adapter may be beside, by the names that PEFT has for them, in the order of a layer.
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
 SECTIONS = {
     "model": "the language model",
+    "lora": "an adapter that is trained in place of the weights",
     "data": "prompts and verifiers",
     "task": "what is asked",
     "train": "the run",
@@ -135,6 +139,18 @@ KNOBS = {
         "of the update's matmuls; master weights are always float32; bfloat16 on accelerators",
         choices=("float32", "bfloat16"),
     ),
+    "lora.rank": knob(
+        0, "r of a LoRA adapter (arXiv 2106.09685), trained in place of the weights; 0 = none", at_least=0
+    ),
+    "lora.alpha": knob(32.0, "the adapter counts alpha / rank times", above=0),
+    "lora.targets": knob(LORA_TARGETS, f"projections with an adapter, of {', '.join(LORA_TARGETS)}", of=str),
+    "lora.base": knob(
+        "float32",
+        "how the frozen weights are stored; int8: the matrices of layers, one scale an output channel, the rest in "
+        "bfloat16",
+        choices=("float32", "bfloat16", "int8"),
+    ),
+    "lora.path": knob("", "folder of a PEFT adapter to begin with; empty = one that adds nothing"),
     "data.seed": knob(0, "order of the prompts and of generated problems"),
     "data.recorded": knob(
         "", "files of recorded rollouts to learn from in place of new ones: a folder, a file or a glob; empty = none"

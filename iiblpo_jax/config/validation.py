@@ -10,7 +10,16 @@ from collections.abc import Iterator
 from iiblpo_jax.common import own_code
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config import files
-from iiblpo_jax.config.defaults import KNOBS, METHODS, OF_ADVANTAGES, UNBOUNDED, UNGROUPED, WHOLE_GROUPS, RunConfig
+from iiblpo_jax.config.defaults import (
+    KNOBS,
+    LORA_TARGETS,
+    METHODS,
+    OF_ADVANTAGES,
+    UNBOUNDED,
+    UNGROUPED,
+    WHOLE_GROUPS,
+    RunConfig,
+)
 from iiblpo_jax.config.derived import (
     decay_steps,
     divisors,
@@ -71,6 +80,23 @@ def _latent(config: RunConfig) -> Iterator[str]:
         yield "latent.prior_power = 0 gives a Gaussian no width; use a number above 0, or latent.kind=codes"
     if latent.kind == "codes" and latent.z > 0 and latent.window == 0:
         yield "latent.kind = codes needs latent.window, the tokens that a code is about; set it, such as 4"
+
+
+def _lora(config: RunConfig) -> Iterator[str]:
+    lora = config.lora
+    if lora.rank == 0:
+        for key, value in {"base": lora.base, "path": lora.path}.items():
+            if value != KNOBS[f"lora.{key}"].default:
+                yield f"lora.{key} = {value} is of an adapter and lora.rank = 0 trains none; set lora.rank, such as 16"
+        return
+    if not lora.targets:
+        yield "lora.targets is empty, so nothing would be trained; name projections, such as q_proj,v_proj"
+    for name in lora.targets:
+        if name not in LORA_TARGETS:
+            near = nearest(name, LORA_TARGETS)
+            yield f"lora.targets contains {shown(name)}{near}; use some of {', '.join(LORA_TARGETS)}"
+    if len({*lora.targets}) < len(lora.targets):
+        yield "lora.targets names a projection twice; name each once"
 
 
 def _tasks(config: RunConfig) -> Iterator[str]:
@@ -281,6 +307,11 @@ def _teacher(config: RunConfig) -> Iterator[str]:
     kind, path = config.teacher.kind, config.teacher.path
     if kind == "model" and not path and config.distill.coef > 0:
         yield "teacher.kind = model needs teacher.path, the model that teaches; set it, or use teacher.kind=answer"
+    if kind == "average" and config.lora.rank and config.distill.coef > 0:
+        yield (
+            f"teacher.kind = average averages whole weights and lora.rank = {config.lora.rank} trains an adapter; use "
+            "teacher.kind=answer or model, or lora.rank=0"
+        )
     if path and kind != "model":
         yield f"teacher.path = {shown(path)} is read by nobody with teacher.kind = {kind}; set teacher.kind=model"
 
@@ -358,6 +389,7 @@ CHECKS = {
     _slots: "rollout.refill_at rollout.slots",
     _lengths: "rollout.min_tokens rollout.max_tokens",
     _latent: "latent.kind latent.z latent.window latent.prior_power",
+    _lora: "lora.rank lora.targets lora.base lora.path",
     _tasks: "task.name task.mix task.path",
     _own_code: "task.path task.options objective.path tracker.path",
     _method: "objective.name objective.options objective.path",
@@ -375,7 +407,7 @@ CHECKS = {
     _schedule: "optim.schedule optim.decay_steps optim.warmup train.steps",
     _minibatches: "train.prompts_per_step rollout.roots branch.k branch.depth branch.parent ib.filter ib.keep "
     "update.minibatches update.packed update.microbatch mesh.data mesh.fsdp objective.name",
-    _teacher: "teacher.kind teacher.path distill.coef",
+    _teacher: "teacher.kind teacher.path distill.coef lora.rank",
     _importance: "update.importance_floor update.importance_cap",
     _refills: "train.refills data.recorded rollout.roots branch.k branch.depth branch.parent",
     _recorded: "data.recorded latent.z latent.condition ib.estimator log.entropies",

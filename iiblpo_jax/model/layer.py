@@ -44,11 +44,25 @@ class Matrix:
       weight: the entries.
       scale: [*out], undoes the quantisation of each output channel; None where there is none.
       inputs: axes of the input.
+      delta: what is added to the product (adapters/lora.py); None where nothing is.
     """
 
     weight: jax.Array
     scale: jax.Array | None = None
     inputs: int = struct.field(pytree_node=False, default=1)
+    delta: "Delta | None" = None
+
+
+class Delta(Protocol):
+    """What is added to the product of a Matrix; a pytree."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """float32 [..., *out] of x [..., *in]."""
+        ...
+
+    def weight(self) -> jax.Array:
+        """The same as entries [*out, *in] to add to those of the matrix."""
+        ...
 
 
 class Layer(struct.PyTreeNode):
@@ -126,8 +140,13 @@ def fuse_qkv(q_LH, k_LG, v_LG) -> jax.Array:
 
 
 def layer_of(weights: dict) -> Layer:
-    """A Layer, stacked or not, from arrays by name; absent biases and norms are None."""
-    matrices: dict[str, Any] = {name: Matrix(weight=weights[name], inputs=inputs) for name, inputs in INPUTS.items()}
+    """A Layer, stacked or not, from arrays, or Matrix objects, by name; absent biases and norms are None."""
+
+    def matrix(name: str, inputs: int) -> Matrix:
+        weight = weights[name]
+        return weight if isinstance(weight, Matrix) else Matrix(weight=weight, inputs=inputs)
+
+    matrices: dict[str, Any] = {name: matrix(name, inputs) for name, inputs in INPUTS.items()}
     parts: dict[str, Any] = dict.fromkeys(AXES) | weights | matrices
     return Layer(**parts)
 
@@ -144,8 +163,9 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
 
 def multiply(x: jax.Array, matrix: Matrix) -> jax.Array:
     """x [..., *in] times a matrix, float32 [..., *out], whatever the dtype of either."""
-    product: jax.Array = _product(x, matrix.weight.astype(x.dtype), matrix.inputs)
-    return product if matrix.scale is None else product * matrix.scale
+    product: jax.Array = _product(x, matrix.weight, matrix.inputs)
+    product = product if matrix.scale is None else product * matrix.scale
+    return product if matrix.delta is None else product + matrix.delta(x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -154,9 +174,12 @@ def _product(x, weight, inputs: int):
 
     A matmul that sums over leading axes transposes its first operand, and XLA on CPU fuses what made that operand into
     the copy: for the wide side this was the gradient of the gated unit, read against its grain, a fifth of an update.
+
+    A weight in another dtype than x is cast here, so that the backward pass keeps it as it is stored: a copy of a
+    frozen int8 matrix in the dtype of x would be kept for every layer. Integers have no gradient.
     """
     over = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(weight.ndim - inputs, weight.ndim))
-    return jax.lax.dot_general(x, weight, (over, ((), ())), preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(x, weight.astype(x.dtype), (over, ((), ())), preferred_element_type=jnp.float32)
 
 
 def _product_forward(x, weight, inputs):
@@ -164,7 +187,11 @@ def _product_forward(x, weight, inputs):
 
 
 def _product_backward(inputs, saved, d_out):
-    x, weight = saved
+    d_x, d_weight = _gradients(saved[0], saved[1].astype(saved[0].dtype), inputs, d_out)
+    return d_x, d_weight.astype(saved[1].dtype) if jnp.issubdtype(saved[1].dtype, jnp.inexact) else None
+
+
+def _gradients(x, weight, inputs, d_out):
     d, outputs, rows = d_out.astype(x.dtype), weight.ndim - inputs, tuple(range(x.ndim - inputs))
 
     def dot(a, b, over_a, over_b):

@@ -267,13 +267,13 @@ def _resident(config, model: ModelConfig, step: AbstractStep, shape: dict, parts
     return {
         "params": total(state.params),
         "optimizer": total(state.opt_state),
-        "reference": total(step.frozen),
+        "reference" if step.frozen.base is None else "base, reference too": total(step.frozen),
         "KV cache": 0 if config.data.recorded else r.slots // parts * (r.max_prompt + r.max_tokens) * token,
     }
 
 
 def _decode_form(config, model: ModelConfig, step: AbstractStep) -> str:
-    layers = jax.eval_shape(step.programs.publish, step.state.params["policy"]).layers
+    layers = jax.eval_shape(step.programs.publish, step.frozen.policy(step.state)).layers
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(layers))
     if config.rollout.unroll:
         return (

@@ -9,6 +9,8 @@ weighted values of one query and one key):
     decode                  a forward of every generated token, over its own context
     inform                  responses with and without their prompt, cut responses with cue and answer, cue and answer
                             alone (bottleneck.likelihood); only the first of these without the likelihood estimator
+    adapter                 of frozen weights no gradient is taken: a backward is one forward, not two; what the thin
+                            matrices do themselves counts nothing
     update                  one forward for the old log-probs where there are several optimizer steps, and a forward and
                             a backward an epoch, over the kept rows
 
@@ -21,6 +23,7 @@ import dataclasses
 import math
 
 from iiblpo_jax.config import derived
+from iiblpo_jax.model.adapters.lora import projections
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.rollout.publication import kv_heads_held
 from iiblpo_jax.step import specs
@@ -85,6 +88,21 @@ def layer_weights(m: ModelConfig) -> int:
 def head_weights(m: ModelConfig) -> int:
     """V D."""
     return m.vocab_size * m.d_model
+
+
+def trained_weights(config, m: ModelConfig) -> int:
+    """What has a gradient and optimizer state: all matmul weights, or those of an adapter."""
+    spec = specs.lora(config)
+    if spec is None:
+        return layer_weights(m) + head_weights(m) * (1 if m.tied_embeddings else 2)
+    known = projections(m)
+    return m.n_layers * spec.rank * sum(math.prod(known[t].out) + math.prod(known[t].inside) for t in spec.targets)
+
+
+def _stored_bytes(config, layers: int, rest: int) -> float:
+    """Bytes of so many weights of layers and others as the update and the reference read them."""
+    base = config.lora.base if config.lora.rank else config.model.dtype
+    return layers * DTYPE_BYTES[base] + rest * DTYPE_BYTES["bfloat16" if base == "int8" else base]
 
 
 def forward_flops(m: ModelConfig, *, nodes: float, pairs: float, emitted: float) -> float:
@@ -168,7 +186,7 @@ def _inform(config, m: ModelConfig, lengths: Lengths, shape, likelihood: bool) -
             m, texts=trajectories, start=lengths.prompt + lengths.response, length=tail, emitted=True
         ) + text_flops(m, texts=prompts, start=lengths.prompt, length=tail, emitted=True)
     pieces = max(1, math.ceil(own * (1 + likelihood) / _nodes(config, shape) / _shards(shape)))
-    weights = (layer_weights(m) + head_weights(m)) * DTYPE_BYTES[config.model.dtype]
+    weights = _stored_bytes(config, layer_weights(m), head_weights(m))
     return Work(flops=flops, useful=flops, bytes=pieces * weights / shape["tensor"])
 
 
@@ -179,14 +197,14 @@ def _update(config, m: ModelConfig, lengths: Lengths, shape) -> Work:
     forward = text_flops(m, texts=prompts, start=0, length=lengths.prompt, emitted=False)
     forward += _responses(m, own, lengths, start=lengths.prompt)
     steps = u.epochs * u.minibatches
-    passes = u.epochs * 3 + (steps > 1)
+    passes = u.epochs * (2 if config.lora.rank else 3) + (steps > 1)
     nodes = own + prompts * lengths.prompt
     pieces = math.ceil(nodes / u.minibatches / _nodes(config, shape) / _shards(shape)) * u.minibatches
-    all_weights, spread = layer_weights(m) + head_weights(m) * (1 if m.tied_embeddings else 2), _state_parts(shape)
-    read = all_weights * DTYPE_BYTES[config.model.dtype] / shape["tensor"]
+    trained, spread = trained_weights(config, m), _state_parts(shape)
+    read = _stored_bytes(config, layer_weights(m), head_weights(m) * (1 if m.tied_embeddings else 2)) / shape["tensor"]
     # A piece reads weights forward, again where recomputed, and backward, and adds float32 gradients.
-    piece = (2 + u.remat) * read + 8 * all_weights / spread
-    moved = u.epochs * pieces * piece + pieces * read * (steps > 1) + steps * 28 * all_weights / spread
+    piece = (2 + u.remat) * read + 8 * trained / spread
+    moved = u.epochs * pieces * piece + pieces * read * (steps > 1) + steps * 28 * trained / spread
     return Work(flops=forward * (passes + u.epochs * u.remat), useful=forward * passes, bytes=moved)
 
 

@@ -18,6 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from iiblpo_jax.config.derived import group_size, injected_layers, shows_answer, teacher_model
 from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.model.adapters.adapted import Adapted, base_shardings, stored
+from iiblpo_jax.model.adapters.lora import LoRA, LoRASpec
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import Decoder, cast, params_of
 from iiblpo_jax.model.files.loading import load_config
@@ -50,18 +52,21 @@ def abstract_step(config, model: ModelConfig, mesh: Mesh) -> AbstractStep:
     """
     specs.check(config, model, mesh)
     policy = _weights(lambda: Decoder(model, rngs=nnx.Rngs(0)), mesh)
-    params, cvae = {"policy": policy}, None
+    params, cvae, base = {"policy": policy}, None, None
+    if adapter := specs.lora(config):
+        base = _base(config, model, adapter, policy)
+        params = {"lora": _weights(lambda: LoRA(model, adapter, rngs=nnx.Rngs(0)), mesh)}
     if specs.uses_latents(config):
         z, injected = config.latent.z, injected_layers(config, model.n_layers)
         params["psa"] = _weights(lambda: PSA(model, z, injected, rngs=nnx.Rngs(0)), mesh)
         kind, hidden = KINDS[config.latent.kind], config.latent.hidden
         cvae = _everywhere(_shapes(lambda: kind(model.d_model, z, hidden, rngs=nnx.Rngs(0))), mesh)
-    reference = _like(jax.eval_shape(lambda p: cast(p, config.model.dtype), policy), policy)
+    reference = base or _like(jax.eval_shape(lambda p: cast(p, config.model.dtype), policy), policy)
     optimizer = specs.optimizer(config)
     averages = specs.averages(config)
     state = abstract_state(params, optimizer, mesh, novelty=lambda: specs.novelty(config, model), averages=averages)
     tokens = {"stop_ids": STOP_IDS, "start_id": START_ID, "never_ids": NEVER_IDS}
-    programs = make_programs(config, model, state, optimizer, mesh=mesh, **tokens)
+    programs = make_programs(config, model, state, optimizer, mesh=mesh, base=base, **tokens)
     frozen = Frozen(readers={specs.REFERENCE: reference} | _teacher(config, mesh), cvae=cvae)
     return AbstractStep(programs, state, frozen, _asked(config, model, mesh))
 
@@ -87,6 +92,18 @@ def abstract_state(params: dict, optimizer, mesh: Mesh, *, novelty=lambda: None,
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=found)
 
     return jax.tree_util.tree_map_with_path(placed, state)
+
+
+def _base(config, model: ModelConfig, adapter: LoRASpec, policy: dict) -> Adapted:
+    """Shapes of the frozen weights beneath an adapter."""
+    shapes = jax.eval_shape(lambda p: stored(p, config.lora.base), policy)
+    shardings = base_shardings(jax.tree.map(lambda x: x.sharding, policy), shapes)
+
+    def place(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    base = jax.tree.map(place, shapes, shardings)
+    return Adapted(base=base, adapter=None, model=model, spec=adapter, dtype=config.model.dtype)
 
 
 def _shapes(make) -> dict:

@@ -4,10 +4,8 @@ Training keeps layers stacked, in float32. Decoding reads every weight once a to
 default, unstacks the layers (a scan would slice every weight at every token). It may quantise the matrices to int8.
 Made once a step, reused by every rollout.
 
-    int8    w[o, i] ~ scale[o] * q[o, i],  scale[o] = max_i |w[o, i]| / 127,  |error| <= scale[o] / 2
-
-The product is (x @ q.T) * scale: the scale belongs to an output channel, hence comes out of the sum. The embedding is
-quantised too, a row a token, so that a tied head stays one table. Norms and biases are not.
+Of int8 (model/quantised.py) the embedding is quantised too, a row a token, so that a tied head stays one table. Norms
+and biases are not. An adapter is merged into its matrices, in float32, before anything else is done with them.
 
 On a mesh a publication is also the one reshard between training and rollout (mesh.ROLLOUT). Where there are fewer kv
 heads than parts of the axis `tensor`, each is held several times, every copy with its share of the query heads.
@@ -24,10 +22,10 @@ from flax import struct
 from jax.sharding import Mesh
 
 from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.model.adapters.adapted import Weights, stacked_layers, top_weights, whole_layer
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.layer import AXES, INPUTS, Layer, Matrix, layer_of, multiply
-
-INT8_MAX = 127.0
+from iiblpo_jax.model.quantised import quantise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,18 +84,22 @@ class Published:
 
 
 @functools.partial(jax.jit, static_argnames="spec")
-def publish(params: dict, *, spec: PublicationSpec) -> Published:
+def publish(params: Weights, *, spec: PublicationSpec) -> Published:
     """The publication of a policy.
 
     Args:
-      params: weights of a Decoder (`decoder.params_of`); not donated, training goes on with them.
+      params: weights of a Decoder (`decoder.params_of`), or adapted ones; not donated, training goes on with them.
       spec: static.
     """
-    matrix, stacked = functools.partial(_matrix, spec=spec), params["layers"]
+    matrix, stacked, params = functools.partial(_matrix, spec=spec), stacked_layers(params), top_weights(params)
+
+    def layer(one) -> Layer:
+        return _layer(whole_layer(one), spec)
+
     if spec.unroll:
-        layers = [_layer({name: w[i] for name, w in stacked.items()}, spec) for i in range(spec.model.n_layers)]
+        layers = [layer(jax.tree.map(lambda w, i=i: w[i], stacked)) for i in range(spec.model.n_layers)]
     else:
-        layers = jax.vmap(functools.partial(_layer, spec=spec))(stacked)
+        layers = jax.vmap(layer)(stacked)
     return Published(
         embed=matrix(params["embed"]),
         head=None if spec.model.tied_embeddings else matrix(params["head"]),
@@ -108,7 +110,7 @@ def publish(params: dict, *, spec: PublicationSpec) -> Published:
     )
 
 
-def publisher(spec: PublicationSpec, params: dict, mesh: Mesh | None = None) -> Callable[[dict], Published]:
+def publisher(spec: PublicationSpec, params: Weights, mesh: Mesh | None = None) -> Callable[[Weights], Published]:
     """`publish` with its static argument bound, jitted: params -> Published.
 
     Args:
@@ -171,15 +173,6 @@ def _matrix(weight: jax.Array, inputs: int = 1, *, spec: PublicationSpec) -> Mat
     if spec.weights == "int8":
         return quantise(weight, inputs)
     return Matrix(weight=weight.astype(spec.dtype), inputs=inputs)
-
-
-def quantise(weight: jax.Array, inputs: int = 1) -> Matrix:
-    """Symmetric int8, rounded to nearest, with one float32 scale an output channel: all but the last `inputs` axes."""
-    weight = weight.astype(jnp.float32)
-    summed = tuple(range(-inputs, 0))
-    largest = jnp.abs(weight).max(summed, keepdims=True)
-    quantised = jnp.round(weight * (INT8_MAX / jnp.where(largest > 0, largest, 1.0)))
-    return Matrix(weight=quantised.astype(jnp.int8), scale=largest.squeeze(summed) / INT8_MAX, inputs=inputs)
 
 
 def look_up(published: Published, tokens: jax.Array) -> jax.Array:

@@ -157,11 +157,12 @@ class Checkpoints:
         """
         return self._newest(lambda step: {"step": step} | {key: self._host(step)[key] for key in ("arrays", "extra")})
 
-    def restore_policy(self, abstract_params: dict, which: str = "latest") -> tuple[int, dict] | None:
+    def restore_policy(self, abstract_params: dict, which: str = "latest", *, part: str = "policy"):
         """(step, policy weights) of a checkpoint, whatever optimizer it was saved with; nothing else of it is read.
 
         Args:
           abstract_params: as in `restore_latest`.
+          part: of the params; `lora`: the weights of an adapter.
           which: `latest`, the newest one that can be read; `best`; or the number of a step.
 
         Returns:
@@ -171,10 +172,10 @@ class Checkpoints:
           InputError: there is no such checkpoint, it holds another model, or it is damaged (`latest`: all are).
         """
         if which == "latest":
-            return self._newest(lambda step: self._restore_policy(step, abstract_params))
+            return self._newest(lambda step: self._restore_policy(step, abstract_params, part))
         step = self._best_step() if which == "best" else self._step(which)
         try:
-            return self._restore_policy(step, abstract_params)
+            return self._restore_policy(step, abstract_params, part)
         except InputError:
             raise
         except Exception as error:  # as in `_newest`
@@ -261,11 +262,12 @@ class Checkpoints:
         self._kept.best = host["best"]
         return step, _unflat(arrays, abstract_state), _decode(host["iterator"]), host["extra"]
 
-    def _restore_policy(self, step: int, abstract_params: dict) -> tuple[int, dict]:
-        host, mine = self._host(step), {"params": {"policy": abstract_params}}
-        stored = {name: what for name, what in host["arrays"].items() if name.startswith("params.policy.")}
+    def _restore_policy(self, step: int, abstract_params: dict, part: str) -> tuple[int, dict]:
+        host, mine = self._host(step), {"params": {part: abstract_params}}
+        trained = ("params.policy.", "params.lora.")
+        stored = {name: what for name, what in host["arrays"].items() if name.startswith(trained)}
         arrays = self._arrays(step, host, stored, mine)
-        return step, _unflat(arrays, mine)["params"]["policy"]
+        return step, _unflat(arrays, mine)["params"][part]
 
     def _host(self, step: int) -> dict:
         return self._read(step, host=ocp.args.JsonRestore()).host

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.model.adapters.adapted import Adapted
 from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.update.gradient import MinibatchGradient
 
@@ -73,7 +74,14 @@ def load_batch(path: Path | str, like: Rows) -> tuple[int, Rows, jax.Array]:
 
 
 def examine(
-    gradient: MinibatchGradient, params: dict, rows: Rows, key: jax.Array, *, step: int, teacher_VD=None
+    gradient: MinibatchGradient,
+    params: dict,
+    rows: Rows,
+    key: jax.Array,
+    *,
+    step: int,
+    teacher_VD=None,
+    base: Adapted | None = None,
 ) -> Finding:
     """One loss and gradient of the rows under `params`, nothing applied.
 
@@ -82,21 +90,23 @@ def examine(
       params: {'policy': ..., 'psa': ...}.
       rows, key, step: of `load_batch`.
       teacher_VD: of `gradient`.
+      base: of an adapter.
     """
     gradient = gradient.sized_for(rows.count)
 
     @jax.jit
-    def look(params, rows, teacher_VD):
+    def look(params, rows, teacher_VD, base):
+        over = gradient.over(base)
         with meshes.using(gradient.settings.mesh):
-            logp_RT, _ = gradient.log_probs(params, rows)
+            logp_RT, _ = over.log_probs(params, rows)
             given = {"step": jnp.int32(step), "key": key, "teacher_VD": teacher_VD}
-            loss, gradients, _ = gradient(params, rows, logp_RT, **given)
+            loss, gradients, _ = over(params, rows, logp_RT, **given)
         counts_RT = rows.mask_RT > 0
         gap_RT = jnp.where(counts_RT, jnp.abs(rows.raw_logp_RT - logp_RT), 0.0)
         finite_R = jnp.where(counts_RT, jnp.isfinite(logp_RT), True).all(1)
         return loss, optax.tree.norm(gradients), gap_RT.max(1), finite_R
 
-    loss, norm, gap_R, finite_R = jax.device_get(look(params, rows, teacher_VD))
+    loss, norm, gap_R, finite_R = jax.device_get(look(params, rows, teacher_VD, base))
     for x in meshes.to_host(jax.tree.leaves(rows)):
         if np.issubdtype(x.dtype, np.floating):
             finite_R = finite_R & np.isfinite(x).reshape(x.shape[0], -1).all(1)

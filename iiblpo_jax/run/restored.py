@@ -2,28 +2,36 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.model.adapters.adapted import merged
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import params_of
 from iiblpo_jax.model.files.loading import load_model
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
+from iiblpo_jax.run.adapters import first_adapter, frozen_base, loaded_dtype
 from iiblpo_jax.run.checkpoints import Checkpoints
 from iiblpo_jax.run.prompt_date import keep_date
+from iiblpo_jax.step import specs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Weights ready to use. `source` says in words where they come from; step 0 = never trained."""
+    """Weights ready to use, an adapter merged into them and beside them. `source` says in words where they come from;
+    step 0 = never trained."""
 
     params: dict
     model_config: ModelConfig
     tokenizer: Tokenizer
     step: int
     source: str
+    adapter: dict | None = None
 
 
 def load_policy(config, workdir: Path, which: str = "latest", *, mesh: Mesh | None = None) -> Policy:
@@ -37,21 +45,33 @@ def load_policy(config, workdir: Path, which: str = "latest", *, mesh: Mesh | No
     Raises:
       InputError: no such checkpoint, the model cannot be loaded, or the checkpoint belongs to another model.
     """
-    model, tokenizer = load_model(config.model.path)
+    model, tokenizer = load_model(config.model.path, dtype=jnp.dtype(loaded_dtype(config)))
     tokenizer = keep_date(tokenizer, workdir)
     params, step, source = params_of(model), 0, f"model {config.model.path}"
     if mesh is not None:
         params = meshes.shard_params(params, meshes.param_shardings(model, mesh, meshes.TRAIN))
+    spec = specs.lora(config)
+    adapter = None if spec is None else first_adapter(config, model.config, spec, mesh=mesh)
+    trained, part = (params, "policy") if adapter is None else (adapter, "lora")
     found = None
     if (workdir / "checkpoints").is_dir():
         checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, every=0)
         try:
-            found = checkpoints.restore_policy(params, which)
+            found = checkpoints.restore_policy(trained, which, part=part)
         finally:
             checkpoints.close()
     if found is not None:
-        step, params = found
+        step, trained = found
         source = f"checkpoint of {workdir}"
     elif which != "latest":
         raise InputError(f"{workdir} has no checkpoint, so --checkpoint={which} names none; train first")
-    return Policy(params=params, model_config=model.config, tokenizer=tokenizer, step=step, source=source)
+    about: Any = {"model_config": model.config, "tokenizer": tokenizer, "step": step, "source": source}
+    if spec is None:
+        return Policy(params=trained, **about)
+    whole = merged(frozen_base(config, model.config, spec, params).replace(adapter=trained))
+    return Policy(params=_like(whole, params), adapter=trained, **about)
+
+
+def _like(tree, placed):
+    """The arrays, each where its counterpart in `placed` is."""
+    return jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), tree, placed)

@@ -6,12 +6,14 @@ from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config.derived import injected_layers
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.files.fingerprint import fingerprint
+from iiblpo_jax.run.adapters import described
 from iiblpo_jax.run.checkpoints import Checkpoints
 from iiblpo_jax.step import specs
 
 
 def check_resumable(newest: dict, config, model: ModelConfig, began_with: str) -> None:
-    """Raises InputError where the checkpoints are another model's, or were trained with another latent.
+    """Raises InputError where the checkpoints are another model's, or were trained with another latent or
+    another adapter.
 
     Deleting latent/ would not help: what the checkpoints hold of it (PSA, its optimizer moments) has its shape.
 
@@ -23,7 +25,13 @@ def check_resumable(newest: dict, config, model: ModelConfig, began_with: str) -
     if newest["extra"]["model"] != began_with:
         raise InputError(
             f"the checkpoints of this workdir grew from another model than {config.model.path}; use the model the run "
-            "began with, or another --workdir"
+            f"began with{_named(newest['extra'].get('base', ''))}, or another --workdir"
+        )
+    adapted, adapts = newest["extra"].get("lora", "") or WHOLE, described(config) or WHOLE
+    if adapted != adapts:
+        raise InputError(
+            f"checkpoint {newest['step']} of this workdir was trained with {adapted} and the config says {adapts}; a "
+            "run keeps what it trains to the end: set it back, or use another --workdir"
         )
     gain = newest["arrays"].get("params.psa.gain")  # [N,Z,D]
     # A checkpoint of an earlier version says nothing of the kind.
@@ -53,6 +61,11 @@ def check_workdir(workdir: Path, config, model: ModelConfig, policy: dict) -> bo
 
 
 NONE = "no latent"
+WHOLE = "no adapter"
+
+
+def _named(path: str) -> str:
+    return f" ({path})" if path else ""
 
 
 def _latent(kind: str, z: int, layers: int) -> str:

@@ -17,11 +17,13 @@ from iiblpo_jax.data.task import Task
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.latents import ensure_latents
 from iiblpo_jax.latents.continuations import training_questions
+from iiblpo_jax.model.adapters.adapted import Adapted
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import cast, params_of
 from iiblpo_jax.model.files.loading import load_model
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
 from iiblpo_jax.run import recorded
+from iiblpo_jax.run.adapters import first_adapter, frozen_base, loaded_dtype
 from iiblpo_jax.run.placing import placing
 from iiblpo_jax.run.prompt_date import keep_date
 from iiblpo_jax.run.sources import Prompts, Recorded, Source
@@ -39,7 +41,8 @@ class Setup:
       model, tokenizer: of the policy.
       tasks: (task, weight) pairs to train on.
       answer_width: tokens of the longest gold answer that a batch holds.
-      policy: float32 master weights, split over the mesh as training has them.
+      policy: the weights the model has, split over the mesh as training has them: float32 master weights, or what the
+        base of an adapter is made of.
     """
 
     config: RunConfig
@@ -127,6 +130,22 @@ class Setup:
         """A copy of the policy in the dtype of the computation, which nobody donates."""
         return jax.tree.map(jnp.copy, cast(self.policy, self.config.model.dtype))
 
+    def base(self) -> Adapted | None:
+        """The frozen weights that an adapter is trained beside, with it off; None where the policy itself is."""
+        adapter = specs.lora(self.config)
+        return adapter and frozen_base(self.config, self.model, adapter, self.policy)
+
+    def trained(self) -> dict:
+        """What training changes, as params of its state: the policy, or an adapter.
+
+        Raises:
+          InputError: lora.path is no adapter of this model with lora.rank, lora.alpha and lora.targets.
+        """
+        adapter = specs.lora(self.config)
+        if adapter is None:
+            return {"policy": self.policy}
+        return {"lora": first_adapter(self.config, self.model, adapter, mesh=self.mesh)}
+
     def latents(self, directory: Path, reference: dict, console: Console):
         """(CVAE or Codes weights, PSA weights), trained first where the directory has none; on the mesh.
 
@@ -168,7 +187,7 @@ def set_up(config: RunConfig, workdir: Path | None = None, *, devices: list | No
       InputError: whatever the config, the model or the data get wrong, before anything is compiled.
     """
     mesh = meshes.make_mesh(config.mesh, prompts=config.train.prompts_per_step, devices=devices)
-    model, tokenizer = load_model(config.model.path)
+    model, tokenizer = load_model(config.model.path, dtype=jnp.dtype(loaded_dtype(config)))
     if workdir is not None:
         tokenizer = keep_date(tokenizer, workdir)
     weighted = make_tasks(config.task, seed=config.data.seed)

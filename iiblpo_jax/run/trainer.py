@@ -29,6 +29,7 @@ from iiblpo_jax.config.derived import without_replacement
 from iiblpo_jax.config.validation import validate
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.latents.storage import METRICS
+from iiblpo_jax.model.adapters.adapted import Adapted
 from iiblpo_jax.model.files.fingerprint import fingerprint
 from iiblpo_jax.planning.memory import check_fits, device_limit, measure_step, memory_table
 from iiblpo_jax.results.evaluation import Evaluator, evaluation_tasks
@@ -37,6 +38,7 @@ from iiblpo_jax.rewards.together import make_scorer, score_together
 from iiblpo_jax.rollout.forest import response_tokens
 from iiblpo_jax.rollout.publication import Published
 from iiblpo_jax.run import remarks
+from iiblpo_jax.run.adapters import absolute, described
 from iiblpo_jax.run.checkpoints import Checkpoints, check_writable
 from iiblpo_jax.run.graded import Graded, Verified, first_informative, graded
 from iiblpo_jax.run.in_flight import PendingRollout, PendingUpdate, scored_metrics, updated_metrics
@@ -93,8 +95,9 @@ class Trainer:
         self.scorer = make_scorer(config, [*tasks, *(task for task in evaluated if task not in tasks)])
         self._evaluator = Evaluator(config, evaluated, setup.model, setup.tokenizer, self.scorer, mesh=setup.mesh)
 
-        # --- weights: the policy, a frozen copy as the reference, latents from the reference
-        reference, cvae, params = setup.reference(), None, {"policy": setup.policy}
+        # --- weights: the policy, a frozen copy as the reference, latents from the reference; or an adapter beside it
+        base, cvae, params = setup.base(), None, setup.trained()
+        reference = base or setup.reference()
         self._fingerprint = fingerprint(setup.model, setup.policy)
         self._checkpoints = Checkpoints(
             workdir, keep=config.checkpoint.keep, every=config.checkpoint.every, best=config.checkpoint.best
@@ -102,7 +105,9 @@ class Trainer:
         if newest := self._checkpoints.newest():
             check_resumable(newest, config, setup.model, self._fingerprint)
         if specs.uses_latents(config):
-            cvae, params["psa"] = setup.latents(workdir / "latent", reference, console)
+            whole = setup.reference() if isinstance(reference, Adapted) else reference
+            cvae, params["psa"] = setup.latents(workdir / "latent", whole, console)
+            del whole
         self._frozen = Frozen(readers={specs.REFERENCE: reference} | setup.teacher(), cvae=cvae)
         optimizer, self._schedule = specs.optimizer(config), specs.schedule(config)
         besides = {"novelty": specs.novelty(config, setup.model), "averages": specs.averages(config)}
@@ -118,6 +123,7 @@ class Trainer:
             start_id=self.tokenizer.start_id,
             never_ids=self.tokenizer.textless_ids(setup.model.vocab_size),
             mesh=setup.mesh,
+            base=base,
         )
         self._plans = {task.name: task.plan for task in tasks} if PLAN in self._programs.judged else None
 
@@ -207,9 +213,10 @@ class Trainer:
           InputError: the file cannot be read, or was saved with another config.
         """
         step, rows, key = load_batch(path, self._abstract().rows())
-        gradient = self._programs.gradient
+        base = self._frozen.base
+        gradient = self._programs.gradient.over(base)
         teacher_VD = gradient.teacher_weights(self.state, self._programs.teacher_weights(self._frozen))
-        finding = examine(gradient, self.state.params, rows, key, step=step, teacher_VD=teacher_VD)
+        finding = examine(gradient, self.state.params, rows, key, step=step, teacher_VD=teacher_VD, base=base)
         console.print(finding_table(finding, rows))
 
     def latent_metrics(self) -> dict:
@@ -250,6 +257,8 @@ class Trainer:
             "decay_steps": self._schedule.decay_steps,
             "model": self._fingerprint,
             "latent": self.config.latent.kind,
+            "lora": described(self.config),
+            "base": absolute(self.config.model.path),
         }
         self._checkpoints.save(step, self.state, iterator=self._position, extra=extra, score=self._score, force=force)
         self._checkpoint_seconds = time.monotonic() - began
@@ -384,7 +393,7 @@ class Trainer:
 
     def _published(self) -> Published:
         """The policy as decoding wants it."""
-        return self._programs.publish(self.state.params["policy"])
+        return self._programs.publish(self._frozen.policy(self.state))
 
     @property
     def _has_score(self) -> bool:

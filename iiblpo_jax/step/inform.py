@@ -16,8 +16,8 @@ from iiblpo_jax import bottleneck
 from iiblpo_jax.bottleneck import Reading
 from iiblpo_jax.common.padded import Padded
 from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.model.adapters.adapted import Weights, bound
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.model.decoder import bind, cast
 from iiblpo_jax.objectives.novelty import Novelty, errors
 from iiblpo_jax.objectives.rows import NOVELTY, PROMPT_LOGP, REF_LOGP
 from iiblpo_jax.rollout.forest import Forest
@@ -42,10 +42,10 @@ class InformationTerms:
     reading: Reading
     compression: str
 
-    def __call__(self, weights: dict, forest: Forest, gold: Gold) -> Columns:
+    def __call__(self, weights: Weights, forest: Forest, gold: Gold) -> Columns:
         """The columns, under these weights."""
         found = bottleneck.likelihood(
-            bind(self.model, weights),
+            bound(self.model, weights),
             prompt=Padded(forest.prompt_PS, forest.prompt_len_P),
             response=Padded(forest.tokens_RT, forest.length_R),
             cut_R=cuts(forest, gold),
@@ -64,9 +64,9 @@ class LogProbs:
     model: ModelConfig
     reading: Reading
 
-    def __call__(self, weights: dict, forest: Forest, gold: Gold) -> Columns:
+    def __call__(self, weights: Weights, forest: Forest, gold: Gold) -> Columns:
         """The column, under these weights."""
-        return {REF_LOGP: bottleneck.reference_logprobs(bind(self.model, weights), forest, self.reading)}
+        return {REF_LOGP: bottleneck.reference_logprobs(bound(self.model, weights), forest, self.reading)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,10 +82,10 @@ class PromptLogProbs:
     reading: Reading
     dtype: str = "float32"
 
-    def __call__(self, weights: dict, forest: Forest, gold: Gold) -> Columns:
+    def __call__(self, weights: Weights, forest: Forest, gold: Gold) -> Columns:
         """The column, under these weights."""
         prompt = Padded(forest.prompt_PS, forest.prompt_len_P)
-        logp_P = bottleneck.prompt_logprobs(bind(self.model, cast(weights, self.dtype)), prompt, self.reading)
+        logp_P = bottleneck.prompt_logprobs(bound(self.model, weights, self.dtype), prompt, self.reading)
         return {PROMPT_LOGP: logp_P[forest.group_R]}
 
 

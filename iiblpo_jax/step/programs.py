@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
+from iiblpo_jax.model.adapters.adapted import Adapted, Weights, policy_of
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.objectives.rows import NOVELTY, PLAN
 from iiblpo_jax.rollout.engine import RolloutStats, rollout
@@ -81,6 +82,16 @@ class Frozen:
     readers: dict
     cvae: dict | None
 
+    @property
+    def base(self) -> Adapted | None:
+        """What the adapter is trained beside, which with it off is the reference; None where the policy is whole."""
+        reference = self.readers[specs.REFERENCE]
+        return reference if isinstance(reference, Adapted) else None
+
+    def policy(self, state: TrainState) -> Weights:
+        """The policy of a state."""
+        return policy_of(state.params, self.base)
+
 
 class Keys(NamedTuple):
     """The random keys of a step."""
@@ -133,16 +144,16 @@ class StepPrograms:
 
     Attributes:
       rollout_spec, inform_spec, score_spec: static arguments.
-      publish: jitted, policy weights -> Published.
+      publish: jitted, the policy -> Published.
       gradient: loss and gradient of a minibatch, what `update` is made of.
-      update: jitted, (TrainState, donated; Rows; key) -> (TrainState, metrics).
+      update: jitted, (TrainState, donated; Rows; key; the base of an adapter) -> (TrainState, metrics).
       refills: most further rollouts of a step; the host says how many there are.
     """
 
     rollout_spec: RolloutSpec
     inform_spec: InformSpec
     score_spec: ScoreSpec
-    publish: Callable[[dict], Published]
+    publish: Callable[[Weights], Published]
     gradient: MinibatchGradient
     update: Callable
     refills: int = 0
@@ -180,7 +191,8 @@ class StepPrograms:
         scored = call(Program("score", "lower train.prompts_per_step", score, arguments, {"spec": self.score_spec}))
         yield scored
         mend = "lower update.microbatch, or raise mesh.fsdp"
-        arguments = (state, scored.rows, keys.update, self.teacher_weights(frozen))
+        beneath = () if frozen.base is None else (frozen.base,)
+        arguments = (state, scored.rows, keys.update, self.teacher_weights(frozen), *beneath)
         yield Updated(*call(Program("update", mend, self.update, arguments)))
 
     def _sample(
@@ -188,8 +200,8 @@ class StepPrograms:
     ) -> Sampled:
         """What becomes of P prompts before their rewards; `beside`: what the step holds already."""
         if asked.forest is None:
-            policy = state.params["policy"]
-            publish = Program("publish", "use rollout.dtype=bfloat16", self.publish, (policy,), beside=beside)
+            policy, mend = frozen.policy(state), "use rollout.dtype=bfloat16"
+            publish = Program("publish", mend, self.publish, (policy,), beside=beside)
             published = call(publish)
             forest, stats = call(
                 Program(
@@ -223,7 +235,7 @@ class StepPrograms:
 
     def _readers(self, state: TrainState, frozen: Frozen) -> dict:
         """The weights that `inform` reads under: the frozen ones, and of what changes the state's own, no copies."""
-        moving = {specs.POLICY: state.params["policy"], NOVELTY: state.novelty}
+        moving = {specs.POLICY: frozen.policy(state), NOVELTY: state.novelty}
         if state.average is not None:
             moving[specs.AVERAGE] = state.average["policy"]
         asked = dict(self.inform_spec.readers)
@@ -259,6 +271,7 @@ def make_programs(
     start_id: int,
     never_ids: Sequence[int] = (),
     mesh: Mesh,
+    base: Adapted | None = None,
 ) -> StepPrograms:
     """The programs of a config.
 
@@ -270,6 +283,7 @@ def make_programs(
       stop_ids, start_id: of the tokenizer.
       never_ids: its textless_ids, which the distributions of policy and reference do not have.
       mesh: devices.
+      base: of the adapter that the state trains; shapes will do.
 
     Raises:
       InputError: an unknown method, or rows that do not split as the config says.
@@ -283,7 +297,7 @@ def make_programs(
         rollout_spec=specs.rollout_spec(config, model, stop_ids, never_ids=never_ids, record=method.record, mesh=mesh),
         inform_spec=specs.inform_spec(config, model, start_id, never_ids=never_ids, needs=method.needs, mesh=mesh),
         score_spec=specs.score_spec(config, method),
-        publish=publisher(specs.publication_spec(config, model), state.params["policy"], mesh),
+        publish=publisher(specs.publication_spec(config, model), policy_of(state.params, base), mesh),
         gradient=gradient,
         update=make_update(gradient, optimizer, specs.schedule(config), state_shardings=placement),
         refills=config.train.refills,

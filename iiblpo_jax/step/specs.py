@@ -13,6 +13,7 @@ from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config import derived
 from iiblpo_jax.data.task import Task, answer_ids, same_text
 from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.model.adapters.lora import LoRASpec, check_rank
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.files.loading import load_config
 from iiblpo_jax.model.packed.attention import implementation
@@ -69,6 +70,12 @@ def branching(config) -> Branching:
 def uses_latents(config) -> bool:
     """Whether branches are steered by a latent at all; of recorded ones nobody wrote z down, so they count as plain."""
     return not config.data.recorded and config.branch.k > 0 and config.latent.z > 0 and config.psa.strength > 0
+
+
+def lora(config) -> LoRASpec | None:
+    """The adapter that is trained in place of the weights; None where there is none."""
+    section = config.lora
+    return LoRASpec(rank=section.rank, alpha=section.alpha, targets=section.targets) if section.rank else None
 
 
 def publication_spec(config, model: ModelConfig) -> PublicationSpec:
@@ -301,10 +308,12 @@ def check(
       tasks, tokenizer: whose responses are scored; none where nobody knows them (a plan).
 
     Raises:
-      InputError: slots or rows that do not split, positions that the model does not have, an unknown method, an
-        attention that does not run here, a task without what the method needs of it.
+      InputError: an adapter wider than a matrix, slots or rows that do not split, positions that the model does not
+        have, an unknown method, an attention that does not run here, a task without what the method needs of it.
     """
     method = objective(config)
+    if adapter := lora(config):
+        check_rank(adapter, model)
     check_mesh(config, mesh)
     check_positions(config, model, tasks, tokenizer)
     check_attention(config, model, mesh)

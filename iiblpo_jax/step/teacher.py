@@ -9,8 +9,9 @@ import jax
 from iiblpo_jax.bottleneck.information import Reading, join_texts, pack_texts
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.common.padded import Padded
+from iiblpo_jax.model.adapters.adapted import Weights, bound
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.model.decoder import Decoder, bind, cast, output_weights
+from iiblpo_jax.model.decoder import Decoder, output_weights
 from iiblpo_jax.model.divergence import over_vocabulary
 from iiblpo_jax.model.logprobs import likeliest
 from iiblpo_jax.model.packed.forward import packed_states
@@ -42,9 +43,9 @@ class TeacherReader:
     top_k: int = 0
     shown: bool = False
 
-    def __call__(self, weights: dict, forest: Forest, gold: Gold) -> dict[str, jax.Array]:
+    def __call__(self, weights: Weights, forest: Forest, gold: Gold) -> dict[str, jax.Array]:
         """The columns, under these weights."""
-        model, reading = bind(self.model, cast(weights, self.dtype)), self.reading
+        model, reading = bound(self.model, weights, self.dtype), self.reading
         states_RTD = response_states(model, self._prompt(forest, gold), forest, reading)
         if not self.top_k:
             return {TEACHER_STATE: states_RTD}

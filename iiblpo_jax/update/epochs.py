@@ -31,7 +31,7 @@ MAX_RATIO = 1e3  # mean probability ratio beyond which rollout and update no lon
 def make_update(
     gradient: MinibatchGradient, optimizer: optax.GradientTransformation, schedule: Schedule, *, state_shardings=None
 ):
-    """The jitted update: (state, Rows, key, teacher_VD) -> (state, metrics).
+    """The jitted update: (state, Rows, key, teacher_VD) -> (state, metrics); of an adapter with its base as the fifth.
 
     `state` is donated: do not use it again. `teacher_VD` are the output weights of a teacher that is another model and
     whose whole distributions are distilled; else there is none. `optimizer` is at the peak of its learning rates, and
@@ -43,11 +43,18 @@ def make_update(
 
 
 def _update(
-    gradient: MinibatchGradient, optimizer, schedule: Schedule, state: TrainState, rows: Rows, key, teacher_VD=None
+    gradient: MinibatchGradient,
+    optimizer,
+    schedule: Schedule,
+    state: TrainState,
+    rows: Rows,
+    key,
+    teacher_VD=None,
+    base=None,
 ):
     with meshes.using(gradient.settings.mesh):
         share = schedule.share(state.moved)
-        after, found = _optimizer_steps(gradient, optimizer, share, state, rows, key, teacher_VD)
+        after, found = _optimizer_steps(gradient.over(base), optimizer, share, state, rows, key, teacher_VD)
         return after, found | {"optim/lr": schedule.rate(state.moved)}
 
 

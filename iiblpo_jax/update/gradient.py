@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from iiblpo_jax.model.adapters.adapted import Adapted, bound, policy_of
 from iiblpo_jax.model.config import ModelConfig
-from iiblpo_jax.model.decoder import bind, cast, output_weights
+from iiblpo_jax.model.decoder import output_weights
 from iiblpo_jax.model.divergence import Teacher, over_vocabulary
 from iiblpo_jax.model.steering.psa import bind_psa
 from iiblpo_jax.objectives.interface import Batch, Objective
@@ -29,12 +30,18 @@ class MinibatchGradient:
       objective: the method, auxiliary terms included.
       model_config: architecture of params['policy'].
       shardings: of the params, which their gradients share; None = where the compiler likes.
+      base: what params['lora'] is an adapter of, while a program is traced (`over`); None = params['policy'] is whole.
     """
 
     settings: UpdateSettings
     objective: Objective
     model_config: ModelConfig
     shardings: Any = None
+    base: Adapted | None = None
+
+    def over(self, base: Adapted | None) -> "MinibatchGradient":
+        """The same over a frozen base, an argument of the program that is being traced."""
+        return dataclasses.replace(self, base=base)
 
     def sized_for(self, n: int) -> "MinibatchGradient":
         """The same with `update.microbatch = 0` filled in for n padded rows: a minibatch, however many are read."""
@@ -47,7 +54,7 @@ class MinibatchGradient:
         """Loss, gradient and the sums behind the metrics.
 
         Args:
-          params: {'policy': ..., 'psa': ...}.
+          params: {'policy': ..., 'psa': ...}, or with 'lora' in place of 'policy'.
           rows: the whole minibatch; mask_RT already is the loss mask.
           old_logp_RT: log-probs of pi_old, or None where the policy still is pi_old (the ratio is then exactly 1).
           step: int32 scalar handed to the objective.
@@ -112,7 +119,7 @@ class MinibatchGradient:
             return over_vocabulary(given, self.model_config.vocab_size)
         weights = state.average if term.teacher == "average" else state.params
         assert weights is not None, "teacher.kind = average makes the state hold one"
-        return output_weights(bind(self.model_config, cast(weights["policy"], self.settings.dtype)))
+        return output_weights(bound(self.model_config, policy_of(weights, self.base), self.settings.dtype))
 
     def log_probs(self, params, rows: Rows, *, others: bool = False):
         """(logp_RT, entropy_RT) of the response tokens of any number of rows, piece by piece; constants.
@@ -139,7 +146,7 @@ class MinibatchGradient:
 
     def _forward_arguments(self, params, pieces):
         inject = self.settings.condition == "conditioned" and pieces.latent
-        model = bind(self.model_config, cast(params["policy"], self.settings.dtype))
+        model = bound(self.model_config, policy_of(params, self.base), self.settings.dtype)
         return {"model": model, "psa": bind_psa(params["psa"], self.model_config) if inject else None}
 
     def _batch(self, rows: Rows, said, old_logp: Any, *, step, key=None) -> Batch:

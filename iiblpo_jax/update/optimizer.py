@@ -51,6 +51,8 @@ class Schedule:
 def make_optimizer(optim) -> optax.GradientTransformation:
     """Optimizer of params {'policy': ..., 'psa': ...} ('psa' may be missing), at the peak of both learning rates.
 
+    An adapter, 'lora' in place of 'policy', is trained as the policy.
+
     Args:
       optim: the config section with lr, psa_lr, b1, b2, weight_decay, clip_norm.
     """
@@ -67,4 +69,5 @@ def decay_mask(params) -> dict:
 
 
 def _part_labels(params):
-    return {part: jax.tree.map(lambda _, part=part: part, tree) for part, tree in params.items()}
+    names = {part: "policy" if part == "lora" else part for part in params}
+    return {part: jax.tree.map(lambda _, part=part: names[part], tree) for part, tree in params.items()}

@@ -13,7 +13,8 @@ class TrainState:
     """Everything training changes.
 
     Attributes:
-      params: {'policy': Decoder weights, 'psa': PSA weights (absent without a latent)}, float32.
+      params: {'policy': Decoder weights, 'psa': PSA weights (absent without a latent)}, float32; 'lora', the weights of
+        an adapter, in place of 'policy' where its base is frozen, which is then none of the state.
       opt_state: of optimizer.make_optimizer.
       step: int32 scalar, updates done (one a rollout).
       moved: int32 scalar, those of them that changed the params; the learning rate's schedule goes by it.

@@ -10,7 +10,8 @@ from flax import nnx
 
 from iiblpo_jax.model.decoder import Decoder, params_of
 from iiblpo_jax.model.layer import multiply
-from iiblpo_jax.rollout.publication import PublicationSpec, kv_copies, kv_heads_held, logits, look_up, publish, quantise
+from iiblpo_jax.model.quantised import quantise
+from iiblpo_jax.rollout.publication import PublicationSpec, kv_copies, kv_heads_held, logits, look_up, publish
 
 
 @pytest.fixture(scope="module")
