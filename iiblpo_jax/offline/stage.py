@@ -70,6 +70,8 @@ class Stage:
     """
 
     def __init__(self, config, workdir: Path, *, verb: str, loss: Loss, find: Callable):
+        if config.lora.rank:
+            raise InputError(f"lora.rank = {config.lora.rank}, and {verb} trains whole weights; set lora.rank=0")
         check_writable(workdir)
         check_target(workdir / MODEL)
         self.config, self._workdir, self._verb = config, workdir, verb

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.model.adapters.adapted import Adapted
 from iiblpo_jax.objectives.novelty import Novelty, learnt
 from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.update.gradient import MinibatchGradient

@@ -48,9 +48,8 @@ def test_it_fits_where_the_whole_model_does_not(whole):
     def lives(resident):
         return sum(resident.values()) - resident["KV cache"]
 
-    assert (
-        lives(plan(rank=16, base="int8").resident) < CHIPS["v5e"].memory < CHIPS["v5p"].memory < lives(whole.resident)
-    )
+    beside = lives(plan(rank=16, base="int8").resident)
+    assert beside < CHIPS["v5e"].memory and lives(whole.resident) > CHIPS["v5p"].memory
 
 
 def test_a_backward_of_frozen_weights_is_one_forward(whole):

@@ -1,4 +1,4 @@
-"""A run that trains an adapter beside frozen weights: what moves, what is kept, what it goes on from, what comes of it."""
+"""A run that trains an adapter beside frozen weights: what moves, what is kept, and what comes of it."""
 
 import sys
 

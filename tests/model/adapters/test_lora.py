@@ -1,4 +1,4 @@
-"""An adapter against products of whole matrices, written apart from it; a base in every dtype; one that adds nothing."""
+"""An adapter against products of whole matrices, written apart from it; a base in every dtype; one without effect."""
 
 import functools
 
@@ -138,9 +138,10 @@ def test_the_backward_pass_keeps_a_base_as_it_is_stored(tiny_config, tiny_params
         policy = adapted(tiny_config, tiny_params, ALL, adapter_of(tiny_config, ALL), base=base)
 
         def back(policy):
-            return jax.vjp(lambda a: logits(bound(tiny_config, policy.replace(adapter=a)), TOKENS_BT), policy.adapter)[
-                1
-            ]
+            def of_adapter(adapter):
+                return logits(bound(tiny_config, policy.replace(adapter=adapter)), TOKENS_BT)
+
+            return jax.vjp(of_adapter, policy.adapter)[1]
 
         wide = tiny_params["layers"]["gate_up"].shape
         return {str(x.dtype) for x in jax.tree.leaves(jax.eval_shape(back, policy)) if x.shape == wide}

@@ -1,5 +1,6 @@
 """Adapters in files: PEFT reads what is written here and computes the same; what it cannot mean here is refused."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -85,17 +86,13 @@ def test_another_adapter_is_one_line(tmp_path, tiny_config, folder, values, line
 
 
 def test_one_of_another_model_is_one_line(tmp_path, tiny_config, adapter):
-    import dataclasses
-
     deeper = dataclasses.replace(tiny_config, n_layers=3)
     save_adapter(tmp_path, deeper, SPEC, {name: w[[0, 1, 1]] for name, w in adapter.items()}, base="")
     with pytest.raises(InputError, match=r"is of another model: .*layers\.2\..* is of shape .*, in this model absent"):
         load_adapter(tmp_path, tiny_config, SPEC)
     wider = dataclasses.replace(tiny_config, d_ff=48)
     save_adapter(tmp_path, tiny_config, SPEC, adapter, base="")
-    with pytest.raises(
-        InputError, match=r"gate_proj\.lora_B\.weight is of shape \(32, 3\), in this model of shape \(48"
-    ):
+    with pytest.raises(InputError, match=r"gate_proj\.lora_B\.weight is of shape \(32, 3\), in this model of shape"):
         load_adapter(tmp_path, wider, SPEC)
 
 
