@@ -51,7 +51,7 @@ def _update(
     rows: Rows,
     key,
     teacher_VD=None,
-    base=None,
+    base: Adapted | None = None,
 ):
     with meshes.using(gradient.settings.mesh):
         share = schedule.share(state.moved)
