@@ -1,5 +1,6 @@
 """Fixtures shared by the whole suite: tiny random models on the CPU, processes with several devices."""
 
+import gc
 import os
 import socket
 import subprocess
@@ -37,6 +38,8 @@ LONGEST = (
     "test_refills.py",
     "test_gradient.py",
     "test_training.py",
+    "test_sources.py",
+    "test_types.py",
     "test_notebook.py",
     "test_stage_mesh.py",
 )
@@ -49,6 +52,13 @@ def pytest_collection_modifyitems(items):
     """
     rank = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
+
+
+def pytest_collection_finish(session):
+    """What is imported by now stays: the garbage collector need not walk through it again while programs are traced."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope="module", autouse=True)
