@@ -17,7 +17,7 @@ from iiblpo_jax.defaults import RunConfig, dapo, fr3e, paper, released, treepo, 
 
 ROOT = Path(__file__).parents[1]
 # Every testbed T is configs/T.py and, for plain GRPO, configs/T_grpo.py; what follows are the changes that make an arm.
-TESTBEDS = ("arithmetic", "arithmetic_long", "countdown", "smollm2_gym", "smollm2_sums")
+TESTBEDS = ("arithmetic", "arithmetic_long", "arithmetic_longer", "countdown", "smollm2_gym", "smollm2_sums")
 
 
 def sized(preset: Callable[[RunConfig], RunConfig], share: float) -> Callable[[RunConfig], RunConfig]:

@@ -3,7 +3,7 @@
     python benchmarks/variance.py --testbed=countdown --path=DIR --json=PATH \
         --arms=grpo_weight,branches_weight,branches_no_replacement_weight
 
-Arms are those of compare.py (compare_arms.py). A repetition is one rollout of the policy as it is, with the gradient
+Arms are those of compare.py (compare_arms.py), and `--arm=NAME:FILE:KEY=VALUE:...` is a further one. A repetition is one rollout of the policy as it is, with the gradient
 that its update would begin with; no step is taken. With g_i the gradients of n rollouts,
 
     signal   mean over i != j of g_i . g_j      what all rollouts agree on: |E g|^2, unbiased
@@ -21,7 +21,7 @@ from pathlib import Path
 import harness
 import jax
 import numpy as np
-from compare_arms import TESTBEDS, named_arm
+from compare_arms import TESTBEDS, Arm, named_arm, parse_arm
 from compare_run import QUIET
 from jax.flatten_util import ravel_pytree
 from rich.console import Console
@@ -31,7 +31,7 @@ from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.run.trainer import Trainer
 from iiblpo_jax.step.programs import Judged
 
-COLUMNS = ("arm", "tokens", "informative", "signal", "noise", "snr", "along")
+COLUMNS = ("arm", "tokens", "suffix", "informative", "signal", "noise", "snr", "along")
 SEED = 2000
 
 
@@ -68,28 +68,30 @@ def main():
     parser = harness.arguments(__doc__, repetitions=200)
     parser.add_argument("--testbed", choices=TESTBEDS, default="countdown")
     parser.add_argument("--path", default="", help="the policy; empty = the testbed's model")
+    parser.add_argument("--arm", action="append", default=[], help="NAME:FILE:KEY=VALUE:...; may be given again")
     options = parser.parse_args()
     cli.enable_compilation_cache()
     rows, first = [], None
-    for name in options.arms or ["grpo_weight", "branches_weight", "branches_no_replacement_weight"]:
-        found, facts = measure(config_of(name, options), max(options.repetitions, 2))
+    names = options.arms or ["grpo_weight", "branches_weight", "branches_no_replacement_weight"]
+    for arm in [*(named_arm(name, options.testbed) for name in names), *map(parse_arm, options.arm)]:
+        found, facts = measure(config_of(arm, options), max(options.repetitions, 2))
         first = found if first is None else first
-        rows.append(row(name, found, facts) | {"along": 1.0 if found is first else found.along(first)})
-        print(f"{name}: {facts}", flush=True)
+        rows.append(row(arm.name, found, facts) | {"along": 1.0 if found is first else found.along(first)})
+        print(f"{arm.name}: {facts}", flush=True)
     harness.report(options, "variance", rows, COLUMNS)
 
 
-def config_of(name: str, options):
+def config_of(arm: Arm, options):
     """The config of an arm, whose policy stays where it is."""
     changes = [*QUIET, *[f"model.path={options.path}"] * bool(options.path)]
     changes += ["train.prompts_per_step=4", "rollout.slots=4"] * options.tiny
-    return named_arm(name, options.testbed).config(SEED, changes)
+    return arm.config(SEED, changes)
 
 
 def measure(config, repetitions: int) -> tuple[Moments, dict]:
-    """Moments of the gradients of so many rollouts; mean tokens of a rollout, and share of prompts with something to
-    teach."""
-    found, tokens, informative = Moments(), [], []
+    """Moments of the gradients of so many rollouts; mean tokens of a rollout, share of its tokens that a branch
+    generates, and share of prompts with something to teach."""
+    found, told = Moments(), []
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, Path(folder), console=Console(quiet=True))
         programs, params = trainer._programs, trainer.state.params
@@ -98,12 +100,12 @@ def measure(config, repetitions: int) -> tuple[Moments, dict]:
             done = trainer._start(step)
             kept, _ = trainer._refilled(done)
             judged = meshes.to_devices(Judged(kept.rewards, kept.columns), trainer._mesh, "batch")
-            rows = done.rest.send(judged).rows
-            found.add(np.asarray(flat(rows, jax.random.key(step)), np.float64))
-            tokens.append(int(done.sampled.stats.tokens))
-            informative.append(float(kept.informative_P.mean()))
+            scored = done.rest.send(judged)
+            found.add(np.asarray(flat(scored.rows, jax.random.key(step)), np.float64))
+            suffix = float(scored.metrics.get("rollout/branch_suffix", np.nan))
+            told.append((int(done.sampled.stats.tokens), suffix, float(kept.informative_P.mean())))
         trainer.close()
-    return found, {"tokens": float(np.mean(tokens)), "informative": float(np.mean(informative))}
+    return found, dict(zip(("tokens", "suffix", "informative"), np.mean(told, axis=0).tolist(), strict=True))
 
 
 def row(name: str, found: Moments, facts: dict) -> dict:

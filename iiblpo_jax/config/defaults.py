@@ -224,9 +224,9 @@ KNOBS = {
     "branch.at": knob(
         "top",
         "which of a parent's tokens t* may be; top: drawn among the branch.fraction of highest entropy; argmax: the "
-        "highest; random: any; proportional: any, in proportion to its entropy; logp: the least likely; segments: "
-        "multiples of branch.segment, the first ones",
-        choices=("top", "argmax", "random", "proportional", "logp", "segments"),
+        "highest; random: any; threshold: any of branch.min_entropy; proportional: any, in proportion to its entropy; "
+        "logp: the least likely; segments: multiples of branch.segment, the first ones",
+        choices=("top", "argmax", "random", "threshold", "proportional", "logp", "segments"),
     ),
     "branch.fraction": knob(
         0.05,
@@ -253,6 +253,13 @@ KNOBS = {
         "levels of branches with branch.parent = previous: 1 + K + ... + K^depth trajectories; root: not used",
         at_least=1,
         unit="levels",
+    ),
+    "branch.after": knob(
+        0.0,
+        "share of a parent's own tokens, the first ones, that are no candidates: late branches are short, and more of "
+        "them cost as much",
+        at_least=0,
+        below=1,
     ),
     "branch.min_suffix": knob(
         8, "the last min(this, length / 4) tokens of a root are no candidates", at_least=1, unit="tokens"

@@ -17,7 +17,7 @@ from iiblpo_jax.rewards.verifier import Problem
 ALPHABET = "0123456789+=;#"
 NAME = "arithmetic"
 MARKER = "#"
-LONGEST = 18  # terms; the sums of so many are numbered by a 64-bit integer
+LONGEST = 40  # terms
 
 
 def make_arithmetic(
@@ -79,7 +79,10 @@ def _heldout_of(k: int, size: int) -> list[tuple[int, ...]]:
     """Up to `size` distinct held-out sums of k terms, in a fixed random order."""
     rng = random.Random(f"arithmetic/heldout/{k}")
     # Long sums are far too many to list; a few thousand random ones hold enough held-out problems.
-    count = 10**k
-    picks = rng.sample(range(count), min(count, 4 * SHARE * size))
+    count, wanted = 10**k, 4 * SHARE * size
+    if count < 2**63:
+        picks = rng.sample(range(count), min(count, wanted))
+    else:  # more than `sample` can number; among so many two that are equal do not occur, and would be dropped
+        picks = list(dict.fromkeys(rng.randrange(count) for _ in range(wanted)))
     sums = [tuple(int(digit) for digit in f"{pick:0{k}d}") for pick in picks]
     return [terms for terms in sums if _held_out(terms)][:size]

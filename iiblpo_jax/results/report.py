@@ -33,6 +33,7 @@ CHARTS = {
             "rollout/branch_copies",
             "rollout/branch_flips",
         ),
+        "Own tokens of a branch, of all it has": ("rollout/branch_suffix",),
         "Slots in use": ("rollout/slot_utilisation",),
     },
     "Information bottleneck": {

@@ -7,6 +7,7 @@ points there are, 1 with branch.points = shared:
     top            the max(2, fraction * own) highest entropies (arXiv 2601.05870)
     argmax         the n highest entropies: no draw (the code released with it; FR3E, arXiv 2507.07017)
     random         every eligible token: the control
+    threshold      every eligible token of at least `min_entropy` nats: what is sure is no hesitation (ours)
     proportional   every eligible token, drawn not uniformly but in proportion to its entropy (ours)
     logp           the n sampled tokens of least log-probability (TreeRL, arXiv 2506.11902)
     segments       the first n multiples of `segment` (TreePO, arXiv 2508.17445)
@@ -51,11 +52,13 @@ class Record(struct.PyTreeNode):
 
 
 def eligible_mask(record: Record, spec: Branching) -> jax.Array:
-    """Tokens [B,T] that may be candidates at all: own tokens but the first, and neither the stop token nor one of the
-    last min(min_suffix, length/4)."""
+    """Tokens [B,T] that may be candidates at all: own tokens but the first and the share `after` they begin with, and
+    neither the stop token nor one of the last min(min_suffix, length/4)."""
     t_T = jnp.arange(record.t)
+    early_B = jnp.floor(spec.after * (record.length_B - record.begin_B) + 1e-6).astype(jnp.int32)
+    first_B = record.begin_B + jnp.maximum(early_B, 1)
     tail_B = jnp.maximum(jnp.minimum(spec.min_suffix, record.length_B // 4), record.stopped_B)
-    return (t_T > record.begin_B[:, None]) & (t_T < (record.length_B - tail_B)[:, None])
+    return (t_T >= first_B[:, None]) & (t_T < (record.length_B - tail_B)[:, None])
 
 
 def candidate_mask(record: Record, spec: Branching) -> jax.Array:
@@ -85,6 +88,11 @@ def random(record: Record, eligible_BT: jax.Array, spec: Branching) -> jax.Array
     return eligible_BT
 
 
+def threshold(record: Record, eligible_BT: jax.Array, spec: Branching) -> jax.Array:
+    """All that are eligible and hesitate for min_entropy nats; a root that has none gets no branches."""
+    return eligible_BT & (record.entropy_BT >= spec.min_entropy)
+
+
 def logp(record: Record, eligible_BT: jax.Array, spec: Branching) -> jax.Array:
     """As many of the sampled tokens as there are points, the least likely ones."""
     return _largest(record.logp_BT, eligible_BT, jnp.full_like(record.length_B, spec.different_points))
@@ -100,6 +108,7 @@ POLICIES: dict[str, Callable[[Record, jax.Array, Branching], jax.Array]] = {
     "top": top,
     "argmax": argmax,
     "random": random,
+    "threshold": threshold,
     "proportional": random,  # the candidates; `weights` says how they are drawn
     "logp": logp,
     "segments": segments,

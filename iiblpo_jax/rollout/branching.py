@@ -33,6 +33,7 @@ class Branching:
       at: which tokens are candidates, a key of branch_points.POLICIES.
       fraction: of `top`: share of a trajectory's own positions that are candidates (at least two).
       segment: of `segments`: tokens.
+      after: share of a trajectory's own tokens, from their beginning, that are no candidates.
       min_suffix: the last min(min_suffix, length/4) tokens are no candidates.
       points: `shared` (one t* for the K branches of a trajectory) or `distinct`.
       per_point: branches that begin at each of the `distinct` points; divides k.
@@ -48,6 +49,7 @@ class Branching:
     at: str = "top"
     fraction: float = 0.05
     segment: int = 512
+    after: float = 0.0
     min_suffix: int = 8
     points: str = "shared"
     per_point: int = 1

@@ -113,6 +113,16 @@ CHECKPOINTS = {
         samples=2,
         grown_from="arithmetic",
     ),
+    "arithmetic_longer": WarmStart(
+        task=functools.partial(arithmetic.make_arithmetic, k_min=16, k_max=30),
+        alphabet=arithmetic.ALPHABET,
+        target=0.25,
+        model=dataclasses.replace(SMALL, max_positions=512),
+        batch=16,
+        check_every=20,
+        samples=2,
+        grown_from="arithmetic_long",
+    ),
     "countdown": WarmStart(
         task=countdown.make_countdown,
         alphabet=countdown.ALPHABET,

@@ -71,8 +71,9 @@ def rollout_metrics(forest: Forest) -> dict[str, jax.Array]:
 
 
 def branch_metrics(forest: Forest, correct_R: jax.Array) -> dict[str, jax.Array]:
-    """Shares of the branches, `rollout/branch_*`: what branching changes.
+    """Shares of the branches, `rollout/branch_*`: what branching costs and changes.
 
+    suffix: tokens that a branch generates, of all that it has.
     same_token: the first own token is the one that the parent has there, of branches that are no fallback.
     copies: the whole response is the parent's.
     flips: right where the parent is wrong, or the other way round.
@@ -85,7 +86,9 @@ def branch_metrics(forest: Forest, correct_R: jax.Array) -> dict[str, jax.Array]
     tokens_RT, length_R, were_right_R = (_of_parents(forest, x) for x in (forest.tokens_RT, forest.length_R, correct_R))
     same_RT = forest.tokens_RT == tokens_RT  # 0 behind the end of either
     same_first_R = jnp.take_along_axis(same_RT, forest.branch_at_R[:, None], axis=1)[:, 0]
+    suffix_R = (forest.length_R - forest.branch_at_R) / jnp.maximum(forest.length_R, 1)
     return {
+        "rollout/branch_suffix": masked.mean(suffix_R, branch_R),
         "rollout/branch_same_token": masked.mean(same_first_R, branch_R & ~forest.fallback_R),
         "rollout/branch_copies": masked.mean(same_RT.all(1) & (forest.length_R == length_R), branch_R),
         "rollout/branch_flips": masked.mean(correct_R != were_right_R, branch_R),

@@ -56,6 +56,7 @@ def branching(config) -> Branching:
         at=b.at,
         fraction=b.fraction,
         segment=b.segment,
+        after=b.after,
         min_suffix=b.min_suffix,
         points=b.points,
         per_point=b.per_point,

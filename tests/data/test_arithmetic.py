@@ -60,7 +60,16 @@ def test_two_terms_alone_hold_out_what_there_is():
     assert len(task.train) == 8192
 
 
-@pytest.mark.parametrize("bad", [{"k_min": 1}, {"k_min": 4, "k_max": 3}, {"train_size": 0}, {"heldout_size": 0}])
+def test_sums_of_any_length_have_their_held_out_ones():
+    task = make_arithmetic(seed=0, k_min=17, k_max=21, train_size=50, heldout_size=100)
+    terms = Counter(problem.metadata["terms"] for problem in task.heldout)
+    assert terms == dict.fromkeys(range(17, 22), 20)
+    assert len(questions(task.heldout)) == 100 and all(is_heldout(q) for q in questions(task.heldout))
+    for problem in task.heldout:
+        assert int(problem.answer) == sum(map(int, problem.question.removesuffix("=").split("+")))
+
+
+@pytest.mark.parametrize("bad", [{"k_min": 1}, {"k_max": 41}, {"k_min": 4, "k_max": 3}, {"train_size": 0}, {"heldout_size": 0}])
 def test_impossible_options(bad):
     with pytest.raises(InputError, match="arithmetic with"):
         make_arithmetic(seed=0, **bad)

@@ -80,6 +80,12 @@ def test_candidates_of_a_branch_are_its_own_tokens(begin, fraction, expected):
         ("segments", {"segment": 2, "points": "distinct"}, [2, 4]),  # 6 is in the tail
         ("segments", {"segment": 6}, []),
         ("segments", {"segment": 1, "points": "distinct"}, [1, 2, 3]),
+        ("threshold", {"min_entropy": 2.5}, [2, 4, 5]),
+        ("threshold", {"min_entropy": 6.0}, []),
+        ("random", {"after": 0.25}, [2, 3, 4, 5]),
+        ("random", {"after": 0.6}, [4, 5]),  # floor(.6 * 8) = 4
+        ("random", {"after": 0.9}, []),  # that is where its tail begins
+        ("argmax", {"after": 0.5}, [4]),
     ],
 )
 def test_policies_by_hand(at, changes, expected):
@@ -87,6 +93,12 @@ def test_policies_by_hand(at, changes, expected):
     spec = Branching(k=3, at=at, **changes)
     mask = candidate_mask(record(ENTROPY, [8], [True], logp_BT=logp), spec)[0]
     assert np.flatnonzero(mask).tolist() == expected
+
+
+def test_the_share_that_is_no_candidate_is_of_a_branchs_own_tokens():
+    """Of 3 to 7, which is 5 own tokens, the first 2 are left out."""
+    mask = candidate_mask(record(ENTROPY, [8], [True], [3]), Branching(k=1, at="random", after=0.4))[0]
+    assert np.flatnonzero(mask).tolist() == [5]
 
 
 def test_config_names_the_policies_there_are():
@@ -158,7 +170,8 @@ def test_branches_that_share_their_point_are_neighbours():
 def by_sorting(at, spec, entropy_T, logp_T, begin, length, stopped) -> list[int]:
     """The candidates of one parent."""
     tail = max(min(8, length // 4), int(stopped))
-    eligible = list(range(begin + 1, length - tail))
+    early = int(spec.after * (length - begin) + 1e-6)
+    eligible = list(range(begin + max(1, early), length - tail))
     n = 1 if spec.points == "shared" else spec.k // spec.per_point
     if at == "top":
         n = max(2, int(spec.fraction * (length - begin) + 1e-6))
@@ -166,14 +179,15 @@ def by_sorting(at, spec, entropy_T, logp_T, begin, length, stopped) -> list[int]
         "top": sorted(eligible, key=lambda t: -entropy_T[t]),
         "argmax": sorted(eligible, key=lambda t: -entropy_T[t]),
         "random": eligible,
+        "threshold": [t for t in eligible if entropy_T[t] >= spec.min_entropy],
         "proportional": eligible,
         "logp": sorted(eligible, key=lambda t: logp_T[t]),
         "segments": [t for t in eligible if t in range(0, 100, spec.segment)],
     }[at]
-    return sorted(order if at in ("random", "proportional") else order[:n])
+    return sorted(order if at in ("random", "threshold", "proportional") else order[:n])
 
 
-@pytest.mark.parametrize("how", [{}, {"points": "distinct"}, {"points": "distinct", "per_point": 2}])
+@pytest.mark.parametrize("how", [{"after": 0.3}, {"points": "distinct"}, {"points": "distinct", "per_point": 2}])
 @pytest.mark.parametrize("at", POLICIES)
 def test_candidates_and_draws_are_those_of_a_sort(at, how):
     """Brute force over roots and branches with many equal entropies and log-probs."""
@@ -183,7 +197,7 @@ def test_candidates_and_draws_are_those_of_a_sort(at, how):
     length_B = rng.integers(1, 61, 40)
     begin_B = rng.integers(0, length_B) * rng.integers(0, 2, 40)
     stopped_B = rng.random(40) < 0.5
-    spec = Branching(k=4, fraction=0.2, at=at, segment=7, **how)
+    spec = Branching(k=4, fraction=0.2, at=at, segment=7, min_entropy=0.3, **how)
     parents, keys = record(entropy_BT, length_B, stopped_B, begin_B, logp_BT), jax.random.split(jax.random.key(2), 40)
     mask_BT = np.asarray(candidate_mask(parents, spec))
     points_BK = np.asarray(choose_points(jnp.array(mask_BT), keys, spec))

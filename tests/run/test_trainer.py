@@ -202,7 +202,7 @@ def test_metrics_have_the_documented_names(straight):
     documented = {
         "reward": "mean pass@1 pass@group root_mean root_pass@1 root_pass@group frac_zero_std frac_mixed frac_kept",
         "rollout": "tokens length_mean length_p95 truncated entropy slot_utilisation branches branch_fallback "
-        "branch_same_token branch_copies branch_flips tokens_per_s",
+        "branch_suffix branch_same_token branch_copies branch_flips tokens_per_s",
         "ib": "answer prompt score kept_score kept_correct auc_correct corr_length contrast_rescued",
         "update": "loss grad_norm ratio_mean clip_low clip_high kl_ref entropy empty empty_steps tokens_per_s",
         "optim": "lr",

@@ -149,6 +149,7 @@ def test_metrics_by_hand():
         "rollout/entropy": ENTROPY[OWN].mean(),
         "rollout/branches": 1.0,
         "rollout/branch_fallback": 1 / 4,
+        "rollout/branch_suffix": np.mean([own.sum() / n for own, n in zip(OWN[1::2], LENGTH_R[1::2], strict=True)]),
         "rollout/branch_same_token": np.mean([SAID[r][at] == SAID[r - 1][at] for r, at in ((1, 2), (3, 1), (5, 1))]),
         "rollout/branch_copies": 0.0,  # each has another length than its root
         "rollout/branch_flips": 2 / 4,
