@@ -3,8 +3,9 @@
     python benchmarks/variance.py --testbed=countdown --path=DIR --json=PATH \
         --arms=grpo_weight,branches_weight,branches_no_replacement_weight
 
-Arms are those of compare.py (compare_arms.py), and `--arm=NAME:FILE:KEY=VALUE:...` is a further one. A repetition is one rollout of the policy as it is, with the gradient
-that its update would begin with; no step is taken. With g_i the gradients of n rollouts,
+Arms are those of compare.py (compare_arms.py), and `--arm=NAME:FILE:KEY=VALUE:...` is a further one. A repetition is
+one rollout of the policy as it is, with the gradient that its update would begin with; no step is taken. With g_i the
+gradients of n rollouts,
 
     signal   mean over i != j of g_i . g_j      what all rollouts agree on: |E g|^2, unbiased
     noise    mean |g_i|^2 - signal              the trace of the covariance of one

@@ -1,5 +1,4 @@
-"""Branches + weight on sums of 16 to 30 one-digit numbers: responses of 110 to 273 tokens, of which the last fifth is the
-hardest: where branches begin late, they are short.
+"""Branches + weight on sums of 16 to 30 one-digit numbers, in responses of 110 to 273 tokens: a branch can be short.
 
     python -m iiblpo_jax.train --config=configs/arithmetic_longer.py --workdir=runs/arithmetic_longer
 

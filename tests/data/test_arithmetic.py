@@ -69,7 +69,9 @@ def test_sums_of_any_length_have_their_held_out_ones():
         assert int(problem.answer) == sum(map(int, problem.question.removesuffix("=").split("+")))
 
 
-@pytest.mark.parametrize("bad", [{"k_min": 1}, {"k_max": 41}, {"k_min": 4, "k_max": 3}, {"train_size": 0}, {"heldout_size": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"k_min": 1}, {"k_max": 41}, {"k_min": 4, "k_max": 3}, {"train_size": 0}, {"heldout_size": 0}]
+)
 def test_impossible_options(bad):
     with pytest.raises(InputError, match="arithmetic with"):
         make_arithmetic(seed=0, **bad)
