@@ -207,7 +207,7 @@ def test_the_section_update_reads_as_an_attribute():
         ),
         (
             {"branch__at": "argmin"},
-            r"branch\.at = 'argmin' \(did you mean argmax\?\); use one of top, argmax, random, p",
+            r"branch\.at = 'argmin' \(did you mean argmax\?\); use one of top, argmax, random, t",
         ),
         ({"branch__credit": "siblings", "branch__parent": "previous"}, r"siblings compares branches of one root"),
         (
