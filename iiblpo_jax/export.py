@@ -6,6 +6,10 @@
 Takes the newest checkpoint of the workdir, or the one that --checkpoint names. The weights are spread over all devices,
 whatever mesh the run had, and written tensor by tensor. What was trained as an adapter (lora.rank) is merged into them;
 --adapter writes the adapter alone, in the format of PEFT.
+
+Of a run with codes (codes.n) --z=off writes the policy with z off, of the shape that it began with. --z=kept keeps the
+rows of the codes: who gives token ids serves it under code z with V - N + z in place of the last token of a prompt. A
+code cannot be folded into the other weights, for the token that it replaces stands elsewhere too.
 """
 
 from pathlib import Path
@@ -19,6 +23,9 @@ from iiblpo_jax.config.defaults import RunConfig
 
 OUT = flags.DEFINE_string("out", "", "Directory to write; an earlier export there is replaced.")
 CHECKPOINT = cli.checkpoint_flag()
+Z = flags.DEFINE_enum(
+    "z", "off", ["off", "kept"], "Of a run with codes; kept: their tokens too, the last codes.n of the vocabulary."
+)
 DTYPE = flags.DEFINE_string("dtype", "float32", "float32, bfloat16 or float16.")
 ADAPTER = flags.DEFINE_bool("adapter", False, "Writes the LoRA adapter alone, as PEFT does, in float32.")
 
@@ -31,6 +38,7 @@ def main(config: RunConfig, workdir: Path) -> None:
     from iiblpo_jax.model.adapters.peft import save_adapter
     from iiblpo_jax.model.files.loading import load_generation_config
     from iiblpo_jax.model.files.saving import check_target, save_model
+    from iiblpo_jax.model.steering.code_tokens import without_codes
     from iiblpo_jax.run.restored import load_policy
     from iiblpo_jax.step import specs
 
@@ -50,10 +58,11 @@ def main(config: RunConfig, workdir: Path) -> None:
     if ADAPTER.value and spec is not None and policy.adapter is not None:
         save_adapter(OUT.value, policy.model_config, spec, policy.adapter, base=config.model.path)
     else:
+        model, params = policy.model_config, policy.params
+        if Z.value == "off":
+            model, params = policy.plain, without_codes(params, policy.plain)
         generation = load_generation_config(config.model.path)
-        save_model(
-            OUT.value, policy.model_config, policy.params, policy.tokenizer, dtype=DTYPE.value, generation=generation
-        )
+        save_model(OUT.value, model, params, policy.tokenizer, dtype=DTYPE.value, generation=generation)
     if jax.process_index() == 0:
         print(f"exported step {policy.step} of {workdir} to {OUT.value}")
 

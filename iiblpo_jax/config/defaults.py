@@ -112,6 +112,7 @@ SECTIONS = {
     "rollout": "how trajectories are sampled",
     "branch": "where and how trees branch",
     "latent": "where z comes from: the latent stage",
+    "codes": "codes that whole responses are drawn under: z from the root on",
     "psa": "how z enters the model",
     "reward": "what a response is paid, and verifiers of your own",
     "ib": "the information bottleneck: which trajectories are kept",
@@ -334,6 +335,26 @@ KNOBS = {
     ),
     "psa.half_life": knob(256.0, "in which the strength of z halves; inf = no decay", above=0, unit="tokens"),
     "psa.strength": knob(1.0, "strength at t*; 0 = z has no effect", at_least=0),
+    "codes.n": knob(
+        0,
+        "N, such as 4: the roots of a prompt share them out, a token of its own each in place of the prompt's last; "
+        "0 = none",
+        at_least=0,
+        at_most=64,
+        unit="codes",
+    ),
+    "codes.noise": knob(
+        0.3, "by which a code's embedding differs at first from that of the token it replaces, of its norm", at_least=0
+    ),
+    "codes.others": knob(
+        3,
+        "that each response is read under besides its own, a forward each: what it says of its code; 0 = nobody asks",
+        at_least=0,
+        unit="codes",
+    ),
+    "codes.dependence": knob(
+        0.0, "what a right answer's advantage gains a nat that it says of its code, above the step's mean", at_least=0
+    ),
     "reward.timeout": knob(
         10.0, "how long a call of a verifier of your own may take", above=0, below=math.inf, unit="seconds"
     ),

@@ -31,6 +31,11 @@ def without_replacement(config: RunConfig) -> bool:
     return config.branch.k > 0 and not config.branch.replace
 
 
+def other_codes(config: RunConfig) -> int:
+    """Codes that each response is read under besides its own: all others at most; 0 = none is."""
+    return min(config.codes.others, max(0, config.codes.n - 1))
+
+
 def inherited_counts(config: RunConfig) -> bool:
     """Whether the tokens that a branch inherits count in its loss.
 

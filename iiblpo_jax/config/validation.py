@@ -99,6 +99,29 @@ def _lora(config: RunConfig) -> Iterator[str]:
         yield "lora.targets names a projection twice; name each once"
 
 
+def _codes(config: RunConfig) -> Iterator[str]:
+    codes, objective = config.codes, config.objective
+    if codes.n and config.lora.rank:
+        yield (
+            f"codes.n = {codes.n} makes rows of the embedding, which lora.rank = {config.lora.rank} leaves frozen; set "
+            "codes.n=0, or lora.rank=0"
+        )
+    if codes.n == 1:
+        yield "codes.n = 1 is one code for all, which no response can tell from others; use 2 to 16, or 0 for none"
+    if codes.dependence == 0:
+        return
+    paid = f"codes.dependence = {codes.dependence}"
+    if codes.n == 0:
+        yield f"{paid} pays for telling codes apart, and codes.n = 0 has none; set codes.n=4, or codes.dependence=0"
+    elif codes.others == 0:
+        yield f"{paid} compares codes, and codes.others = 0 reads none besides a response's own; set codes.others=3"
+    if objective.name in WHOLE_GROUPS and not objective.path:
+        yield (
+            f"objective.name = {objective.name} contrasts right and wrong trajectories without advantages, which "
+            f"{paid} goes into; set codes.dependence=0"
+        )
+
+
 def _tasks(config: RunConfig) -> Iterator[str]:
     if not (config.task.name or config.task.mix or config.task.path):
         yield "task.name is empty; name a task, such as arithmetic"
@@ -344,6 +367,11 @@ def _refills(config: RunConfig) -> Iterator[str]:
 def _recorded(config: RunConfig) -> Iterator[str]:
     if not config.data.recorded:
         return
+    if config.codes.n > 0:
+        yield (
+            f"codes.n = {config.codes.n} needs the code of every response, which recorded rollouts (data.recorded) do "
+            "not have; set codes.n=0"
+        )
     if config.latent.z > 0 and config.latent.condition == "conditioned":
         yield (
             "latent.condition = conditioned needs the z of every branch, which recorded rollouts (data.recorded) do "
@@ -390,6 +418,7 @@ CHECKS = {
     _lengths: "rollout.min_tokens rollout.max_tokens",
     _latent: "latent.kind latent.z latent.window latent.prior_power",
     _lora: "lora.rank lora.targets lora.base lora.path",
+    _codes: "lora.rank codes.n codes.others codes.dependence objective.name objective.path",
     _tasks: "task.name task.mix task.path",
     _own_code: "task.path task.options objective.path tracker.path",
     _method: "objective.name objective.options objective.path",
@@ -410,7 +439,7 @@ CHECKS = {
     _teacher: "teacher.kind teacher.path distill.coef lora.rank",
     _importance: "update.importance_floor update.importance_cap",
     _refills: "train.refills data.recorded rollout.roots branch.k branch.depth branch.parent",
-    _recorded: "data.recorded latent.z latent.condition ib.estimator log.entropies",
+    _recorded: "data.recorded codes.n latent.z latent.condition ib.estimator log.entropies",
     _evaluation: "eval.k eval.avg eval.samples eval.task_samples eval.temperature",
     _mesh: "mesh.data mesh.fsdp mesh.sequence mesh.tensor",
 }

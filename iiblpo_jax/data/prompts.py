@@ -14,6 +14,7 @@ from iiblpo_jax.data.task import Task, answer_ids, render
 from iiblpo_jax.rewards.verifier import Problem
 
 SHOWN = ("shown_PS", "shown_length_P")  # of a PromptBatch
+ENDS_READ = 32  # prompts of a task, of either set, whose last token is compared
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,6 +95,26 @@ def tokenize(
             f"the longest has {longest}: raise rollout.max_prompt"
         )
     return kept, len(encoded) - len(kept)
+
+
+def prompt_end(tasks: Sequence[Task], tokenizer) -> int:
+    """The token that all prompts end with, as far as the first ones tell: a code stands in place of it.
+
+    Raises:
+      InputError: they end with different tokens, which codes in their place would not tell apart.
+    """
+    ends = {
+        render(task, problem, tokenizer)[-1]
+        for task in tasks
+        for problem in [*task.train[:ENDS_READ], *task.heldout[:ENDS_READ]]
+    }
+    if len(ends) != 1:
+        names = ", ".join(task.name for task in tasks)
+        raise InputError(
+            f"codes.n puts a code in place of the last token of a prompt, and those of {names} end with {len(ends)} "
+            "different ones; use tasks whose template ends alike, or codes.n=0"
+        )
+    return ends.pop()
 
 
 def collate(prompts: Sequence[Prompt], widths: tuple[int, int, int], *, shown: int = 0) -> PromptBatch:

@@ -23,6 +23,7 @@ from iiblpo_jax.model.adapters.lora import LoRA, LoRASpec
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import Decoder, cast, params_of
 from iiblpo_jax.model.files.loading import load_config
+from iiblpo_jax.model.steering.code_tokens import coded_config
 from iiblpo_jax.model.steering.codes import KINDS
 from iiblpo_jax.model.steering.psa import PSA
 from iiblpo_jax.rollout.forest import Forest
@@ -50,6 +51,7 @@ def abstract_step(config, model: ModelConfig, mesh: Mesh) -> AbstractStep:
     Raises:
       InputError: what a Trainer refuses before it compiles anything, but for what depends on tokenizer or data.
     """
+    model = coded_config(model, config.codes.n)
     specs.check(config, model, mesh)
     policy = _weights(lambda: Decoder(model, rngs=nnx.Rngs(0)), mesh)
     params, cvae, base = {"policy": policy}, None, None

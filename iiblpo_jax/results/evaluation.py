@@ -19,6 +19,7 @@ from iiblpo_jax.data.registry import make_tasks, named, names_of
 from iiblpo_jax.data.task import Task
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.model.steering.code_tokens import code_tokens
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
 from iiblpo_jax.results import passk
 from iiblpo_jax.results.attempts import AttemptFile, Attempts, attempts_of
@@ -27,7 +28,7 @@ from iiblpo_jax.results.voting import parties
 from iiblpo_jax.rewards.scorer import CORRECT, Scorer
 from iiblpo_jax.rewards.together import score_together, settle_together
 from iiblpo_jax.rewards.verifier import Job
-from iiblpo_jax.rollout.draws import Origin
+from iiblpo_jax.rollout.draws import Origin, shared_out
 from iiblpo_jax.rollout.engine import rollout
 from iiblpo_jax.rollout.forest import LENGTH, response_tokens
 from iiblpo_jax.rollout.publication import Published
@@ -47,6 +48,7 @@ class Answers:
       truncated_Nn: bool; cut at the longest response allowed.
       answers, plans: [N][n] extracted answers and plans.
       heads: token lists of the first samples, as far as diversity reads them.
+      code_Nn: the code of each sample; None where z was off.
     """
 
     reward_Nn: np.ndarray
@@ -55,6 +57,7 @@ class Answers:
     answers: list[list[str | None]]
     plans: list[list[str | None]]
     heads: list[list[list[int]]]
+    code_Nn: np.ndarray | None = None
 
     @property
     def correct_Nn(self) -> np.ndarray:
@@ -121,12 +124,21 @@ class Asked:
       task, prompts: N problems.
       samples: of each.
       block: problems that have one random key and are told apart by their number.
+      codes: that the samples of a problem share out; 0 = z is off.
     """
 
     task: Task
     prompts: list[Prompt]
     samples: int
     block: int
+    codes: int = 0
+
+    def codes_of(self, seed: int, samples: int) -> np.ndarray | None:
+        """The code of each of so many samples of every problem [N,n]; None with z off."""
+        if not self.codes:
+            return None
+        order_NZ = shared_out(self.origin(np.arange(len(self.prompts)), seed, samples), self.codes)
+        return np.asarray(order_NZ)[:, np.arange(samples) % self.codes]
 
     def origin(self, index_P: np.ndarray, seed: int, samples: int) -> Origin:
         """What the random numbers of problems are drawn from, whatever others are asked with them."""
@@ -168,30 +180,41 @@ class Evaluator:
     def __call__(self, policy: Published, *, kept: Kept | None = None) -> dict[str, float]:
         """Metrics `eval/<task>/...` of a policy: those of `summary`, and greedy.
 
+        With codes the samples of a problem share them out, and beside them stand those with z off,
+        `eval/<task>/z_off/...`.
+
         `kept`: where every problem is written down as soon as it is answered, and where those that are there already
         are taken from.
 
         Raises:
           InputError: what is there is damaged or cannot be written.
         """
-        knobs, metrics = self._config.eval, {}
-        sampled = Sampling(temperature=knobs.temperature, top_p=knobs.top_p)
+        codes, metrics = self._config.codes.n, {}
         for asked in self._asked:
-            task = asked.task
-            answers = answers_of(task, self._attempts(policy, asked, sampled, asked.samples, kept))
-            ks = [k for k in knobs.k if k <= asked.samples]
-            if max(ks, default=1) > 1:
-                answers = dataclasses.replace(answers, answers=parties(task.verifier, answers.answers, self._settle))
-            found = summary(answers, ks, avg=[k for k in knobs.avg if k <= asked.samples])
-            if knobs.greedy:
-                greedy = answers_of(task, self._attempts(policy, asked, Sampling(temperature=0.0), 1, kept))
-                found["greedy"] = float(greedy.correct_Nn.mean())
-            metrics |= {f"eval/{task.name}/{key}": value for key, value in found.items()}
+            ways = {"": dataclasses.replace(asked, codes=codes), "z_off/": asked} if codes else {"": asked}
+            for way, asked_so in ways.items():
+                found = self._of_task(policy, asked_so, kept)
+                metrics |= {f"eval/{asked.task.name}/{way}{key}": value for key, value in found.items()}
         return metrics
+
+    def _of_task(self, policy: Published, asked: Asked, kept: Kept | None) -> dict[str, float]:
+        knobs, task = self._config.eval, asked.task
+        sampled = Sampling(temperature=knobs.temperature, top_p=knobs.top_p)
+        answers = answers_of(task, self._attempts(policy, asked, sampled, asked.samples, kept))
+        answers = dataclasses.replace(answers, code_Nn=asked.codes_of(knobs.seed, asked.samples))
+        ks = [k for k in knobs.k if k <= asked.samples]
+        if max(ks, default=1) > 1:
+            answers = dataclasses.replace(answers, answers=parties(task.verifier, answers.answers, self._settle))
+        found = summary(answers, ks, avg=[k for k in knobs.avg if k <= asked.samples])
+        if knobs.greedy:
+            greedy = answers_of(task, self._attempts(policy, asked, Sampling(temperature=0.0), 1, kept))
+            found["greedy"] = float(greedy.correct_Nn.mean())
+        return found
 
     def attempts(self, kept: Kept) -> Iterator[tuple[Task, list[Prompt], list[Attempts]]]:
         """What an evaluation that is over has kept of each task: its problems, and the samples of each."""
         for asked in self._asked:
+            asked = dataclasses.replace(asked, codes=self._config.codes.n)
             sampling = Sampling(temperature=self._config.eval.temperature, top_p=self._config.eval.top_p)
             with kept.open(asked.task, self._protocol(asked, sampling, asked.samples), asked.prompts) as file:
                 yield asked.task, asked.prompts, [file.done[index] for index in range(len(asked.prompts))]
@@ -240,6 +263,7 @@ class Evaluator:
             stop_ids=self._tokenizer.stop_ids,
             never_ids=self._tokenizer.textless_ids(self._model_config.vocab_size),
             kv_dtype=rollout_config.kv_dtype,
+            codes=code_tokens(self._model_config, asked.codes),
             mesh=self._mesh,
         )
         waiting = [index for index in range(len(asked.prompts)) if index not in done]
@@ -276,7 +300,7 @@ class Evaluator:
             "verifier": type(asked.task.verifier).__name__,
             "timeout": config.data.verifier_timeout,
             "own_code": {key: own_code.digest(reference) for key, reference in own_code_of(config).items()},
-        }
+        } | ({"codes": asked.codes} if asked.codes else {})
 
 
 def _check_task_samples(config, tasks: Sequence[Task]) -> None:
@@ -291,7 +315,7 @@ def _check_task_samples(config, tasks: Sequence[Task]) -> None:
 
 def summary(answers: Answers, ks: Sequence[int], *, avg: Sequence[int] = ()) -> dict[str, float]:
     """pass@1, pass@k and maj@k for every k, avg@k for those of `avg`, mean reward and tokens (stop token not counted),
-    `truncated`, diversity.
+    `truncated`, diversity. Where samples were drawn under codes pass@k is that of k samples which share them out.
 
     The reward tells more than pass@1 where there is partial credit. `truncated` is the share of samples that were cut
     at the longest response allowed.
@@ -299,7 +323,7 @@ def summary(answers: Answers, ks: Sequence[int], *, avg: Sequence[int] = ()) -> 
     Diversity is the four measures of `diversity` and `unique_correct`: different plans among the right samples of a
     problem, mean over problems. It grows with the number of samples.
     """
-    found = {f"pass@{k}": passk.pass_at_k(answers.correct_Nn, k) for k in sorted({1, *ks})}
+    found = {f"pass@{k}": passk.pass_at_k(answers.correct_Nn, k, code_PN=answers.code_Nn) for k in sorted({1, *ks})}
     found |= {f"maj@{k}": passk.maj_at_k(answers.answers, answers.correct_Nn, k) for k in ks if k > 1}
     found |= {f"avg@{k}": passk.avg_at_k(answers.correct_Nn, k) for k in avg}
     found["reward"] = float(answers.reward_Nn.mean())

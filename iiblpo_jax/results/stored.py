@@ -24,7 +24,8 @@ def described(config, tasks: Sequence[Task], *, step: int, weights: str) -> dict
       weights: fingerprint of the policy.
     """
     held_out = [{"task": task.name, "problems": len(task.heldout), "digest": _digest_of(task)} for task in tasks]
-    sections = {name: section for name, section in files.resolve(config).items() if name in SECTIONS}
+    named = (*SECTIONS, "codes") if config.codes.n else SECTIONS
+    sections = {name: section for name, section in files.resolve(config).items() if name in named}
     return {"step": step, "weights": weights, "held_out": held_out, "config": sections}
 
 

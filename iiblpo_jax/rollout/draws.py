@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+CODES = 2**31 - 1  # of the keys that codes are shared out with, which are no trajectory's
+
 
 @struct.dataclass
 class Origin:
@@ -62,6 +64,16 @@ def draws_for(origin: Origin, group_size: int, max_tokens: int) -> Draws:
 
     uniform_RT = jax.vmap(numbers)(_keys(token_key_R, number_R))
     return Draws(uniform_RT=uniform_RT, point_key_R=point_key_R, latent_key_R=latent_key_R, number_R=number_R)
+
+
+def shared_out(origin: Origin, codes: int) -> jax.Array:
+    """[P,N]: the order in which the trees of each prompt take its N codes, tree m the m-th and, after N, again.
+
+    A uniform permutation, so that every tree's code is uniform and the trees of a prompt have each as often as any
+    other, but for one.
+    """
+    key_P = _keys(_keys(origin.key_P, jnp.full_like(origin.row_P, CODES)), origin.row_P)
+    return jax.vmap(lambda key: jax.random.permutation(key, codes))(key_P)
 
 
 def _keys(key_N, number_N):

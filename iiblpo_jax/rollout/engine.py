@@ -32,7 +32,7 @@ from iiblpo_jax.model.steering.psa import Projected
 from iiblpo_jax.rollout.branch_points import branch_points, branches_due
 from iiblpo_jax.rollout.cache import Cache, copy_slots, empty_cache, fill_prompts
 from iiblpo_jax.rollout.decoding import decode_step
-from iiblpo_jax.rollout.draws import Draws, Origin, draws_for, in_order
+from iiblpo_jax.rollout.draws import Draws, Origin, draws_for, in_order, shared_out
 from iiblpo_jax.rollout.forest import Forest
 from iiblpo_jax.rollout.grown import Grown, nothing_grown, put
 from iiblpo_jax.rollout.prefill import prefill
@@ -63,7 +63,7 @@ class Prompts:
     length_P: jax.Array
 
     def last_token(self, prompt_B: jax.Array) -> jax.Array:
-        """The token that a root is fed first: decoding begins by feeding it again, so prefill keeps no hidden state."""
+        """The last token of prompts."""
         return self.tokens_PS[prompt_B, jnp.maximum(self.length_P[prompt_B] - 1, 0)]
 
 
@@ -129,6 +129,7 @@ def _rollout(shared, markers, of_prompts, *, spec: RolloutSpec, axes: tuple[str,
         gold=answers and answers.replace(markers=markers),
         steering=steering_of(spec, published, latents),
         draws=draws_for(origin, spec.group_size, spec.max_tokens),
+        codes_PN=spec.codes and spec.codes.first + shared_out(origin, spec.codes.count),
         part=part,
     )
     prefilled = prefill(published, prompt_PS, spec.model, spec.kv_dtype)
@@ -151,6 +152,7 @@ class _Engine:
       gold: their answers; None where no branch depends on them.
       steering: latents; None where no branch has one.
       draws: random numbers.
+      codes_PN: of Forest; None without codes.
       part: number of this part of the mesh.
     """
 
@@ -160,6 +162,7 @@ class _Engine:
     gold: Gold | None
     steering: Steering | None
     draws: Draws
+    codes_PN: jax.Array | None
     part: jax.Array | int
 
     @property
@@ -198,8 +201,20 @@ class _Engine:
             prompt_PS=self.prompts.tokens_PS,
             prompt_len_P=self.prompts.length_P,
             parent_R=jnp.where(parent_R < 0, -1, self.part * self.rows + parent_R),
+            codes_PN=self.codes_PN,
             **grown.columns(),
         )
+
+    def prompt_end(self, trajectory_B: jax.Array) -> jax.Array:
+        """The token that a root is fed first: the last one of its prompt, or its code in place of that.
+
+        Decoding begins by feeding it again, so prefill keeps no hidden state, and what it stored of it is written over.
+        """
+        prompt_B = self.spec.prompt(trajectory_B)
+        if self.codes_PN is None:
+            return self.prompts.last_token(prompt_B)
+        tree_B = jnp.maximum(trajectory_B, 0) // self.spec.branching.tree_size % self.spec.roots
+        return self.codes_PN[prompt_B, tree_B % self.codes_PN.shape[1]]
 
     # -- outer loop ---------------------------------------------------------------------------------------------------
 
@@ -248,7 +263,7 @@ class _Engine:
             take_B,
             trajectory_B=tree_B * branching.tree_size,
             prompt_len_B=self.prompts.length_P[prompt_B],
-            token_B=self.prompts.last_token(prompt_B),
+            token_B=self.prompt_end(tree_B * branching.tree_size),
             index_B=0,
             branch_at_B=0,
             last_B=branching.branches,
@@ -288,10 +303,9 @@ class _Engine:
         )
         # Fed first is the token before t*: drawing t* anew needs the hidden state that it was drawn from.
         before_B = parents.tokens_RT[jnp.arange(self.spec.slots), jnp.maximum(at_B - 1, 0)]
-        prompt_end_B = self.prompts.last_token(self.spec.prompt(trajectory_B))
         slots = slots.set(
             start_B,
-            token_B=jnp.where(at_B > 0, before_B, prompt_end_B),
+            token_B=jnp.where(at_B > 0, before_B, self.prompt_end(trajectory_B)),
             index_B=at_B,
             branch_at_B=at_B,
             probe_B=~fallback_B & (self.steering is not None),

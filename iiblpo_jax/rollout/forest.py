@@ -39,6 +39,9 @@ class Forest(struct.PyTreeNode):
         any other. 1 for roots and with replacement.
       top_token_RTK, top_logp_RTK: the K likeliest tokens of every position, likeliest first, with log-probabilities as
         in raw_logp_RT; None where the rollout did not note them (Sampling.record).
+      codes_PN: tokens of the codes (steering/code_tokens.py) of every prompt, in the order in which its trees take
+        them, one after the other and again from the first (draws.shared_out); None without codes. `prompt_PS` is the
+        plain prompt even so.
     """
 
     prompt_PS: jax.Array
@@ -55,6 +58,7 @@ class Forest(struct.PyTreeNode):
     left_R: jax.Array
     top_token_RTK: jax.Array | None = None
     top_logp_RTK: jax.Array | None = None
+    codes_PN: jax.Array | None = None
 
     @property
     def group_size(self) -> int:
@@ -65,6 +69,22 @@ class Forest(struct.PyTreeNode):
     def group_R(self) -> jax.Array:
         """Prompt index of every trajectory."""
         return jnp.arange(self.length_R.shape[0]) // self.group_size
+
+    def code_R(self, trees: int, ahead: int = 0) -> jax.Array:
+        """The code token of every trajectory, that of its tree.
+
+        Args:
+          trees: M, of a prompt.
+          ahead: in its place the one so many places later in the prompt's order.
+
+        Raises:
+          ValueError: it was grown without codes.
+        """
+        if self.codes_PN is None:
+            raise ValueError("a Forest without codes")
+        size = self.group_size // trees
+        nth_G = np.arange(self.group_size) // size + ahead
+        return self.codes_PN[:, nth_G % self.codes_PN.shape[1]].ravel()
 
     def by_prompt(self, x_R: jax.Array) -> jax.Array:
         """[P, G, ...]: what is said of the trajectories [R, ...], a group a prompt."""

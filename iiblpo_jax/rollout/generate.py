@@ -27,6 +27,7 @@ def generate(
     max_tokens: int | None = None,
     sampling: Sampling | None = None,
     seed: int = 0,
+    code: int | None = None,
 ) -> list[str]:
     """One continuation a prompt, without the prompt and without special tokens.
 
@@ -36,6 +37,7 @@ def generate(
       max_tokens: longest continuation; None = DEFAULT_TOKENS, or what the model's positions leave of them.
       sampling: how tokens are drawn; None = greedy.
       seed: of the draws.
+      code: token in place of the last one of every prompt, such as a code's (steering/code_tokens.py); None = z off.
 
     Raises:
       InputError: no prompt, an empty prompt, ids that the model does not have, or a prompt that leaves no room for the
@@ -44,6 +46,8 @@ def generate(
     if isinstance(prompts, str):
         raise InputError("generate takes a list of prompts; pass [prompt]")
     ids = [tokenizer.encode(p, add_special=True) if isinstance(p, str) else list(p) for p in prompts]
+    if code is not None:
+        ids = [[*prompt[:-1], code] for prompt in ids if prompt]
     if not ids or not all(ids):
         raise InputError("generate needs prompts of at least one token each; pass non-empty texts")
     if not all(0 <= i < model.config.vocab_size for prompt in ids for i in prompt):

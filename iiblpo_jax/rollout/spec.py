@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.model.steering.code_tokens import CodeTokens
 from iiblpo_jax.rollout.branching import Branching
 from iiblpo_jax.rollout.sampling import Sampling
 
@@ -34,6 +35,7 @@ class RolloutSpec:
       half_life, strength: decay and strength of z (psa.gamma).
       stratified: siblings share out the prior between them (codes.stratified); each alone is still drawn from it.
       prior_power: latents are drawn from the prior's power: 1 = as it is, towards 0 flatter.
+      codes: which the trees of a prompt share out between them; None = every tree grows on the plain prompt.
       mesh: devices to split it over; None = one.
     """
 
@@ -52,6 +54,7 @@ class RolloutSpec:
     strength: float = 1.0
     stratified: bool = False
     prior_power: float = 1.0
+    codes: CodeTokens | None = None
     mesh: Mesh | None = None
 
     @property

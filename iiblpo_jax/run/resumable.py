@@ -22,6 +22,13 @@ def check_resumable(newest: dict, config, model: ModelConfig, began_with: str) -
       config, model: of the run.
       began_with: fingerprint of the model it starts from.
     """
+    rows = newest["arrays"].get("params.policy.embed", [[model.vocab_size]])[0][0]
+    if rows != model.vocab_size:
+        raise InputError(
+            f"checkpoint {newest['step']} of this workdir has a vocabulary of {rows}, codes included, and "
+            f"{config.model.path} with codes.n = {config.codes.n} one of {model.vocab_size}; set codes.n back, use the "
+            "model the run began with, or another --workdir"
+        )
     if newest["extra"]["model"] != began_with:
         raise InputError(
             f"the checkpoints of this workdir grew from another model than {config.model.path}; use the model the run "

@@ -4,6 +4,7 @@ With train.refills that is not every one that was sampled: groups which gave way
 file is as long as any other and holds what off-line training takes.
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ ROLLOUT_KEYS = (
 )
 LOGPROBS, ENTROPIES = "logp", "entropies"  # one more key each with log.logprobs and log.entropies
 LEFT = "left"  # and one with branch.replace=False
+ROOT_CODE = "root_code"  # and one with codes.n
 
 
 def write_rollouts(workdir: Path, step: int, columns: Mapping[str, Sequence]) -> Path:
@@ -52,15 +54,15 @@ def write_rollouts(workdir: Path, step: int, columns: Mapping[str, Sequence]) ->
     Args:
         workdir: of the run.
         step: goes into every line.
-        columns: ROLLOUT_KEYS but `step`, and LOGPROBS, ENTROPIES, LEFT where wanted -> R values, as lists or arrays.
-            `tokens` holds whole responses as lists, `logp` and `entropies` as many numbers; `parent` is negative for
-            roots, whose `branch_at` is then written as null too; `finish` is the code of the Forest; None or NaN (no
-            such score, no z) becomes null, as does a negative `code`.
+        columns: ROLLOUT_KEYS but `step`, and LOGPROBS, ENTROPIES, LEFT, ROOT_CODE where wanted -> R values, as lists
+            or arrays. `tokens` holds whole responses as lists, `logp` and `entropies` as many numbers; `parent` is
+            negative for roots, whose `branch_at` is then written as null too; `finish` is the code of the Forest; None
+            or NaN (no such score, no z) becomes null, as does a negative `code`.
 
     Raises:
         ValueError: keys are missing or unknown, or columns differ in length.
     """
-    keys = (*ROLLOUT_KEYS, *(key for key in (LOGPROBS, ENTROPIES, LEFT) if key in columns))
+    keys = (*ROLLOUT_KEYS, *(key for key in (LOGPROBS, ENTROPIES, LEFT, ROOT_CODE) if key in columns))
     if unexpected := set(columns) ^ set(keys[1:]):
         raise ValueError(f"rollout keys missing or unknown: {sorted(unexpected)}")
     path = workdir / "rollouts" / f"step_{step:06d}.jsonl"
@@ -94,6 +96,7 @@ def log_columns(
     logprobs: bool = False,
     entropies: bool = False,
     left: bool = False,
+    root_codes: tuple[int, int] | None = None,
 ) -> tuple[dict, dict]:
     """(columns that the host has, columns still on the device) of the rollout log.
 
@@ -103,6 +106,7 @@ def log_columns(
         codes: z stands for a code (latent.kind).
         logprobs, entropies: with the log-probs before truncation, and the entropies, of all tokens.
         left: with Forest.left_R.
+        root_codes: trees of a prompt and token of code 0: with the codes that they grew under; None = they did not.
     """
     forest, texts, rewards = sampled.forest, graded.texts, graded.rewards
     problems = [problem for problem in graded.problems for _ in range(forest.group_size)]
@@ -128,6 +132,8 @@ def log_columns(
         "advantage": scored.advantage_R,
         "finish": forest.finish_R,
     } | ({LEFT: forest.left_R} if left else {})
+    if root_codes is not None:
+        device[ROOT_CODE] = _root_code(forest, *root_codes)
     optional = {name: x_R for name, x_R in sampled.columns.items() if name in ROLLOUT_KEYS}
     optional |= {"ib_score": scored.score_R} if scores else {}
     if forest.z_RZ.shape[1]:
@@ -135,6 +141,11 @@ def log_columns(
         optional |= {"code": code_R} if codes else {}
     missing = {"ib_answer", "ib_prompt", "ib_score", "z", "code"} - set(optional)
     return host | dict.fromkeys(missing, [None] * len(texts)), device | optional
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _root_code(forest: Forest, trees: int, first: int):
+    return forest.code_R(trees) - first
 
 
 @jax.jit

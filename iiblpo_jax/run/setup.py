@@ -12,6 +12,7 @@ from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config.defaults import RunConfig
 from iiblpo_jax.config.derived import group_size, shows_answer, teacher_model, without_replacement
 from iiblpo_jax.data.pipeline import PromptPipeline
+from iiblpo_jax.data.prompts import prompt_end
 from iiblpo_jax.data.registry import make_tasks
 from iiblpo_jax.data.task import Task
 from iiblpo_jax.devices import mesh as meshes
@@ -21,6 +22,7 @@ from iiblpo_jax.model.adapters.adapted import Adapted
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import cast, params_of
 from iiblpo_jax.model.files.loading import load_model
+from iiblpo_jax.model.steering.code_tokens import with_codes
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
 from iiblpo_jax.run import recorded
 from iiblpo_jax.run.adapters import first_adapter, frozen_base, loaded_dtype
@@ -192,6 +194,8 @@ def set_up(config: RunConfig, workdir: Path | None = None, *, devices: list | No
         tokenizer = keep_date(tokenizer, workdir)
     weighted = make_tasks(config.task, seed=config.data.seed)
     tasks = [task for task, _ in weighted]
+    if config.codes.n:
+        model = with_codes(model, config.codes.n, end=prompt_end(tasks, tokenizer), noise=config.codes.noise)
     specs.check(config, model.config, mesh, tasks=tasks, tokenizer=tokenizer)
     return Setup(
         config=config,

@@ -315,6 +315,7 @@ class Trainer:
                 logprobs=self.config.log.logprobs,
                 entropies=self.config.log.entropies,
                 left=without_replacement(self.config),
+                root_codes=self._programs.root_codes,
             )
         updated = next(done.rest)
         self.state = updated.state

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from iiblpo_jax import bottleneck
 from iiblpo_jax.bottleneck import Reading
+from iiblpo_jax.bottleneck.dependence import dependence
 from iiblpo_jax.common.padded import Padded
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.adapters.adapted import Weights, bound
@@ -26,6 +27,7 @@ from iiblpo_jax.rollout.solved import Gold
 from iiblpo_jax.step.teacher import TeacherReader
 
 Columns = dict[str, jax.Array]  # [R] or [R,T] arrays of a Forest by name
+DEPENDENCE = "dependence"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,29 @@ class PromptLogProbs:
         return {PROMPT_LOGP: logp_P[forest.group_R]}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dependence:
+    """Reads `dependence` [R]: how much a response says of the code that it was drawn under (bottleneck/dependence.py).
+
+    Attributes:
+      model, reading, dtype: as above.
+      trees: M, of a prompt.
+      others: codes that each is compared with.
+    """
+
+    model: ModelConfig
+    reading: Reading
+    trees: int
+    others: int
+    dtype: str = "float32"
+
+    def __call__(self, weights: Weights, forest: Forest, gold: Gold) -> Columns:
+        """The column, under these weights."""
+        model = bound(self.model, weights, self.dtype)
+        found_R = dependence(model, forest, trees=self.trees, others=self.others, reading=self.reading)
+        return {DEPENDENCE: found_R}
+
+
 @dataclasses.dataclass(frozen=True)
 class Errors:
     """Reads `novelty` [R]: how new every trajectory is to the networks that are its weights."""
@@ -109,7 +134,7 @@ class InformSpec:
       mesh: devices among which prompts are split; None = one.
     """
 
-    readers: tuple[tuple[str, InformationTerms | LogProbs | PromptLogProbs | Errors | TeacherReader], ...]
+    readers: tuple[tuple[str, InformationTerms | LogProbs | PromptLogProbs | Dependence | Errors | TeacherReader], ...]
     mesh: Mesh | None = None
 
 

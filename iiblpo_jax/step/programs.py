@@ -233,6 +233,12 @@ class StepPrograms:
         """Names of the columns of `Judged`: those that the method needs and the host has."""
         return tuple(name for name in self.score_spec.credit.objective.needs if name == PLAN)
 
+    @property
+    def root_codes(self) -> tuple[int, int] | None:
+        """Trees of a prompt, and the token of code 0; None without codes."""
+        spec = self.rollout_spec
+        return None if spec.codes is None else (spec.roots, spec.codes.first)
+
     def _readers(self, state: TrainState, frozen: Frozen) -> dict:
         """The weights that `inform` reads under: the frozen ones, and of what changes the state's own, no copies."""
         moving = {specs.POLICY: frozen.policy(state), NOVELTY: state.novelty}

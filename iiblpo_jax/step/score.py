@@ -4,6 +4,7 @@ rows        every trajectory of the Forest as a row
 ib_score    S_IB of each
 select      N of each prompt are kept
 credit      advantages over the kept group, the self-reward, the weight of the prompt
+heard       what right answers are paid for telling their code
 take        the kept rows, for the update
 """
 
@@ -16,8 +17,10 @@ from flax import struct
 
 from iiblpo_jax import bottleneck
 from iiblpo_jax.bottleneck import Selection
+from iiblpo_jax.bottleneck.dependence import dependence_bonus
 from iiblpo_jax.common import masked
 from iiblpo_jax.common.trees import TreeShape
+from iiblpo_jax.model.steering.code_tokens import put_codes
 from iiblpo_jax.model.steering.psa import Latent, latent_inputs
 from iiblpo_jax.objectives import Objective, Rows, advantages
 from iiblpo_jax.objectives.rows import REF_LOGP, TOP_LOGP, TOP_TOKEN
@@ -25,7 +28,7 @@ from iiblpo_jax.objectives.weights import prompt_weights
 from iiblpo_jax.rewards.scorer import CORRECT
 from iiblpo_jax.rollout import strata
 from iiblpo_jax.rollout.forest import LENGTH, Forest
-from iiblpo_jax.step.inform import Columns
+from iiblpo_jax.step.inform import DEPENDENCE, Columns
 from iiblpo_jax.step.measures import branch_metrics, reward_metrics, rollout_metrics
 
 
@@ -96,13 +99,29 @@ class LatentSpec:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CodesSpec:
+    """Codes of whole responses.
+
+    Attributes:
+      trees: M, of a prompt.
+      dependence: what a right answer is paid for a nat that it says of its code.
+      most: nats that are paid for, or taken off, at most.
+    """
+
+    trees: int
+    dependence: float = 0.0
+    most: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreSpec:
-    """Everything static about scoring, part by part; hashable. `latent` is None where no row has one."""
+    """Everything static about scoring, part by part; hashable. `latent`, `codes` are None where no row has one."""
 
     bottleneck: BottleneckSpec
     filter: FilterSpec
     credit: CreditSpec
     latent: LatentSpec | None = None
+    codes: CodesSpec | None = None
 
 
 @struct.dataclass(kw_only=True)
@@ -147,6 +166,7 @@ def score(
     selection = select(spec.filter, forest, rows, key)
     rows = rows.replace(keep_R=selection.kept_PG.ravel())
     rows = rows.replace(advantage_R=credit(spec.credit, forest, rows, sample_R, step))
+    rows = rows.replace(advantage_R=heard(spec.codes, rows, columns))
     a = rows.advantage_R
     return Scored(
         score_R=rows.ib_score_R,
@@ -162,7 +182,7 @@ def every_row(forest: Forest, reward_R: jax.Array, columns: Columns, spec: Score
     prompt_len_R, latent = forest.prompt_len_P[forest.group_R], spec.latent
     grown_R = forest.length_R > 0
     return Rows(
-        tokens_RC=forest.sequences_RC,
+        tokens_RC=_tokens(spec.codes, forest, prompt_len_R),
         prompt_len_R=prompt_len_R,
         length_R=forest.length_R,
         mask_RT=forest.mask_RT.astype(jnp.float32),
@@ -181,6 +201,13 @@ def every_row(forest: Forest, reward_R: jax.Array, columns: Columns, spec: Score
         latent=None if latent is None else _latent(latent, forest, prompt_len_R),
         extras=_extras(spec.credit.objective, forest, columns),
     )
+
+
+def _tokens(spec: CodesSpec | None, forest: Forest, prompt_len_R) -> jax.Array:
+    """Prompt and response of every trajectory as the policy saw them, its code in its place."""
+    if spec is None:
+        return forest.sequences_RC
+    return put_codes(forest.sequences_RC, prompt_len_R, forest.code_R(spec.trees))
 
 
 def _extras(method: Objective, forest: Forest, columns: Columns) -> dict:
@@ -259,6 +286,18 @@ def credit(spec: CreditSpec, forest: Forest, rows: Rows, sample_R: jax.Array, st
     return advantage * jnp.repeat(weight_P, forest.group_size)[per_row]
 
 
+def heard(spec: CodesSpec | None, rows: Rows, columns: Columns) -> jax.Array:
+    """Advantages [R] or [R,T] with what right answers are paid for telling their code: after normalisation and the
+    weight of the prompt, so that neither makes a full-size advantage of a small difference."""
+    advantage, w_R = rows.advantage_R, rows.weight_R
+    if spec is None or not spec.dependence:
+        return advantage
+    right_R = rows.keep_R & (rows.correct_R > 0)
+    bonus_R = spec.dependence * dependence_bonus(columns[DEPENDENCE], right_R, most=spec.most, weight_R=w_R)
+    bonus_R = bonus_R if w_R is None else bonus_R * w_R
+    return advantage + bonus_R[(...,) + (None,) * (advantage.ndim - 1)]
+
+
 def take(rows: Rows, selection: Selection) -> Rows:
     """The kept rows, in the order of the Forest, those of a prompt contiguous."""
     # A group with too few finite scores fills its places with trajectories that are not kept; no token of them counts.
@@ -279,6 +318,8 @@ def _metrics(
     shaped_R = spec.credit.objective.reward_shaping(rows, step)
     metrics = reward_metrics(forest, rows.reward_R, rows.correct_R, shaped_R, selection)
     metrics |= rollout_metrics(forest) | branch_metrics(forest, rows.correct_R)
+    if DEPENDENCE in columns:  # over the roots, samples of the policy
+        metrics |= {"latent/information": masked.mean(columns[DEPENDENCE], forest.parent_R < 0)}
     correct_PG, grown_PG = forest.by_prompt(rows.correct_R) > 0, forest.by_prompt(forest.length_R > 0)
     if spec.bottleneck.estimator == "none":
         return metrics

@@ -17,6 +17,7 @@ from iiblpo_jax.model.adapters.lora import LoRASpec, check_rank
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.files.loading import load_config
 from iiblpo_jax.model.packed.attention import implementation
+from iiblpo_jax.model.steering.code_tokens import code_tokens
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
 from iiblpo_jax.objectives import (
     Distillation,
@@ -33,8 +34,8 @@ from iiblpo_jax.rollout.branching import Branching
 from iiblpo_jax.rollout.publication import PublicationSpec
 from iiblpo_jax.rollout.sampling import Sampling
 from iiblpo_jax.rollout.spec import RolloutSpec
-from iiblpo_jax.step.inform import Errors, InformationTerms, InformSpec, LogProbs, PromptLogProbs
-from iiblpo_jax.step.score import BottleneckSpec, CreditSpec, FilterSpec, LatentSpec, ScoreSpec, StrataSpec
+from iiblpo_jax.step.inform import Dependence, Errors, InformationTerms, InformSpec, LogProbs, PromptLogProbs
+from iiblpo_jax.step.score import BottleneckSpec, CodesSpec, CreditSpec, FilterSpec, LatentSpec, ScoreSpec, StrataSpec
 from iiblpo_jax.step.teacher import TeacherReader
 from iiblpo_jax.update.optimizer import Schedule, make_optimizer
 from iiblpo_jax.update.settings import UpdateSettings
@@ -112,6 +113,7 @@ def rollout_spec(
         strength=config.psa.strength,
         stratified=config.latent.siblings == "stratified",
         prior_power=config.latent.prior_power,
+        codes=code_tokens(model, config.codes.n),
         mesh=mesh,
     )
 
@@ -200,6 +202,9 @@ def inform_spec(
     if PROMPT_LOGP in needs:
         whole = dataclasses.replace(reading, never_ids=())  # a prompt may hold what no response does
         readers += [(POLICY, PromptLogProbs(model=model, reading=whole, dtype=config.model.dtype))]
+    if others := derived.other_codes(config):
+        how = {"trees": config.rollout.roots, "others": others, "dtype": config.model.dtype}
+        readers += [(POLICY, Dependence(model=model, reading=reading, **how))]
     if NOVELTY in needs:
         readers += [(NOVELTY, Errors())]
     readers += _teacher(config, model, reading)
@@ -216,7 +221,7 @@ def novelty(config, model: ModelConfig) -> Novelty | None:
 
 
 def score_spec(config, method: Objective) -> ScoreSpec:
-    """Score, filter, advantages and latents of the rows."""
+    """Score, filter, advantages, latents and codes of the rows."""
     ib, trees = config.ib, branching(config)
     latent = LatentSpec(levels=trees.levels, half_life=config.psa.half_life, strength=config.psa.strength)
     return ScoreSpec(
@@ -237,7 +242,15 @@ def score_spec(config, method: Objective) -> ScoreSpec:
             strata=None if trees.with_replacement else StrataSpec(shape=trees.shape, power=config.branch.correction),
         ),
         latent=latent if uses_latents(config) else None,
+        codes=_codes(config),
     )
+
+
+def _codes(config) -> CodesSpec | None:
+    if not config.codes.n:
+        return None
+    most = math.log(1 + derived.other_codes(config))
+    return CodesSpec(trees=config.rollout.roots, dependence=config.codes.dependence, most=most)
 
 
 def optimizer(config) -> optax.GradientTransformation:

@@ -76,6 +76,21 @@ def test_the_section_update_reads_as_an_attribute():
         ({"branch__points": "shred"}, r"branch\.points = 'shred' \(did you mean shared\?\); use one of shared, "),
         ({"latent__kind": "code"}, r"latent\.kind = 'code' \(did you mean codes\?\); use one of gaussian, codes"),
         ({"latent__kind": "codes", "latent__z": 8}, r"latent\.kind = codes needs latent\.window"),
+        ({"codes__n": 1}, r"codes\.n = 1 is one code for all, .*; use 2 to 16, or 0"),
+        (
+            {"codes__n": 4, "lora__rank": 4},
+            r"codes\.n = 4 makes rows of the embedding, which lora\.rank = 4 leaves frozen",
+        ),
+        ({"codes__dependence": 0.5}, r"codes\.dependence = 0\.5 pays for .* codes\.n = 0 has none; set codes\.n=4"),
+        ({"codes__n": 4, "codes__others": 0, "codes__dependence": 0.5}, r"codes\.others = 0 .*; set codes\.others=3"),
+        (
+            {"codes__n": 4, "codes__dependence": 0.5, "objective__name": "disco"},
+            r"without advantages, which codes\.dependence = 0\.5 goes into; set codes\.dependence=0",
+        ),
+        (
+            {"codes__n": 4, "data__recorded": "runs"},
+            r"codes\.n = 4 needs the code of every .*; set codes\.n=0",
+        ),
         ({"latent__prior_weight": 1.0}, r"latent\.prior_weight = 1\.0; use a number from 0 to below 1"),
         ({"ib__filter": "best"}, r"ib\.filter = 'best'; use one of score, contrast, random, none"),
         ({"ib__compression": "descriptive"}, r"ib\.compression = 'descriptive' \(did you mean description\?\)"),

@@ -11,8 +11,10 @@ import pytest
 from iiblpo_jax import InputError, generate, load_model
 from iiblpo_jax.config.validation import validate
 from iiblpo_jax.data.pipeline import heldout_batches
+from iiblpo_jax.data.prompts import prompt_end
 from iiblpo_jax.defaults import default_config
 from iiblpo_jax.model.decoder import params_of
+from iiblpo_jax.model.steering.code_tokens import with_codes
 from iiblpo_jax.results import evaluation
 from iiblpo_jax.results.evaluation import Answers, Evaluator, Kept, evaluation_tasks, summary
 from iiblpo_jax.rewards.exact import Exact
@@ -112,6 +114,33 @@ def test_greedy_equals_generate(embedded, metrics):
 
 def test_numbers_do_not_depend_on_the_slots(evaluate, metrics):
     assert evaluate(make_config(slots=16, refill_at=5)) == metrics
+
+
+def test_with_codes_the_samples_share_them_out_and_z_off_stands_beside(embedded, monkeypatch):
+    """Codes that begin as the very token that they replace give the plain samples, one and all."""
+    model, tokenizer = embedded
+    config, forests = make_config(), []
+    config.codes.n, config.eval.greedy = 2, False
+    (task,) = evaluation_tasks(config)
+    coded = with_codes(model, 2, end=prompt_end([task], tokenizer), noise=0.0)
+
+    def watched(*args, **kwargs):
+        forests.append(rollout(*args, **kwargs)[0])
+        return forests[-1], None
+
+    monkeypatch.setattr(evaluation, "rollout", watched)
+    with make_scorer(config, [task]) as scorer:
+        found = Evaluator(config, [task], coded.config, tokenizer, scorer)(published(coded))
+    names = {name.rpartition("/")[2] for name in found}
+    assert len(found) == 2 * len(names) and "pass@4" in names
+    differ = {name for name in names if found[f"eval/arithmetic/{name}"] != found[f"eval/arithmetic/z_off/{name}"]}
+    assert differ <= {"pass@2"}  # which two of the four are drawn
+    under, plain = forests
+    assert plain.codes_PN is None
+    asked = evaluation.Asked(task=task, prompts=[None] * PROBLEMS, samples=SAMPLES, block=PROBLEMS, codes=2)
+    code_Nn = np.asarray(under.code_R(SAMPLES)).reshape(-1, SAMPLES) - model.config.vocab_size
+    np.testing.assert_array_equal(asked.codes_of(config.eval.seed, SAMPLES), code_Nn)
+    assert (code_Nn.sum(1) == SAMPLES // 2).all() and len({tuple(row) for row in code_Nn}) == 2
 
 
 # -- an evaluation that is written down -------------------------------------------------------------------------------

@@ -16,6 +16,22 @@ def test_pass_at_k_equals_enumeration_of_all_subsets(n):
         assert pass_at_k(outcome[None], k) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("code", [[0, 1, 0, 1, 0, 1], [2, 0, 1, 2, 0, 1], [3, 1, 0, 3, 1], [4, 2, 7]])
+def test_pass_at_k_of_samples_that_share_out_codes_equals_enumeration(code):
+    """All subsets that have every code as often as any other, but for one."""
+    code, n = np.array(code), len(code)
+    kinds = np.unique(code)
+    for k, right in itertools.product(range(1, n + 1), itertools.product((False, True), repeat=n)):
+        subsets = [list(subset) for subset in itertools.combinations(range(n), k)]
+        counts = [[(code[subset] == kind).sum() for kind in kinds] for subset in subsets]
+        even = [subset for subset, c in zip(subsets, counts, strict=True) if max(c) - min(c) <= 1]
+        # Codes first, then samples of each: a subset's chance is that of its codes over how many have the same.
+        chosen = [tuple(np.bincount(code[subset], minlength=9)) for subset in even]
+        chance = np.array([1 / chosen.count(c) / len(set(chosen)) for c in chosen])
+        expected = chance @ [np.array(right)[subset].any() for subset in even]
+        assert pass_at_k([right], k, code_PN=code[None]) == pytest.approx(expected, abs=1e-12)
+
+
 def test_pass_at_k_is_stable_for_many_samples():
     outcome = np.zeros((1, 4096), bool)
     outcome[0, 0] = True

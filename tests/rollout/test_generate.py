@@ -42,6 +42,13 @@ def test_ids_are_as_good_as_text_and_a_seed_decides_the_draw(embedded):
     assert texts != generate(model, tokenizer, PROMPTS, seed=4, **how)
 
 
+def test_a_code_stands_in_place_of_the_last_token(embedded):
+    plus = embedded[1].encode("+")[-1]
+    assert generate(*embedded, ["7+8=", "2+3="], max_tokens=4, code=plus) == generate(
+        *embedded, ["7+8+", "2+3+"], max_tokens=4
+    )
+
+
 @pytest.mark.parametrize(
     ("prompts", "max_tokens", "named"),
     [

@@ -78,6 +78,43 @@ def test_export_writes_the_checkpoints_weights_bit_for_bit(trained, tmp_path):
     assert tokenizer.decode(tokenizer.encode("6+5=11;#11")) == "6+5=11;#11"
 
 
+@pytest.fixture(scope="module")
+def coded(tmp_path_factory):
+    """A workdir whose checkpoint 3 has two codes: (workdir, its config, weights, of them those of the plain model)."""
+    workdir, config = tmp_path_factory.mktemp("coded"), small_config()
+    config.codes.n = 2
+    begun = load_policy(config, workdir)  # before training: near the last token of every prompt, "="
+    params = jax.tree.map(lambda w: w * 1.5, begun.params)
+    checkpoints = Checkpoints(workdir, keep=1, every=0)
+    checkpoints.save(
+        3, init_state({"policy": params}, make_optimizer(config.optim)), iterator=b"", extra={}, force=True
+    )
+    checkpoints.close()
+    files.save(config, workdir)
+    return workdir, config, begun, jax.device_get(params)
+
+
+def test_codes_begin_near_the_end_of_the_prompts_and_come_back_from_a_checkpoint(coded):
+    workdir, config, begun, params = coded
+    embed_VD = np.asarray(begun.params["embed"])
+    end_D = embed_VD[begun.tokenizer.encode("=")[-1]]
+    apart_N = np.linalg.norm(embed_VD[-2:] - end_D, axis=1) / np.linalg.norm(end_D)
+    np.testing.assert_allclose(apart_N, config.codes.noise, rtol=1e-4)
+    policy = load_policy(config, workdir)
+    assert policy.step == 3 and policy.model_config.vocab_size == len(embed_VD) > policy.plain.vocab_size
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(policy.params), params)
+
+
+@pytest.mark.parametrize("z", ["off", "kept"])
+def test_export_writes_a_model_with_or_without_its_codes(coded, tmp_path, z):
+    workdir, _, begun, params = coded
+    assert run(export, f"--workdir={workdir}", f"--out={tmp_path}/out", f"--z={z}") == 0
+    model, _ = load_model(tmp_path / "out")
+    rows = (begun.plain if z == "off" else begun.model_config).vocab_size
+    expected = params | {"embed": params["embed"][:rows]}
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(params_of(model)), expected)
+
+
 def test_export_needs_a_checkpoint_and_a_place(trained, tmp_path, capsys):
     files.save(small_config(), tmp_path / "empty")
     assert run(export, f"--workdir={tmp_path}/empty", f"--out={tmp_path}/out") == 2

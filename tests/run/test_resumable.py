@@ -1,5 +1,7 @@
 """Checkpoints that a config cannot go on from are named before anything is trained."""
 
+import dataclasses
+
 import pytest
 
 from iiblpo_jax.common.errors import InputError
@@ -56,6 +58,13 @@ def test_another_latent_is_refused_with_what_helps(tiny_config, made, found, tra
     before, after = line.split(" and the config says ")
     assert before.startswith("checkpoint 7 of this workdir was trained with ") and trained in before
     assert wanted in after and after.endswith("set it back, or use another --workdir") and "delete" not in line
+
+
+def test_another_number_of_codes_is_refused(tiny_config):
+    with pytest.raises(
+        InputError, match=r"vocabulary of 23, codes included, .* codes\.n = 0 one of 19; set codes\.n back"
+    ):
+        check_resumable(newest(), config(), dataclasses.replace(tiny_config, vocab_size=19), "abc")
 
 
 def test_another_model_is_refused(tiny_config):

@@ -129,14 +129,17 @@ def without_clock(metrics):
 
 def test_what_was_new_to_a_run_is_not_new_to_its_resume(tmp_path):
     """i-MENTOR's networks and their optimizer are in the checkpoint; another method has no use for them."""
-    config = make_config(**OFF, latent={"z": 0}, objective={"name": "imentor"}, rollout={"roots": 4})
+    codes = {"n": 2, "others": 1, "dependence": 0.5}  # whose embeddings are a part of the policy
+    config = make_config(**OFF, latent={"z": 0}, objective={"name": "imentor"}, rollout={"roots": 4}, codes=codes)
     trainer = Trainer(config, tmp_path, console=QUIET)
-    begun = jax.device_get(trainer.state.novelty)
+    begun, embed_VD = jax.device_get((trainer.state.novelty, trainer.state.params["policy"]["embed"]))
     for step, metrics, _ in trainer.steps(1, 2):
-        assert metrics["update/skipped"] == 0
+        assert metrics["update/skipped"] == 0 and 0 < abs(metrics["latent/information"]) <= np.log(2)
+        assert metrics["mismatch/logp_max"] < 1e-4
         trainer.save(step, force=step == 1)
     straight = jax.device_get(trainer.state)
     trainer.close()
+    assert (straight.params["policy"]["embed"][-2:] != embed_VD[-2:]).any(1).all()
     assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (begun, straight.novelty)), strict=True))
 
     resumed = Trainer(config, tmp_path, console=QUIET)
