@@ -72,6 +72,8 @@ class Stage:
     def __init__(self, config, workdir: Path, *, verb: str, loss: Loss, find: Callable):
         if config.lora.rank:
             raise InputError(f"lora.rank = {config.lora.rank}, and {verb} trains whole weights; set lora.rank=0")
+        if config.codes.n:
+            raise InputError(f"codes.n = {config.codes.n} is for train, and {verb} knows no codes; set codes.n=0")
         check_writable(workdir)
         check_target(workdir / MODEL)
         self.config, self._workdir, self._verb = config, workdir, verb
