@@ -60,5 +60,6 @@ def test_what_a_run_cannot_use_is_named(make_config, write_lines, tmp_path):
     refused(r"row 1: the prompt has 4 tokens and rollout\.max_prompt = 3", rollout__max_prompt=3)
     refused("update.microbatch = 3 does not divide", update__packed=False, update__microbatch=3)
     refused("positions", rollout__max_tokens=100)
+    refused(r"codes\.n = 4 is for train, and sft knows no codes; set codes\.n=0", codes__n=4)
     with pytest.raises(InputError, match=r"no problem of the task gym:.* has a gold solution"):
         sft.main(make_config(task__name="gym:chain_sum", task__options={}), tmp_path / "run")
