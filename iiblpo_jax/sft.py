@@ -25,7 +25,7 @@ def main(config: RunConfig, workdir: Path) -> int:
 
     console = Console(quiet=jax.process_index() != 0)
     stage = Stage(config, workdir, verb="sft", loss=sft(), find=demonstrations.find)
-    console.print(f"{len(stage.cases.train)} responses to learn, {len(stage.cases.heldout)} held out")
+    console.print(f"{stage.source.said}, {len(stage.heldout)} held out")
     return learn(stage, verb="sft", workdir=workdir, console=console)
 
 

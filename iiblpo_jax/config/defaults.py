@@ -95,6 +95,26 @@ METHODS = {
     },
 }
 
+# The losses on pairs, and what offline.options may set of each.
+LOSSES = {
+    "dipo": {
+        "beta": knob(0.1, "strength", above=0),
+        "alpha": knob(1.0, "by which the likeliest tokens are raised and lowered; 1 lowers them to the next", above=0),
+        "k": knob(5, "likeliest tokens of a distribution", at_least=1, unit="tokens"),
+    },
+    "dpo": {"beta": knob(0.1, "strength", above=0)},
+    "flex_dpo": {
+        "beta_chosen": knob(0.1, "strength for the chosen response", above=0),
+        "beta_rejected": knob(0.05, "strength for the rejected one", above=0),
+    },
+    "gradient_ascent": {},
+    "npo": {"beta": knob(0.1, "strength", above=0)},
+    "sft_dpo": {
+        "beta": knob(0.1, "strength", above=0),
+        "weight": knob(0.1, "of the log-likelihood of the chosen response", at_least=0),
+    },
+}
+
 OF_ADVANTAGES = ("arm", "darling", "mara", "ucpo")  # what they are is their advantages
 UNGROUPED = ("reinforce_pp",)  # their advantages do not compare the trajectories of a prompt
 WHOLE_GROUPS = ("disco",)  # their minibatches hold all trajectories of a prompt, packed or not
@@ -128,7 +148,7 @@ SECTIONS = {
     "eval": "held-out evaluation",
     "log": "what a run writes down",
     "tracker": "where metrics go besides the workdir",
-    "offline": "what the verb sft learns from",
+    "offline": "what the verbs sft and preferences learn from, and how",
 }
 
 KNOBS = {
@@ -544,7 +564,9 @@ KNOBS = {
     "tracker.path": knob("", f"a class or function of your own that gets every row of metrics; {OWN_CODE}"),
     "tracker.options": knob({}, "arguments of the tracker, such as the name of a project"),
     "offline.data": knob(
-        "", "a file to learn from: of sft {prompt, response} a row; empty = the gold solutions of the task's problems"
+        "",
+        "a file to learn from: of sft {prompt, response} a row, empty = the gold solutions of the task's problems; of "
+        "preferences {prompt, chosen, rejected}",
     ),
     "offline.heldout": knob(
         "", "a file of the same kind that is only evaluated on; empty = with the task's problems those held out"
@@ -552,6 +574,16 @@ KNOBS = {
     "offline.chat": knob(
         False, "the prompts of a file are the user's turn in the model's chat template; False: the text as it is"
     ),
+    "offline.source": knob(
+        "file",
+        "of pairs; file: offline.data; policy: right and wrong rollouts of the policy as it is; start: of the policy "
+        "that the run began with; recorded: those of data.recorded",
+        choices=("file", "policy", "start", "recorded"),
+    ),
+    "offline.loss": knob("dpo", "on pairs, a file of iiblpo_jax/offline/losses", choices=tuple(LOSSES)),
+    "offline.options": knob({}, "arguments of the loss, such as beta"),
+    "offline.retain": knob("", "a file of {prompt, response}, of which every pair has one to be kept; empty = none"),
+    "offline.retain_coef": knob(1.0, "of the likelihood of what is to be kept", above=0),
 }
 
 # Knobs of earlier versions: the default they had, and what they did.

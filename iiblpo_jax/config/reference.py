@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from iiblpo_jax.config.defaults import KNOBS, METHODS, SECTIONS
+from iiblpo_jax.config.defaults import KNOBS, LOSSES, METHODS, SECTIONS
 from iiblpo_jax.config.knobs import Knob
 
 HEAD = """# Configuration
@@ -17,6 +17,9 @@ A wrong value is refused before anything is loaded, all of them at once. Some ar
 METHOD = """## objective.options by method: further arguments
 
 The other methods have none."""
+LOSS = """## offline.options by loss: arguments
+
+The other losses have none."""
 
 
 def page() -> str:
@@ -25,8 +28,11 @@ def page() -> str:
     for section, what in SECTIONS.items():
         knobs = {key: knob for key, knob in KNOBS.items() if key.split(".")[0] == section}
         parts += [f"## {section}: {what}", table(knobs)]
-    options = {f"{name}: {option}": knob for name, own in METHODS.items() for option, knob in own.items()}
-    return "\n\n".join([*parts, METHOD, table(options)]) + "\n"
+    return "\n\n".join([*parts, METHOD, table(_options(METHODS)), LOSS, table(_options(LOSSES))]) + "\n"
+
+
+def _options(of: Mapping[str, Mapping[str, Knob]]) -> dict[str, Knob]:
+    return {f"{name}: {option}": knob for name, own in of.items() for option, knob in own.items()}
 
 
 def table(knobs: Mapping[str, Knob]) -> str:

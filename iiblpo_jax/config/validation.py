@@ -5,7 +5,7 @@ here imports jax, so a wrong config is refused at once, and all that is wrong wi
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from iiblpo_jax.common import own_code
 from iiblpo_jax.common.errors import InputError
@@ -13,6 +13,7 @@ from iiblpo_jax.config import files
 from iiblpo_jax.config.defaults import (
     KNOBS,
     LORA_TARGETS,
+    LOSSES,
     METHODS,
     OF_ADVANTAGES,
     UNBOUNDED,
@@ -31,7 +32,7 @@ from iiblpo_jax.config.derived import (
     without_replacement,
 )
 from iiblpo_jax.config.files import flatten, unknown_key
-from iiblpo_jax.config.knobs import nearest, shown
+from iiblpo_jax.config.knobs import Knob, nearest, shown
 
 
 def validate(config: RunConfig) -> None:
@@ -141,12 +142,20 @@ def _method(config: RunConfig) -> Iterator[str]:
     if config.objective.path:
         return  # what it takes is known once it is loaded
     name = config.objective.name
-    known = METHODS[name]
-    for option, value in config.objective.options.items():
+    yield from _options("objective.options", config.objective.options, name, METHODS[name])
+
+
+def _loss(config: RunConfig) -> Iterator[str]:
+    name = config.offline.loss
+    yield from _options("offline.options", config.offline.options, name, LOSSES[name])
+
+
+def _options(key: str, options: Mapping, name: str, known: Mapping[str, Knob]) -> Iterator[str]:
+    for option, value in options.items():
         if option not in known:
             listed = f"it has {', '.join(known)}" if known else "it has none"
-            yield f"objective.options.{option}{nearest(option, known)} does not apply to {name}; {listed}"
-        elif line := known[option].line(f"objective.options.{option}", value):
+            yield f"{key}.{option}{nearest(option, known)} does not apply to {name}; {listed}"
+        elif line := known[option].line(f"{key}.{option}", value):
             yield line
 
 
@@ -422,6 +431,7 @@ CHECKS = {
     _tasks: "task.name task.mix task.path",
     _own_code: "task.path task.options objective.path tracker.path",
     _method: "objective.name objective.options objective.path",
+    _loss: "offline.loss offline.options",
     _modes: "objective.name objective.path update.kl_coef advantage.weight",
     _score: "ib.estimator ib.filter ib.keep ib.reward_coef",
     _clip: "objective.name objective.path objective.clip_low",

@@ -24,11 +24,13 @@ class Teacher(struct.PyTreeNode):
         K likeliest tokens.
       w_VD: its output weights, over the student's vocabulary; None with the likeliest tokens.
       beta: of the divergence; static.
+      contrast: (alpha, k) of contrast.shift, which then stands in place of the divergence; static. None = it does not.
     """
 
     columns: tuple[jax.Array, ...]
     w_VD: jax.Array | None = None
     beta: float = struct.field(pytree_node=False, default=0.0)
+    contrast: tuple[float, int] | None = struct.field(pytree_node=False, default=None)
 
 
 def over_vocabulary(w_VD: jax.Array, size: int) -> jax.Array:

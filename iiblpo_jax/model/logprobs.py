@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.model.contrast import shift
 from iiblpo_jax.model.decoder import hidden_states, output_weights
 from iiblpo_jax.model.divergence import Teacher, generalised_jsd, likeliest_jsd
 
@@ -68,7 +69,8 @@ def chunked_logprobs(h_BTD, w_VD, targets_BT, *, temperature=1.0, chunk=None, us
     beside_NBt, teacher_VD = (), None
     if teacher is not None:
         teacher = jax.lax.stop_gradient(teacher)
-        how["beta"], beside_NBt = teacher.beta, tuple(map(split, teacher.columns))
+        how |= {"beta": teacher.beta, "contrast": teacher.contrast}
+        beside_NBt = tuple(map(split, teacher.columns))
         teacher_VD = teacher.w_VD if teacher.w_VD is None else meshes.constrain(teacher.w_VD, "vocab", None)
     scan = _on_mesh(functools.partial(_scan_chunks, **how), mesh, h_NBtD)
     found = scan((h_NBtD, targets_NBt, *beside_NBt), wide_VD, teacher_VD, needed_N)
@@ -84,11 +86,11 @@ def _on_mesh(scan, mesh, h_NBtD):
     return jax.shard_map(scan, in_specs=(rows, whole, whole, whole), out_specs=rows, axis_names=axes, check_vma=False)
 
 
-def _scan_chunks(tokens_NBt, wide_VD, teacher_VD, needed_N, *, dtype, temperature, never, beta=None):
+def _scan_chunks(tokens_NBt, wide_VD, teacher_VD, needed_N, *, dtype, temperature, never, beta=None, contrast=None):
     """(logp, entropy) [N,B,t], with `beta` and divergence; zeros in chunks that are not needed."""
 
     def compute(h_BtD, targets_Bt, *columns):
-        teacher = None if beta is None else Teacher(columns, teacher_VD, beta)
+        teacher = None if beta is None else Teacher(columns, teacher_VD, beta, contrast)
         return _logprobs(h_BtD, targets_Bt, wide_VD.astype(dtype), temperature, never, teacher)
 
     @jax.checkpoint  # around the condition: what a branch saves would be kept for every chunk, W included
@@ -117,8 +119,11 @@ def _logprobs(h_BtD, targets_Bt, w_VD, temperature, never, teacher=None):
         divergence_Bt = likeliest_jsd(logp_BtV, token_BtK, theirs_BtK, teacher.beta)
     else:
         (g_BtD,) = teacher.columns
-        theirs_BtV = jax.nn.log_softmax(_logits(g_BtD, teacher.w_VD, temperature, never))
-        divergence_Bt = generalised_jsd(logp_BtV, theirs_BtV, teacher.beta)
+        theirs_BtV = _logits(g_BtD, teacher.w_VD, temperature, never)
+        if teacher.contrast is None:
+            divergence_Bt = generalised_jsd(logp_BtV, jax.nn.log_softmax(theirs_BtV), teacher.beta)
+        else:
+            divergence_Bt = shift(logits_BtV, theirs_BtV, *teacher.contrast)
     return target_Bt - norm_Bt, norm_Bt - expected_Bt, divergence_Bt
 
 

@@ -1,1 +1,1 @@
-"""Learning from responses that are there: demonstrations."""
+"""Learning from responses that are there: demonstrations, and pairs of which one is preferred."""

@@ -6,30 +6,36 @@ from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.demonstrations import read_demonstrations
 from iiblpo_jax.data.registry import make_tasks
 from iiblpo_jax.offline.examples import Case, Encoder
-from iiblpo_jax.offline.stage import Cases
+from iiblpo_jax.offline.sources import Fixed, Loaded
 
 
-def find(config, encode: Encoder) -> Cases:
-    """What `offline.data` and `offline.heldout` name.
+def find(loaded: Loaded, workdir: Path) -> tuple[Fixed, list[Case]]:
+    """(the source that the offline section names, held-out cases).
 
     Raises:
       InputError: a file that does not fit, a task without a solution, a text that is too long.
     """
-    offline = config.offline
+    config, offline, encode = loaded.config, loaded.config.offline, loaded.encode
     heldout = of_file(offline.heldout, encode) if offline.heldout else []
     if offline.data:
-        return Cases(train=of_file(offline.data, encode), heldout=heldout)
-    tasks = [task for task, _ in make_tasks(config.task, seed=config.data.seed)]
-    train = [(example,) for task in tasks for example in encode.solutions(task, task.train)]
-    if not train:
-        names = ", ".join(task.name for task in tasks)
-        raise InputError(f"no problem of the task {names} has a gold solution; name a file in offline.data")
-    if not offline.heldout:
-        limit = config.eval.problems
-        heldout = [(example,) for task in tasks for example in encode.solutions(task, task.heldout[:limit])]
-    return Cases(train=train, heldout=heldout)
+        train = of_file(offline.data, encode)
+    else:
+        tasks = [task for task, _ in make_tasks(config.task, seed=config.data.seed)]
+        train = [(example,) for task in tasks for example in encode.solutions(task, task.train)]
+        heldout = heldout or of_heldout_problems(config, encode)
+        if not train:
+            names = ", ".join(task.name for task in tasks)
+            raise InputError(f"no problem of the task {names} has a gold solution; name a file in offline.data")
+    source = Fixed(train, per_step=config.train.prompts_per_step, seed=config.data.seed, said="responses to learn")
+    return source, heldout
 
 
 def of_file(path: str | Path, encode: Encoder) -> list[Case]:
     """The demonstrations of a file, a case each."""
     return [(encode.text(row.place, row.prompt, row.response),) for row in read_demonstrations(path)]
+
+
+def of_heldout_problems(config, encode: Encoder) -> list[Case]:
+    """The gold solutions of the first eval.problems held-out problems of every task, as far as they have one."""
+    tasks, limit = make_tasks(config.task, seed=config.data.seed), config.eval.problems
+    return [(example,) for task, _ in tasks for example in encode.solutions(task, task.heldout[:limit])]

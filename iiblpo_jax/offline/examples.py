@@ -1,7 +1,8 @@
 """Prompts and responses as tokens, and cases of them as the rows of an update.
 
-A case is what one term of a loss is about, one example a role: a demonstration alone. Its rows follow each other, so
-that a packed forward computes a prompt once that several of them have.
+A case is what one term of a loss is about, one example a role: a demonstration alone; or a chosen and a rejected
+response to one prompt, perhaps with a demonstration that is to be kept. Its rows follow each other, so that a packed
+forward computes once what they begin with.
 """
 
 import dataclasses

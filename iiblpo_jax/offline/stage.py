@@ -4,26 +4,26 @@ device  update n       | update n + 1
 host    metrics of n - 1, cases of n + 1
 """
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config import history
 from iiblpo_jax.config.derived import minibatch_mistake
-from iiblpo_jax.data.endless import Endless, epochs
 from iiblpo_jax.devices import mesh as meshes
-from iiblpo_jax.model.decoder import params_of
+from iiblpo_jax.model.decoder import cast, params_of
 from iiblpo_jax.model.files.fingerprint import fingerprint as model_fingerprint
 from iiblpo_jax.model.files.loading import load_generation_config, load_model
 from iiblpo_jax.model.files.saving import check_target, save_model
-from iiblpo_jax.offline.examples import Case, Encoder, fingerprint, rows_of
-from iiblpo_jax.offline.losses.interface import Loss
+from iiblpo_jax.offline.examples import Case, Encoder, rows_of
+from iiblpo_jax.offline.losses.interface import CHOSEN, REJECTED, Loss
+from iiblpo_jax.offline.sources import Loaded
 from iiblpo_jax.offline.update import CaseGradient, make_reader, make_update
 from iiblpo_jax.run.checkpoints import Checkpoints, check_writable
 from iiblpo_jax.run.lock import WorkdirLock
@@ -38,18 +38,6 @@ from iiblpo_jax.update.state import init_state
 MODEL = "model"  # folder of the workdir: what came of it, to be used as model.path
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cases:
-    """What a run learns from and what it is watched by.
-
-    Attributes:
-      train, heldout: cases of G examples each; `heldout` may be empty.
-    """
-
-    train: Sequence[Case]
-    heldout: Sequence[Case] = ()
-
-
 class Stage:
     """A run in memory.
 
@@ -57,12 +45,13 @@ class Stage:
       config, workdir: of the run.
       verb: which says so in its checkpoints.
       loss: on cases.
-      find: (config, Encoder) -> Cases; called when the model is loaded and before anything is compiled.
+      find: (Loaded, workdir) -> (Source, held-out cases); called when the model is loaded and before anything is
+        compiled.
 
     Attributes:
       state: TrainState after the last step; `state.params['policy']` is the model being trained.
       model_config, tokenizer: of the policy.
-      cases: what `find` found.
+      source, heldout: what `find` found.
 
     Raises:
       InputError: whatever the config, the files or the workdir get wrong, before anything is compiled; another process
@@ -85,10 +74,12 @@ class Stage:
         self.model_config, self.tokenizer = model.config, keep_date(tokenizer, workdir)
         specs.check_positions(config, model.config)
         specs.check_attention(config, model.config, mesh)
-        self.cases = find(config, encoder(config, self.tokenizer))
-        group = len(self.cases.train[0])
-        settings = _settings(config, group, never_ids=tokenizer.textless_ids(model.config.vocab_size), mesh=mesh)
-        self._items = self._endless()
+        never_ids = tokenizer.textless_ids(model.config.vocab_size)
+        check_contrast(loss, model.config.vocab_size - len(never_ids))
+        encode = encoder(config, self.tokenizer)
+        loaded = Loaded(config=config, encode=encode, tokenizer=self.tokenizer, model=model.config, mesh=mesh)
+        self.source, self.heldout = find(loaded, workdir)
+        settings = _settings(config, self.source.group, never_ids=never_ids, mesh=mesh)
 
         # --- weights and programs
         policy = meshes.shard_params(params_of(model), meshes.param_shardings(model, mesh, meshes.TRAIN))
@@ -97,7 +88,10 @@ class Stage:
         placement = jax.tree.map(lambda x: x.sharding, self.state)
         gradient = CaseGradient(settings=settings, loss=loss, model_config=model.config, shardings=placement.params)
         self._update = make_update(gradient, optimizer, schedule, state_shardings=placement)
-        self._reader, self._loss = make_reader(gradient), loss
+        self._reader = make_reader(gradient)
+        self._reference = None  # the policy that the run began with, where somebody reads it
+        if loss.needs_reference or self.source.of_start:
+            self._reference = {"policy": jax.tree.map(jnp.copy, cast(policy, config.model.dtype))}
 
         # --- checkpoints
         self._began_with = model_fingerprint(model.config, policy)
@@ -106,22 +100,27 @@ class Stage:
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
-    def step(self) -> dict:
-        """The next step, dispatched: its metrics, still on the device."""
-        self.state, metrics = self._update(self.state, None, self._placed(next(self._items)))
-        return metrics
+    def step(self, step: int) -> dict:
+        """Step number `step`, dispatched: its metrics, most of them still on the device."""
+        policy = self._reference if self.source.of_start else self.state.params
+        cases, known = self.source.draw(policy["policy"], step)
+        self.state, metrics = self._update(self.state, self._reference, self._placed(cases))
+        return metrics | known
 
     def evaluate(self) -> dict[str, float]:
-        """`heldout/*` of the policy as it is; empty without held-out cases."""
-        size, cases = self.config.train.prompts_per_step, self.cases.heldout
-        total = tokens = 0.0
+        """`heldout/*` of the policy as it is; empty without held-out cases.
+
+        `loss`: negative log-likelihood, nats a token, where cases are demonstrations; else the mean log-prob of the
+        responses in a role, `logp_chosen` and `logp_rejected`: nobody has trained on them.
+        """
+        size, cases = self.config.train.prompts_per_step, self.heldout
+        found = []
         for begin in range(0, len(cases), size):
             some = list(cases[begin : begin + size])
             filled = some + some[:1] * (size - len(some))  # one shape; what fills it is not counted
             logp_R = meshes.to_host(self._reader(self.state.params, self._placed(filled)))
-            total += float(np.asarray(logp_R, np.float64)[: len(some)].sum())
-            tokens += sum(len(example.response) for case in some for example in case)
-        return {"heldout/loss": -total / tokens} if tokens else {}
+            found.append(np.asarray(logp_R, np.float64).reshape(size, -1)[: len(some)])
+        return heldout_metrics(cases, np.concatenate(found)) if found else {}
 
     # -- resuming -----------------------------------------------------------------------------------------------------
 
@@ -134,13 +133,13 @@ class Stage:
         if found is None:
             return None
         step, self.state, position, _ = found
-        self._items.set_state(position)
+        self.source.set_state(position)
         return step
 
     def save(self, step: int, *, force: bool = False) -> None:
         """Starts a checkpoint after `step` if one is due."""
         extra = {"model": self._began_with, "verb": self._verb}
-        self._checkpoints.save(step, self.state, iterator=self._items.get_state(), extra=extra, force=force)
+        self._checkpoints.save(step, self.state, iterator=self.source.get_state(), extra=extra, force=force)
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint belongs after `step`."""
@@ -154,16 +153,12 @@ class Stage:
 
     def close(self) -> int | None:
         """Waits for the last checkpoint and gives the workdir back; the newest step on disk."""
+        self.source.close()
         saved = self._checkpoints.close()
         self._lock.release()
         return saved
 
     # -- pieces -------------------------------------------------------------------------------------------------------
-
-    def _endless(self) -> Endless:
-        config, size = self.config, self.config.train.prompts_per_step
-        order = epochs(self.cases.train, seed=config.data.seed).batch(size, batch_fn=list)
-        return Endless(order, fingerprint(self.cases.train, f"{config.data.seed} {size}"))
 
     def _placed(self, cases: Sequence[Case]):
         rollout = self.config.rollout
@@ -182,6 +177,22 @@ class Stage:
                 f"the checkpoints of {self._workdir} grew from another model than {self.config.model.path}; use the "
                 "model the run began with, or another --workdir"
             )
+
+
+def heldout_metrics(cases: Sequence[Case], logp_PG: np.ndarray) -> dict[str, float]:
+    """What `Stage.evaluate` says of cases and the log-probs of their responses."""
+    tokens_PG = np.array([[len(example.response) for example in case] for case in cases])
+    if tokens_PG.shape[1] == 1:
+        return {"heldout/loss": float(-logp_PG.sum() / tokens_PG.sum())}
+    roles = {"chosen": CHOSEN, "rejected": REJECTED}
+    there = {name: tokens_PG[:, role] > 0 for name, role in roles.items()}
+    return {f"heldout/logp_{name}": float(logp_PG[x, roles[name]].mean()) for name, x in there.items() if x.any()}
+
+
+def check_contrast(loss: Loss, tokens: int) -> None:
+    """Raises InputError where a loss raises and lowers as many tokens as there are."""
+    if loss.contrast is not None and loss.contrast[1] >= tokens:
+        raise InputError(f"offline.options.k = {loss.contrast[1]} and the policy has {tokens} tokens; use fewer")
 
 
 def encoder(config, tokenizer) -> Encoder:
@@ -238,7 +249,7 @@ def learn(stage: Stage, *, verb: str, workdir: Path, console: Console) -> int:
         writer.write(0, stage.evaluate())
     with StopRequest() as stop, writer, Progress(total, start=done, console=console) as progress:
         for step in range(done + 1, total + 1):
-            metrics = stage.step()
+            metrics = stage.step(step)
             rows.write(writer, progress)  # of the step before, while this one runs
             rows.next = step, metrics
             last = step == total or stop.reached()

@@ -7,11 +7,11 @@ either way.
 import jax
 import jax.numpy as jnp
 
-from iiblpo_jax.model.decoder import Decoder
+from iiblpo_jax.model.decoder import Decoder, hidden_states
 from iiblpo_jax.model.divergence import Teacher
-from iiblpo_jax.model.logprobs import response_logprobs
+from iiblpo_jax.model.logprobs import response_logprobs, response_positions
 from iiblpo_jax.model.packed.bins import PackedRows
-from iiblpo_jax.model.packed.forward import packed_logprobs
+from iiblpo_jax.model.packed.forward import packed_logprobs, packed_states
 from iiblpo_jax.model.steering.psa import PSA, steer_nodes, steer_rows
 from iiblpo_jax.objectives.rows import TOP_TOKEN, Rows
 from iiblpo_jax.update.settings import UpdateSettings
@@ -79,6 +79,17 @@ class PaddedPieces:
         """`log_probs` of all N rows."""
         outputs = jax.lax.map(lambda i: self.log_probs(model, i, **how), jnp.arange(self.count))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
+
+    def collect_states(self, model: Decoder) -> jax.Array:
+        """Final hidden states [N,T,D] that emit the response tokens of all N rows."""
+
+        def states(i):
+            rows = self.rows(i)
+            at_RT = response_positions(rows.prompt_len_R, rows.t)
+            return jnp.take_along_axis(hidden_states(model, rows.tokens_RC), at_RT[..., None], axis=1, mode="clip")
+
+        x_NTD = jax.lax.map(states, jnp.arange(self.count))
+        return x_NTD.reshape(-1, *x_NTD.shape[2:])
 
 
 class PackedPieces:
@@ -159,3 +170,16 @@ class PackedPieces:
     def collect_log_probs(self, model: Decoder, **how):
         """`log_probs` of all N rows."""
         return self._packed.collect(lambda bins: self._log_probs(model, bins, **how))
+
+    def collect_states(self, model: Decoder) -> jax.Array:
+        """As of PaddedPieces."""
+        packed, rows, spec = self._packed, self._rows, self._packed.spec
+        attention = self._settings.attention
+
+        def states(bins):
+            length_WN = packed.by_shard(rows.prompt_len_R)
+            return packed_states(
+                model, packed.tokens_WNC, length_WN, bins, rows.t, block=spec.block, attention=attention
+            )
+
+        return packed.collect(states)

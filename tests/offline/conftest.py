@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 
 from iiblpo_jax.defaults import default_config
 from iiblpo_jax.model.config import ModelConfig
@@ -57,7 +58,7 @@ def make_config(tiny_model):
         } | changes
         for key, value in changes.items():
             section, name = key.split("__")
-            config[section][name] = value
+            config[section][name] = ConfigDict(value) if isinstance(value, dict) else value
         return config
 
     return make

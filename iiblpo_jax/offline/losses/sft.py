@@ -5,17 +5,11 @@
 Prompts are read and not learnt. Every token weighs the same, so long responses weigh more.
 """
 
-import jax
-import jax.numpy as jnp
+from functools import partial
 
-from iiblpo_jax.offline.losses.interface import Loss, Read
+from iiblpo_jax.offline.losses.interface import CHOSEN, Loss, likelihood
 
 
 def sft() -> Loss:
     """The module's loss, linear in the log-probs."""
-    return Loss(name="sft", function=likelihood, linear=True)
-
-
-def likelihood(read: Read) -> jax.Array:
-    """Mean over the tokens of all cases."""
-    return -read.logp_PG.sum() / jnp.maximum(read.tokens_PG.sum(), 1.0)
+    return Loss(name="sft", function=partial(likelihood, role=CHOSEN), linear=True)
