@@ -88,7 +88,7 @@ def of_recorded(loaded: Loaded, workdir: Path) -> list[Case]:
             task, problem = problems[group[0].prompt_id]
             grown = [line for line in group if line.tokens.size]
             texts = tokenizer.decode_batch(line.tokens[: len(line.tokens) - (line.finish == STOP)] for line in grown)
-            rewards = score_together(scorer, [problem] * len(texts), texts).rewards
+            rewards = score_together(scorer, [problem] * len(texts), texts).rewards.tolist()
             cases += pairs_of(render(task, problem, tokenizer), [line.tokens.tolist() for line in grown], rewards)
     if not cases:
         raise no_pairs(config.data.recorded)

@@ -172,7 +172,7 @@ class Sampled(Source):
 
 def _pair(prompt: Sequence[int], responses: Sequence[Sequence[int]], reward_M: np.ndarray) -> Case:
     """(chosen, rejected) of one prompt's responses; both empty where not both kinds are there."""
-    found = pairs_of(prompt, responses[: len(reward_M)], reward_M)
+    found = pairs_of(prompt, responses[: len(reward_M)], reward_M.tolist())
     return found[0] if found else (Example(tuple(prompt), ()), Example(tuple(prompt), ()))
 
 

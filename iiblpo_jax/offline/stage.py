@@ -102,7 +102,10 @@ class Stage:
 
     def step(self, step: int) -> dict:
         """Step number `step`, dispatched: its metrics, most of them still on the device."""
-        policy = self._reference if self.source.of_start else self.state.params
+        policy = self.state.params
+        if self.source.of_start:
+            assert self._reference is not None
+            policy = self._reference
         cases, known = self.source.draw(policy["policy"], step)
         self.state, metrics = self._update(self.state, self._reference, self._placed(cases))
         return metrics | known
