@@ -117,6 +117,7 @@ LOSSES = {
 
 OF_ADVANTAGES = ("arm", "darling", "mara", "ucpo")  # what they are is their advantages
 UNGROUPED = ("reinforce_pp",)  # their advantages do not compare the trajectories of a prompt
+OF_RIGHT = ("arm", "disco", "imentor", "mara", "ucpo")  # they ask which answers are right, beside what they are paid
 WHOLE_GROUPS = ("disco",)  # their minibatches hold all trajectories of a prompt, packed or not
 UNBOUNDED = ("cispo",)  # a ratio has no lower bound with clip_low = 1, as published
 
@@ -135,6 +136,7 @@ SECTIONS = {
     "codes": "codes that whole responses are drawn under: z from the root on",
     "psa": "how z enters the model",
     "reward": "what a response is paid, and verifiers of your own",
+    "reward_model": "a reward model of preferences: a stage of its own",
     "ib": "the information bottleneck: which trajectories are kept",
     "advantage": "what a prompt weighs",
     "objective": "what a token is worth",
@@ -402,6 +404,48 @@ KNOBS = {
     "reward.overlong_penalty": knob(
         1.0, "what shape takes off at full length (DAPO: 1 where right and wrong are 2 apart)", above=0, below=math.inf
     ),
+    "reward.model": knob(
+        "",
+        "folder of a reward model (python -m iiblpo_jax.reward_model) that pays in place of the verifier; empty = none",
+    ),
+    "reward.model_coef": knob(
+        1.0,
+        "share of the model's reward, of which the verifier's has the rest; 1 = the model's alone",
+        above=0,
+        at_most=1,
+    ),
+    "reward.ibl_coef": knob(
+        0.0,
+        "lambda of IBL: off the model's reward for each unit of the Mahalanobis distance of a response's latent from "
+        "those of the initial policy",
+        at_least=0,
+    ),
+    "reward.mop_alpha": knob(
+        0.01,
+        "significance level of MOP, the share of responses whose latent is farther than chi-square allows",
+        above=0,
+        below=1,
+    ),
+    "reward_model.pairs": knob(
+        "", "file of rows {prompt, chosen, rejected}; empty = right and wrong responses of the model to one prompt"
+    ),
+    "reward_model.prompts": knob(
+        512,
+        "training prompts that the model is asked, for pairs and for what is typical of it",
+        at_least=1,
+        unit="prompts",
+    ),
+    "reward_model.samples": knob(8, "its responses to each of them", at_least=2, unit="samples"),
+    "reward_model.backbone": knob(
+        "trained",
+        "trained: a copy of the model, which is stored too; frozen: the model as it is, and only the head is trained",
+        choices=("trained", "frozen"),
+    ),
+    "reward_model.z": knob(128, "width of the bottleneck", at_least=1),
+    "reward_model.beta": knob(0.1, "weight of the KL of its latent to N(0, I), summed over z; 0 = none", at_least=0),
+    "reward_model.epochs": knob(1, "passes over the pairs", at_least=1, unit="passes"),
+    "reward_model.batch": knob(64, "of an optimiser step", at_least=1, unit="pairs"),
+    "reward_model.lr": knob(9e-6, "learning rate (Adam), which decays to 0 along a cosine", above=0),
     "ib.estimator": knob(
         "none",
         "of S_IB; likelihood: a reference forward a step; entropy: IBRO; none: no score",

@@ -16,6 +16,7 @@ from iiblpo_jax.config.defaults import (
     LOSSES,
     METHODS,
     OF_ADVANTAGES,
+    OF_RIGHT,
     UNBOUNDED,
     UNGROUPED,
     WHOLE_GROUPS,
@@ -262,6 +263,52 @@ def _overlong(config: RunConfig) -> Iterator[str]:
         )
 
 
+def _proxy(config: RunConfig) -> Iterator[str]:
+    reward = config.reward
+    if not reward.model:
+        if reward.ibl_coef > 0:
+            yield (
+                f"reward.ibl_coef = {reward.ibl_coef} is off a reward model's reward and reward.model names none; set "
+                "reward.model, or reward.ibl_coef=0"
+            )
+        return
+    if config.advantage.weight != "none":
+        yield (
+            f"advantage.weight = {config.advantage.weight} weighs prompts by their share of right answers, and with "
+            "reward.model rewards are no such share; set advantage.weight=none"
+        )
+    if config.objective.name in OF_RIGHT and not config.objective.path:
+        yield (
+            f"objective.name = {config.objective.name} asks the verifier which answers are right, and with "
+            "reward.model a model says what they are worth; use another objective.name"
+        )
+    if config.train.refills:
+        yield (
+            f"train.refills = {config.train.refills} looks for prompts on whose answers the verifier differs, and with "
+            "reward.model a model pays for them; set train.refills=0"
+        )
+    if config.codes.dependence > 0:
+        yield (
+            f"codes.dependence = {config.codes.dependence} pays answers that the verifier finds right, and with "
+            "reward.model a model says what they are worth; set codes.dependence=0"
+        )
+    if config.ib.filter in ("score", "random") and config.ib.keep_contrast:
+        yield (
+            "ib.keep_contrast = True keeps answers because the verifier says that they are right, and with "
+            "reward.model a model says what they are worth; set ib.keep_contrast=False"
+        )
+
+
+def _reward_model(config: RunConfig) -> Iterator[str]:
+    stage = config.reward_model
+    if stage.prompts * stage.samples <= stage.z:
+        yield (
+            f"reward_model.prompts = {stage.prompts} and reward_model.samples = {stage.samples} give "
+            f"{stage.prompts * stage.samples} responses, too few for the covariance of reward_model.z = {stage.z} "
+            "latents; raise reward_model.prompts, or lower reward_model.z"
+        )
+
+
 def _clip(config: RunConfig) -> Iterator[str]:
     low = config.objective.clip_low
     bounded = config.objective.name not in UNBOUNDED and not config.objective.path
@@ -441,6 +488,9 @@ CHECKS = {
     _replace: "branch.replace branch.k branch.solved branch.min_entropy latent.z psa.strength objective.name "
     "objective.path",
     _overlong: "reward.overlong reward.overlong_buffer rollout.max_tokens",
+    _proxy: "reward.model reward.ibl_coef advantage.weight objective.name objective.path train.refills ib.filter "
+    "ib.keep_contrast codes.dependence",
+    _reward_model: "reward_model.prompts reward_model.samples reward_model.z",
     _groups: "rollout.roots branch.k branch.depth branch.parent branch.credit ib.filter ib.keep objective.name "
     "objective.path",
     _schedule: "optim.schedule optim.decay_steps optim.warmup train.steps",

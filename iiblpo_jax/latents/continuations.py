@@ -68,21 +68,23 @@ def policy_sampler(
     stop_ids: Sequence[int],
     key,
     *,
+    samples: int = 0,
     never_ids: Sequence[int] = (),
     mesh: Mesh | None = None,
 ) -> Sampler:
-    """A Sampler that draws latent.samples responses a prompt from the rollout engine, without branches.
+    """A Sampler that draws responses from the rollout engine, without branches.
 
     Args:
       config: the run's config; sampling as in its rollouts.
       model_config, params: the frozen model.
       stop_ids: token ids that end a response.
       key: PRNG key of all samples.
+      samples: responses a prompt; 0 = latent.samples.
       never_ids: token ids that are never drawn.
       mesh: devices that hold the weights; None = one.
     """
     training = specs.rollout_spec(config, model_config, stop_ids, never_ids=never_ids, mesh=mesh)
-    spec = dataclasses.replace(training, roots=config.latent.samples, branching=Branching(k=0))
+    spec = dataclasses.replace(training, roots=samples or config.latent.samples, branching=Branching(k=0))
     published = publisher(specs.publication_spec(config, model_config), params, mesh)(params)
     at_once = config.train.prompts_per_step
 

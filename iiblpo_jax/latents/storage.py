@@ -1,9 +1,6 @@
 """`latent/` of a workdir: latent.safetensors (CVAE or codes, and PSA) and latent.json (what they were made for)."""
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from safetensors.numpy import save_file
 
 from iiblpo_jax.common import json_input
 from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.common.folders import replace_folder
 from iiblpo_jax.devices.mesh import to_host
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import params_of
@@ -47,25 +45,15 @@ def save_latents(
     tree = {"cvae": params_of(cvae), "psa": params_of(psa)}
     weights = {name: to_host(x) for name, x in traverse_util.flatten_dict(tree, sep="/").items()}
     card = {"format": FORMAT, **_shape(cvae, psa), "model": fingerprint(config, params), "settings": settings}
+
+    def fill(into: Path) -> None:
+        save_file(weights, into / WEIGHTS)
+        for name, content in {CARD: card, METRICS: metrics}.items():
+            (into / name).write_text(json.dumps(content, indent=2) + "\n")
+
     if jax.process_index() == 0:
-        _write_directory(directory, weights, {CARD: card, METRICS: metrics})
+        replace_folder(directory, fill)
     multihost_utils.sync_global_devices("latents stored")
-
-
-def _write_directory(directory: Path, weights: dict, documents: dict) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        save_file(weights, temporary / WEIGHTS)
-        for name, content in documents.items():
-            (temporary / name).write_text(json.dumps(content, indent=2) + "\n")
-        if directory.exists():
-            os.rename(directory, temporary / "replaced")
-        os.rename(temporary, directory)
-        shutil.rmtree(directory / "replaced", ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def load_latents(

@@ -23,6 +23,7 @@ from iiblpo_jax.model.adapters.lora import LoRA, LoRASpec
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import Decoder, cast, params_of
 from iiblpo_jax.model.files.loading import load_config
+from iiblpo_jax.model.reward import RewardModel, Typical, make_head
 from iiblpo_jax.model.steering.code_tokens import coded_config
 from iiblpo_jax.model.steering.codes import KINDS
 from iiblpo_jax.model.steering.psa import PSA
@@ -69,7 +70,8 @@ def abstract_step(config, model: ModelConfig, mesh: Mesh) -> AbstractStep:
     state = abstract_state(params, optimizer, mesh, novelty=lambda: specs.novelty(config, model), averages=averages)
     tokens = {"stop_ids": STOP_IDS, "start_id": START_ID, "never_ids": NEVER_IDS}
     programs = make_programs(config, model, state, optimizer, mesh=mesh, base=base, **tokens)
-    frozen = Frozen(readers={specs.REFERENCE: reference} | _teacher(config, mesh), cvae=cvae)
+    paying = _reward_model(config, model, reference, policy, mesh)
+    frozen = Frozen(readers={specs.REFERENCE: reference} | _teacher(config, mesh) | paying, cvae=cvae)
     return AbstractStep(programs, state, frozen, _asked(config, model, mesh))
 
 
@@ -130,6 +132,25 @@ def _like(shapes, placed):
 def _everywhere(shapes, mesh: Mesh):
     place = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+
+
+def _reward_model(config, model: ModelConfig, reference, policy: dict, mesh: Mesh) -> dict:
+    """A reward model by its reader's name, {} without one; a trained backbone lies as the policy does, and a frozen
+    one is the reference."""
+    if not config.reward.model:
+        return {}
+    backbone = reference
+    if config.reward_model.backbone == "trained":
+        backbone = _like(jax.eval_shape(lambda p: cast(p, config.model.dtype), policy), policy)
+    z = config.reward_model.z
+
+    def make():
+        mean_Z, numbers_ZZ = jnp.zeros(z), jnp.zeros((z, z))
+        head = make_head(jax.random.key(0), width=model.d_model, latent=z)
+        return head, Typical(mean_Z=mean_Z, white_ZZ=numbers_ZZ, freedom=jnp.float32(0))
+
+    head, typical = _everywhere(jax.eval_shape(make), mesh)
+    return {specs.REWARD: RewardModel(backbone=backbone, head=head, typical=typical)}
 
 
 def _asked(config, model: ModelConfig, mesh: Mesh) -> Asked:

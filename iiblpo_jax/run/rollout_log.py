@@ -18,6 +18,7 @@ from iiblpo_jax.common.jsonl import plain, write_atomic
 from iiblpo_jax.rewards.scorer import CORRECT
 from iiblpo_jax.rollout.forest import FINISH_NAMES, Forest, by_token, response_tokens
 from iiblpo_jax.run.graded import Graded
+from iiblpo_jax.step.proxy import PROXY
 from iiblpo_jax.step.sampled import Sampled
 from iiblpo_jax.step.score import Scored
 
@@ -45,7 +46,7 @@ ROLLOUT_KEYS = (
 )
 LOGPROBS, ENTROPIES = "logp", "entropies"  # one more key each with log.logprobs and log.entropies
 LEFT = "left"  # and one with branch.replace=False
-ROOT_CODE = "root_code"  # and one with codes.n
+ROOT_CODE = "root_code"  # and one with codes.n; PROXY with reward.model
 
 
 def write_rollouts(workdir: Path, step: int, columns: Mapping[str, Sequence]) -> Path:
@@ -54,15 +55,16 @@ def write_rollouts(workdir: Path, step: int, columns: Mapping[str, Sequence]) ->
     Args:
         workdir: of the run.
         step: goes into every line.
-        columns: ROLLOUT_KEYS but `step`, and LOGPROBS, ENTROPIES, LEFT, ROOT_CODE where wanted -> R values, as lists
-            or arrays. `tokens` holds whole responses as lists, `logp` and `entropies` as many numbers; `parent` is
-            negative for roots, whose `branch_at` is then written as null too; `finish` is the code of the Forest; None
+        columns: ROLLOUT_KEYS but `step`, and LOGPROBS, ENTROPIES, LEFT, ROOT_CODE, PROXY where wanted -> R values, as
+            lists or arrays. `tokens` holds whole responses as lists, `logp` and `entropies` as many numbers; `parent`
+            is negative for roots, whose `branch_at` is then written as null too; `finish` is the code of the Forest; None
             or NaN (no such score, no z) becomes null, as does a negative `code`.
 
     Raises:
         ValueError: keys are missing or unknown, or columns differ in length.
     """
-    keys = (*ROLLOUT_KEYS, *(key for key in (LOGPROBS, ENTROPIES, LEFT, ROOT_CODE) if key in columns))
+    extra = (LOGPROBS, ENTROPIES, LEFT, ROOT_CODE, PROXY)
+    keys = (*ROLLOUT_KEYS, *(key for key in extra if key in columns))
     if unexpected := set(columns) ^ set(keys[1:]):
         raise ValueError(f"rollout keys missing or unknown: {sorted(unexpected)}")
     path = workdir / "rollouts" / f"step_{step:06d}.jsonl"
@@ -134,7 +136,7 @@ def log_columns(
     } | ({LEFT: forest.left_R} if left else {})
     if root_codes is not None:
         device[ROOT_CODE] = _root_code(forest, *root_codes)
-    optional = {name: x_R for name, x_R in sampled.columns.items() if name in ROLLOUT_KEYS}
+    optional = {name: x_R for name, x_R in sampled.columns.items() if name in (*ROLLOUT_KEYS, PROXY)}
     optional |= {"ib_score": scored.score_R} if scores else {}
     if forest.z_RZ.shape[1]:
         optional["z"], code_R = _steered(forest)

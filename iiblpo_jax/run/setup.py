@@ -18,12 +18,13 @@ from iiblpo_jax.data.task import Task
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.latents import ensure_latents
 from iiblpo_jax.latents.continuations import training_questions
-from iiblpo_jax.model.adapters.adapted import Adapted
+from iiblpo_jax.model.adapters.adapted import Adapted, Weights
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import cast, params_of
 from iiblpo_jax.model.files.loading import load_model
 from iiblpo_jax.model.steering.code_tokens import with_codes
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
+from iiblpo_jax.reward_models.storage import Made, load_reward_model
 from iiblpo_jax.run import recorded
 from iiblpo_jax.run.adapters import first_adapter, frozen_base, loaded_dtype
 from iiblpo_jax.run.placing import placing
@@ -171,6 +172,23 @@ class Setup:
         )
         shardings = meshes.param_shardings(psa, self.mesh, meshes.TRAIN)
         return self.placed(params_of(cvae)), meshes.shard_params(params_of(psa), shardings)
+
+    def reward_model(self, reference: Weights) -> dict:
+        """That of reward.model by its reader's name, {} without one: on the mesh, its backbone as the policy lies in
+        training; a frozen one is `reference`.
+
+        Raises:
+          InputError: see `load_reward_model`.
+        """
+        if not self.config.reward.model:
+            return {}
+        knobs, folder = self.config.reward_model, Path(self.config.reward.model)
+        made = Made(self.model, self.policy, self.tokenizer)
+        found = load_reward_model(folder, made, z=knobs.z, backbone=knobs.backbone, dtype=self.config.model.dtype)
+        backbone = reference
+        if knobs.backbone == "trained":
+            backbone = meshes.shard_params(found.backbone, jax.tree.map(lambda w: w.sharding, self.policy))
+        return {specs.REWARD: self.placed(found.replace(backbone=backbone))}
 
     def placed(self, tree):
         """The tree with every leaf on the mesh: what is there stays where it is, the rest goes on every device."""

@@ -108,7 +108,8 @@ class Trainer:
             whole = setup.reference() if isinstance(reference, Adapted) else reference
             cvae, params["psa"] = setup.latents(workdir / "latent", whole, console)
             del whole
-        self._frozen = Frozen(readers={specs.REFERENCE: reference} | setup.teacher(), cvae=cvae)
+        readers = {specs.REFERENCE: reference} | setup.teacher() | setup.reward_model(reference)
+        self._frozen = Frozen(readers=readers, cvae=cvae)
         optimizer, self._schedule = specs.optimizer(config), specs.schedule(config)
         besides = {"novelty": specs.novelty(config, setup.model), "averages": specs.averages(config)}
         self.state = setup.placed(init_state(params, optimizer, **besides))

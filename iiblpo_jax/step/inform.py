@@ -24,6 +24,7 @@ from iiblpo_jax.objectives.rows import NOVELTY, PROMPT_LOGP, REF_LOGP
 from iiblpo_jax.rollout.forest import Forest
 from iiblpo_jax.rollout.marker import marker_cut
 from iiblpo_jax.rollout.solved import Gold
+from iiblpo_jax.step.proxy import ProxyReward
 from iiblpo_jax.step.teacher import TeacherReader
 
 Columns = dict[str, jax.Array]  # [R] or [R,T] arrays of a Forest by name
@@ -134,7 +135,10 @@ class InformSpec:
       mesh: devices among which prompts are split; None = one.
     """
 
-    readers: tuple[tuple[str, InformationTerms | LogProbs | PromptLogProbs | Dependence | Errors | TeacherReader], ...]
+    readers: tuple[
+        tuple[str, InformationTerms | LogProbs | PromptLogProbs | Dependence | Errors | TeacherReader | ProxyReward],
+        ...,
+    ]
     mesh: Mesh | None = None
 
 
@@ -143,8 +147,8 @@ def inform(weights: Mapping[str, Any], forest: Forest, gold: Gold, *, spec: Info
     """The columns of all readers; empty where nobody reads.
 
     Args:
-      weights: by the names that the readers have: `reference`; `policy`, `average`, `teacher` and `novelty` where
-        somebody reads under them.
+      weights: by the names that the readers have: `reference`; `policy`, `average`, `teacher`, `novelty` and `reward`
+        where somebody reads under them.
       forest: finished trajectories.
       gold: answers of the prompts, and how they are asked for.
       spec: static.

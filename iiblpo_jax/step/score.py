@@ -30,6 +30,7 @@ from iiblpo_jax.rollout import strata
 from iiblpo_jax.rollout.forest import LENGTH, Forest
 from iiblpo_jax.step.inform import DEPENDENCE, Columns
 from iiblpo_jax.step.measures import branch_metrics, reward_metrics, rollout_metrics
+from iiblpo_jax.step.proxy import ProxySpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,13 +116,15 @@ class CodesSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreSpec:
-    """Everything static about scoring, part by part; hashable. `latent`, `codes` are None where no row has one."""
+    """Everything static about scoring, part by part; hashable. `latent`, `codes` are None where no row has one, `proxy`
+    where the verifier's rewards are learnt from."""
 
     bottleneck: BottleneckSpec
     filter: FilterSpec
     credit: CreditSpec
     latent: LatentSpec | None = None
     codes: CodesSpec | None = None
+    proxy: ProxySpec | None = None
 
 
 @struct.dataclass(kw_only=True)
@@ -151,7 +154,7 @@ def score(
 
     Args:
       forest: finished trajectories.
-      reward_R: float32 in [0,1].
+      reward_R: float32 in [0,1], the verifier's.
       columns: of `inform`.
       key: PRNG key; only the `random` filter uses it.
       step: rollouts done so far, for objectives with a schedule.
@@ -173,7 +176,7 @@ def score(
         kept_R=rows.keep_R,
         advantage_R=a if a.ndim == 1 else masked.mean(a, forest.mask_RT, axis=1),
         rows=take(rows.replace(baseline_R=None, weight_R=None), selection),  # what they were for is done
-        metrics=_metrics(spec, forest, rows, selection, columns, step),
+        metrics=_metrics(spec, forest, rows, reward_R, selection, columns, step),
     )
 
 
@@ -188,7 +191,7 @@ def every_row(forest: Forest, reward_R: jax.Array, columns: Columns, spec: Score
         mask_RT=forest.mask_RT.astype(jnp.float32),
         own_mask_RT=forest.own_RT.astype(jnp.float32),
         raw_logp_RT=forest.raw_logp_RT,
-        reward_R=reward_R,
+        reward_R=reward_R if spec.proxy is None else spec.proxy.paid(reward_R, columns),
         correct_R=(reward_R >= CORRECT).astype(jnp.float32),
         group_R=forest.group_R,
         trajectory_R=jnp.arange(reward_R.shape[0]),
@@ -313,13 +316,20 @@ def take(rows: Rows, selection: Selection) -> Rows:
 
 
 def _metrics(
-    spec: ScoreSpec, forest: Forest, rows: Rows, selection: Selection, columns: Columns, step: jax.Array
+    spec: ScoreSpec,
+    forest: Forest,
+    rows: Rows,
+    reward_R: jax.Array,
+    selection: Selection,
+    columns: Columns,
+    step: jax.Array,
 ) -> dict:
     shaped_R = spec.credit.objective.reward_shaping(rows, step)
-    metrics = reward_metrics(forest, rows.reward_R, rows.correct_R, shaped_R, selection)
+    metrics = reward_metrics(forest, reward_R, rows.correct_R, shaped_R, selection)
     metrics |= rollout_metrics(forest) | branch_metrics(forest, rows.correct_R)
     if DEPENDENCE in columns:  # over the roots, samples of the policy
         metrics |= {"latent/information": masked.mean(columns[DEPENDENCE], forest.parent_R < 0)}
+    metrics |= {} if spec.proxy is None else spec.proxy.metrics(forest, reward_R, columns)
     correct_PG, grown_PG = forest.by_prompt(rows.correct_R) > 0, forest.by_prompt(forest.length_R > 0)
     if spec.bottleneck.estimator == "none":
         return metrics

@@ -35,6 +35,7 @@ from iiblpo_jax.rollout.publication import PublicationSpec
 from iiblpo_jax.rollout.sampling import Sampling
 from iiblpo_jax.rollout.spec import RolloutSpec
 from iiblpo_jax.step.inform import Dependence, Errors, InformationTerms, InformSpec, LogProbs, PromptLogProbs
+from iiblpo_jax.step.proxy import ProxyReward, ProxySpec
 from iiblpo_jax.step.score import BottleneckSpec, CodesSpec, CreditSpec, FilterSpec, LatentSpec, ScoreSpec, StrataSpec
 from iiblpo_jax.step.teacher import TeacherReader
 from iiblpo_jax.update.optimizer import Schedule, make_optimizer
@@ -45,6 +46,7 @@ REFERENCE = "reference"  # name of the frozen copy of the policy among the reade
 POLICY = "policy"  # that of the policy as it is
 AVERAGE = "average"  # that of the average of its past
 TEACHER = "teacher"  # that of another model
+REWARD = "reward"  # that of a reward model
 NOVELTY_KEY = 2**31 - 1  # of its random weights, in place of the number of a step, which it exceeds
 MAX_ANSWER = 64  # tokens of a gold answer that the score reads; longer ones are cut
 
@@ -208,6 +210,8 @@ def inform_spec(
     if NOVELTY in needs:
         readers += [(NOVELTY, Errors())]
     readers += _teacher(config, model, reading)
+    if config.reward.model:
+        readers += [(REWARD, ProxyReward(model=model, reading=reading))]
     return InformSpec(readers=tuple(readers), mesh=mesh)
 
 
@@ -243,6 +247,7 @@ def score_spec(config, method: Objective) -> ScoreSpec:
         ),
         latent=latent if uses_latents(config) else None,
         codes=_codes(config),
+        proxy=proxy_spec(config),
     )
 
 
@@ -251,6 +256,12 @@ def _codes(config) -> CodesSpec | None:
         return None
     most = math.log(1 + derived.other_codes(config))
     return CodesSpec(trees=config.rollout.roots, dependence=config.codes.dependence, most=most)
+
+
+def proxy_spec(config) -> ProxySpec | None:
+    """What the reward model pays; None without one."""
+    r = config.reward
+    return ProxySpec(coef=r.model_coef, ibl_coef=r.ibl_coef, mop_alpha=r.mop_alpha) if r.model else None
 
 
 def optimizer(config) -> optax.GradientTransformation:

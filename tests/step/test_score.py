@@ -15,6 +15,7 @@ from iiblpo_jax.rollout.forest import LENGTH, STOP, Forest
 from iiblpo_jax.rollout.marker import marker_table
 from iiblpo_jax.rollout.solved import Gold
 from iiblpo_jax.step.inform import InformationTerms, InformSpec, LogProbs, PromptLogProbs, inform
+from iiblpo_jax.step.proxy import DISTANCE, PROXY, TAIL, ProxySpec
 from iiblpo_jax.step.score import BottleneckSpec, CreditSpec, FilterSpec, LatentSpec, ScoreSpec, score
 
 S, T = 3, 5
@@ -427,3 +428,17 @@ def test_what_a_method_needs_is_in_its_rows():
 
 def test_where_nobody_reads_there_is_no_column(tiny_params):
     assert inform({"reference": tiny_params}, FOREST, None, spec=InformSpec(readers=())) == {}
+
+
+def test_a_reward_model_pays_and_the_verifier_still_says_what_is_right():
+    """Advantages are those of r - lambda d; right answers and `reward/mean` stay the verifier's."""
+    rng = np.random.default_rng(6)
+    columns = {name: rng.normal(size=8).astype(np.float32) for name in (PROXY, DISTANCE, TAIL)}
+    result = scored(columns, proxy=ProxySpec(coef=1.0, ibl_coef=0.5, mop_alpha=0.05))
+    paid_R = columns[PROXY] - 0.5 * columns[DISTANCE]
+    np.testing.assert_allclose(result.rows.reward_R, paid_R, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result.advantage_R, group_advantage(paid_R, range(8)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(result.rows.correct_R, REWARD_R >= 1)
+    assert result.metrics["reward/mean"] == result.metrics["reward/true"] == REWARD_R.mean()
+    np.testing.assert_allclose(result.metrics["reward/proxy"], columns[PROXY].mean(), rtol=1e-4)
+    assert "reward/proxy" not in scored().metrics

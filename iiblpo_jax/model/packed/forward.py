@@ -1,10 +1,12 @@
 """The full forward over packed bins: each node once, attention along paths (bins.py, attention.py)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from iiblpo_jax.common.padded import Padded
 from iiblpo_jax.devices.mesh import constrain
 from iiblpo_jax.model.attention import rope_frequencies, rope_table
 from iiblpo_jax.model.decoder import Decoder, output_weights
@@ -12,7 +14,7 @@ from iiblpo_jax.model.divergence import Teacher
 from iiblpo_jax.model.layer import Inject, rms_norm, run_layer
 from iiblpo_jax.model.logprobs import chunked_logprobs, other_logprobs
 from iiblpo_jax.model.packed.attention import implementation, on_mesh
-from iiblpo_jax.model.packed.bins import Bin
+from iiblpo_jax.model.packed.bins import Bin, PackedRows
 
 
 def packed_hidden_states(
@@ -159,6 +161,40 @@ def _of_nodes(x_NT: jax.Array, context_len_N: jax.Array, one: Bin) -> jax.Array:
     """What is said of the text tokens of rows [N,T,...], as said of the nodes that emit them [U,...]."""
     row_U = one.row_J[one.owner_U]
     return x_NT.at[row_U, one.position_U + 1 - context_len_N[row_U]].get(mode="clip")
+
+
+def last_states(
+    model: Decoder,
+    rows: Padded,
+    read: Callable[[jax.Array], Any],
+    *,
+    group: int,
+    tokens: int,
+    shards: int = 1,
+    attention: str = "blocks",
+) -> Any:
+    """read(h) of the final-norm hidden state of the last token of N rows: a tree of [N, ...].
+
+    Args:
+      model: the decoder.
+      rows: [prompt, response]; no row is empty.
+      read: [W,J,D] -> a tree of [W,J, ...], row by row.
+      group, tokens, shards: of `PackedRows`; attention: of `packed_hidden_states`.
+    """
+    # The last token of a packed row is never fed, so every row gets one more that nobody reads.
+    longer_NC = jnp.pad(rows.x_NW, [(0, 0), (0, 1)])
+    packed = PackedRows(longer_NC, rows.length_N + 1, tokens=tokens, group=group, shards=shards)
+    last_WN = packed.by_shard(rows.length_N - 1)
+
+    def of_bin(h_UD, last_N, row_J, path_JC):
+        node_J = jnp.take_along_axis(path_JC, last_N[row_J][:, None], axis=1)[:, 0]
+        return h_UD[jnp.minimum(node_J, h_UD.shape[0] - 1)]
+
+    def forward(bins):
+        h_WUD = packed_hidden_states(model, bins, block=packed.spec.block, attention=attention)
+        return read(jax.vmap(of_bin)(h_WUD, last_WN, bins.row_J, bins.path_JC))
+
+    return packed.collect(forward)
 
 
 def _emissions(tokens_NC, context_len_N, one: Bin, t: int):
