@@ -188,7 +188,7 @@ class Setup:
         backbone = reference
         if knobs.backbone == "trained":
             backbone = meshes.shard_params(found.backbone, jax.tree.map(lambda w: w.sharding, self.policy))
-        return {specs.REWARD: self.placed(found.replace(backbone=backbone))}
+        return {specs.REWARD: self.placed(dataclasses.replace(found, backbone=backbone))}
 
     def placed(self, tree):
         """The tree with every leaf on the mesh: what is there stays where it is, the rest goes on every device."""

@@ -523,7 +523,7 @@ def test_a_stored_config_of_an_earlier_version(tmp_path, capsys):
     [
         ("train.step", "did you mean train.steps?"),
         ("rollot.roots", "did you mean rollout.roots?"),
-        ("lr", "did you mean latent.lr or optim.lr?"),
+        ("lr", "did you mean latent.lr or optim.lr or reward_model.lr?"),
         ("train.colour", "known keys: train.max_bad_steps"),
         ("colour.hue", "known sections: advantage, attention, branch"),
         ("rolout", "did you mean log.rollouts or rollout?"),
@@ -549,3 +549,22 @@ def test_a_rollout_is_exact_in_float32_throughout(model, rollout, kv, weights, e
     assert derived.rollout_is_exact(config) is exact
     config.data.recorded = "runs/first/rollouts"  # of a policy that nobody knows
     assert derived.rollout_is_exact(config) is False
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"advantage__weight": "surprise"}, r"advantage\.weight = surprise weighs prompts by their share of right"),
+        ({"objective__name": "disco"}, r"objective\.name = disco asks the verifier which answers are right"),
+        ({"train__refills": 2}, r"train\.refills = 2 looks for prompts on whose answers the verifier differs"),
+        ({"ib__filter": "random"}, r"ib\.keep_contrast = True keeps answers because the verifier says"),
+        ({"reward__model": "", "reward__ibl_coef": 0.1}, r"reward\.ibl_coef = 0\.1 is off a reward model's reward"),
+        ({"reward__model_coef": 0.0}, r"reward\.model_coef = 0\.0; use a number above 0 and at most 1"),
+        ({"reward_model__prompts": 4}, r"give 32 responses, too few for the covariance of reward_model\.z = 128"),
+    ],
+)
+def test_with_a_reward_model_nothing_goes_by_right_answers(change, message):
+    plain = {"reward__model": "runs/judge/reward_model", "advantage__weight": "none"}
+    validation.validate(changed(**plain))
+    with pytest.raises(InputError, match=message):
+        validation.validate(changed(**(plain | change)))
