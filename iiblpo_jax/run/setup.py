@@ -187,6 +187,7 @@ class Setup:
         found = load_reward_model(folder, made, z=knobs.z, backbone=knobs.backbone, dtype=self.config.model.dtype)
         backbone = reference
         if knobs.backbone == "trained":
+            assert isinstance(found.backbone, dict)
             backbone = meshes.shard_params(found.backbone, jax.tree.map(lambda w: w.sharding, self.policy))
         return {specs.REWARD: self.placed(dataclasses.replace(found, backbone=backbone))}
 
