@@ -57,8 +57,8 @@ def write_rollouts(workdir: Path, step: int, columns: Mapping[str, Sequence]) ->
         step: goes into every line.
         columns: ROLLOUT_KEYS but `step`, and LOGPROBS, ENTROPIES, LEFT, ROOT_CODE, PROXY where wanted -> R values, as
             lists or arrays. `tokens` holds whole responses as lists, `logp` and `entropies` as many numbers; `parent`
-            is negative for roots, whose `branch_at` is then written as null too; `finish` is the code of the Forest; None
-            or NaN (no such score, no z) becomes null, as does a negative `code`.
+            is negative for roots, whose `branch_at` is then written as null too; `finish` is the code of the Forest;
+            None or NaN (no such score, no z) becomes null, as does a negative `code`.
 
     Raises:
         ValueError: keys are missing or unknown, or columns differ in length.
