@@ -56,5 +56,6 @@ def test_what_a_run_cannot_use_is_named(make_config, write_lines, tmp_path):
     refused("update.microbatch = 3 does not divide", update__packed=False, update__microbatch=3)
     refused("positions", rollout__max_tokens=100)
     refused(r"codes\.n = 4 is for train, and sft knows no codes; set codes\.n=0", codes__n=4)
+    refused("lora.rank = 4, and sft trains whole weights; set lora.rank=0", lora__rank=4)
     with pytest.raises(InputError, match=r"no problem of the task gym:.* has a gold solution"):
         sft.main(make_config(task__name="gym:chain_sum", task__options={}), tmp_path / "run")
