@@ -98,8 +98,10 @@ def publish(params: Weights, *, spec: PublicationSpec) -> Published:
 
     if spec.unroll:
         layers = [layer(jax.tree.map(lambda w, i=i: w[i], stacked)) for i in range(spec.model.n_layers)]
-    else:
+    elif isinstance(stacked, dict):
         layers = jax.vmap(layer)(stacked)
+    else:  # one at a time: all of them merged at once would be the whole model in float32
+        layers = jax.lax.map(layer, stacked)
     return Published(
         embed=matrix(params["embed"]),
         head=None if spec.model.tied_embeddings else matrix(params["head"]),
