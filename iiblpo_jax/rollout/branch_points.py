@@ -37,6 +37,7 @@ class Record(struct.PyTreeNode):
       length_B: response tokens, stop token included.
       stopped_B: the last token is a stop token.
       begin_B: response index of the first own token: t* of a branch, 0 of a root.
+      given_BT: bool, tokens of observations, which nobody drew; None where there are none.
     """
 
     entropy_BT: jax.Array
@@ -44,11 +45,21 @@ class Record(struct.PyTreeNode):
     length_B: jax.Array
     stopped_B: jax.Array
     begin_B: jax.Array
+    given_BT: jax.Array | None = None
 
     @property
     def t(self) -> int:
         """T."""
         return self.entropy_BT.shape[1]
+
+    @property
+    def own_B(self) -> jax.Array:
+        """How many tokens were drawn for it."""
+        if self.given_BT is None:
+            return self.length_B - self.begin_B
+        t_T = jnp.arange(self.t)
+        own_BT = (t_T >= self.begin_B[:, None]) & (t_T < self.length_B[:, None]) & ~self.given_BT
+        return own_BT.sum(-1)
 
 
 def eligible_mask(record: Record, spec: Branching) -> jax.Array:
@@ -58,7 +69,8 @@ def eligible_mask(record: Record, spec: Branching) -> jax.Array:
     early_B = jnp.floor(spec.after * (record.length_B - record.begin_B) + 1e-6).astype(jnp.int32)
     first_B = record.begin_B + jnp.maximum(early_B, 1)
     tail_B = jnp.maximum(jnp.minimum(spec.min_suffix, record.length_B // 4), record.stopped_B)
-    return (t_T >= first_B[:, None]) & (t_T < (record.length_B - tail_B)[:, None])
+    eligible_BT = (t_T >= first_B[:, None]) & (t_T < (record.length_B - tail_B)[:, None])
+    return eligible_BT if record.given_BT is None else eligible_BT & ~record.given_BT
 
 
 def candidate_mask(record: Record, spec: Branching) -> jax.Array:
@@ -71,9 +83,8 @@ def candidate_mask(record: Record, spec: Branching) -> jax.Array:
 
 def top(record: Record, eligible_BT: jax.Array, spec: Branching) -> jax.Array:
     """The max(2, fraction * own) highest entropies."""
-    own_B = record.length_B - record.begin_B
     return _largest(
-        record.entropy_BT, eligible_BT, jnp.maximum(2, jnp.floor(spec.fraction * own_B + 1e-6).astype(jnp.int32))
+        record.entropy_BT, eligible_BT, jnp.maximum(2, jnp.floor(spec.fraction * record.own_B + 1e-6).astype(jnp.int32))
     )
 
 
@@ -192,6 +203,8 @@ def branch_points(
     points_BK = choose_points(candidates_BT, keys_B, spec, weights(record, spec))
     fallback_B = ~candidates_BT.any(-1)
     restart_B = (record.length_B - record.stopped_B > 0) & (record.t > 1)
+    if record.given_BT is not None and record.t > 1:  # behind a first turn of one token there is an observation
+        restart_B &= ~record.given_BT[:, 1]
     points_BK = jnp.where(fallback_B[:, None], jnp.maximum(record.begin_B, restart_B)[:, None], points_BK)
     at_B1 = jnp.take_along_axis(points_BK, nth_B[:, None], axis=1)
     elder_B = ((points_BK == at_B1) & (jnp.arange(spec.k) < nth_B[:, None])).sum(-1)

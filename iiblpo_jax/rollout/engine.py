@@ -12,6 +12,9 @@
 Decoding over the stale suffix of the parent copies nothing. Every token has its own random number, a function of
 (trajectory, position), so the Forest does not depend on the number of slots or on when they are refilled.
 
+Where turns are answered (RolloutSpec.turns), slots wait when theirs has ended, and the loops leave when none can go on:
+conversing.py carries their state from there through the host's answer.
+
 On a mesh every part of the devices (mesh.rollout_axes) is an engine of its own, with its share of prompts and slots: no
 keys or values travel, and one that has finished waits for nobody until the end. What is left of the mesh, `tensor`,
 splits heads, MLP and vocabulary of each engine.
@@ -35,6 +38,7 @@ from iiblpo_jax.rollout.decoding import decode_step
 from iiblpo_jax.rollout.draws import Draws, Origin, draws_for, in_order, shared_out
 from iiblpo_jax.rollout.forest import Forest
 from iiblpo_jax.rollout.grown import Grown, nothing_grown, put
+from iiblpo_jax.rollout.marker import MarkerTable
 from iiblpo_jax.rollout.prefill import prefill
 from iiblpo_jax.rollout.publication import Published, logits
 from iiblpo_jax.rollout.sampling import Another, nobody, sample_on_mesh
@@ -42,6 +46,7 @@ from iiblpo_jax.rollout.slots import Slots, idle_slots, owes, refillable, steal_
 from iiblpo_jax.rollout.solved import Gold, Heard, is_right, listen, nothing_heard
 from iiblpo_jax.rollout.spec import RolloutSpec
 from iiblpo_jax.rollout.steering import Steering, steering_of
+from iiblpo_jax.rollout.turns import no_turns
 
 
 class State(struct.PyTreeNode):
@@ -113,6 +118,15 @@ def rollout(
 
 def _rollout(shared, markers, of_prompts, *, spec: RolloutSpec, axes: tuple[str, ...]):
     """The rollout of this device's prompts, one part of a mesh split along `axes`."""
+    engine = make_engine(shared, markers, of_prompts, spec=spec, axes=axes)
+    state = engine.run(engine.initial(), prefill(engine.published, of_prompts[0], spec.model, engine.spec.kv_dtype))
+    return engine.result(state, axes=axes)
+
+
+def make_engine(
+    shared, markers, of_prompts, *, spec: RolloutSpec, axes: tuple[str, ...] = (), turn_end: MarkerTable | None = None
+) -> "_Engine":
+    """The engine of this device's prompts; arguments as `rollout` sorts them."""
     parts, part = (jax.lax.axis_size(axes), jax.lax.axis_index(axes)) if axes else (1, 0)
     published, latents = shared
     prompt_PS, prompt_len_P, origin, answers = of_prompts
@@ -122,7 +136,7 @@ def _rollout(shared, markers, of_prompts, *, spec: RolloutSpec, axes: tuple[str,
         refill_at=max(1, spec.refill_at // parts),
         kv_dtype=spec.kv_dtype or published.dtype,
     )
-    engine = _Engine(
+    return _Engine(
         spec=spec,
         published=published,
         prompts=Prompts(tokens_PS=prompt_PS, length_P=prompt_len_P),
@@ -131,14 +145,8 @@ def _rollout(shared, markers, of_prompts, *, spec: RolloutSpec, axes: tuple[str,
         draws=draws_for(origin, spec.group_size, spec.max_tokens),
         codes_PN=spec.codes and spec.codes.first + shared_out(origin, spec.codes.count),
         part=part,
+        turn_end=turn_end,
     )
-    prefilled = prefill(published, prompt_PS, spec.model, spec.kv_dtype)
-    refill = functools.partial(engine.refill, prefilled=prefilled)
-    state = jax.lax.while_loop(engine.unfinished, lambda s: engine.decode(refill(s)), engine.initial())
-    forest = engine.forest(engine.harvest(state).grown)
-    tokens, steps = (forest.length_R - forest.branch_at_R).sum(), state.steps
-    tokens, steps = jax.lax.psum((tokens, steps), axes) if axes else (tokens, steps)
-    return forest, RolloutStats(tokens=tokens, slot_utilisation=tokens / jnp.maximum(steps * spec.slots, 1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,6 +162,7 @@ class _Engine:
       draws: random numbers.
       codes_PN: of Forest; None without codes.
       part: number of this part of the mesh.
+      turn_end: automaton of the text that ends a turn; None where a response is one.
     """
 
     spec: RolloutSpec
@@ -164,6 +173,7 @@ class _Engine:
     draws: Draws
     codes_PN: jax.Array | None
     part: jax.Array | int
+    turn_end: MarkerTable | None = None
 
     @property
     def trees(self) -> int:
@@ -184,12 +194,15 @@ class _Engine:
             slots=idle_slots(b).replace(
                 heard_B=nothing_heard(b) if self.gold else None,
                 another=None if spec.branching.with_replacement else nobody(b, spec.branching.at_a_point),
+                turns=no_turns(b, spec.turns.observation) if spec.turns else None,
             ),
             cache=empty_cache(
                 spec.model, b, capacity, spec.kv_dtype, unrolled=layout.unrolled, kv_copies=layout.kv_copies
             ),
             projected=self.steering and self.steering.project(jnp.zeros((b, z_width))),
-            grown=nothing_grown(self.rows, spec.max_tokens, z_width, noted=spec.sampling.record),
+            grown=nothing_grown(
+                self.rows, spec.max_tokens, z_width, noted=spec.sampling.record, turns=spec.turns is not None
+            ),
             next_tree=jnp.zeros((), jnp.int32),
             steps=jnp.zeros((), jnp.int32),
         )
@@ -216,12 +229,25 @@ class _Engine:
         tree_B = jnp.maximum(trajectory_B, 0) // self.spec.branching.tree_size % self.spec.roots
         return self.codes_PN[prompt_B, tree_B % self.codes_PN.shape[1]]
 
+    def run(self, state: State, prefilled) -> State:
+        """Decodes until nothing is left to do, or to do before somebody is answered."""
+        refill = functools.partial(self.refill, prefilled=prefilled)
+        return jax.lax.while_loop(self.unfinished, lambda s: self.decode(refill(s)), state)
+
+    def result(self, state: State, *, axes: tuple[str, ...] = ()) -> tuple[Forest, RolloutStats]:
+        """The Forest of a state in which nothing is left to do; observations are no generated tokens."""
+        forest = self.forest(self.harvest(state).grown)
+        own_R = forest.length_R - forest.branch_at_R
+        tokens, steps = (own_R if forest.turn_RT is None else forest.own_RT).sum(), state.steps
+        tokens, steps = jax.lax.psum((tokens, steps), axes) if axes else (tokens, steps)
+        return forest, RolloutStats(tokens=tokens, slot_utilisation=tokens / jnp.maximum(steps * self.spec.slots, 1))
+
     # -- outer loop ---------------------------------------------------------------------------------------------------
 
     def unfinished(self, s: State) -> jax.Array:
         """Whether a slot is decoding or could start something."""
         waiting = refillable(s.slots, self.trees - s.next_tree, self.spec.branching)
-        return s.slots.live_B.any() | (waiting > 0)
+        return s.slots.moves_B.any() | (waiting > 0)
 
     def refill(self, s: State, *, prefilled) -> State:
         """Gives idle slots their next trajectory: a branch of their own tree, the root of the next, a stolen branch."""
@@ -238,7 +264,8 @@ class _Engine:
     def harvest(self, s: State) -> State:
         """Notes how the trajectories ended at which idle slots stand, and how many branches their roots are due."""
         slots = s.slots
-        grown = s.grown.end(slots.stands_B, slots.trajectory_B, slots.index_B, slots.stopped_B)
+        ended_B = False if slots.turns is None else slots.turns.ended_B
+        grown = s.grown.end(slots.stands_B, slots.trajectory_B, slots.index_B, slots.stopped_B, ended_B)
         if self.spec.branching.may_skip:
             slots = slots.replace(last_B=self._branches_due(slots, grown))
         return s.replace(slots=slots, grown=grown)
@@ -272,6 +299,8 @@ class _Engine:
         )
         if self.gold:
             slots = slots.set(take_B, heard_B=nothing_heard(self.spec.slots))
+        if self.spec.turns:
+            slots = slots.set(take_B, turns=no_turns(self.spec.slots, self.spec.turns.observation))
         cache = fill_prompts(s.cache, take_B, prompt_B, prefilled)
         return s.replace(slots=slots, cache=cache, next_tree=s.next_tree + take_B.sum())
 
@@ -311,6 +340,10 @@ class _Engine:
             probe_B=~fallback_B & (self.steering is not None),
             z_on_B=False,
         )
+        if self.spec.turns and parents.turns is not None:
+            turn_B, state_B = parents.turns.at(at_B)
+            fresh = no_turns(self.spec.slots, self.spec.turns.observation)
+            slots = slots.set(start_B, turns=fresh.replace(turn_B=turn_B, state_B=state_B))
         if slots.another is not None:
             slots = slots.set(start_B, another=self._another(parents.token_at(at_B), elder_B, parent_B, at_B))
         return s.replace(slots=slots, grown=s.grown.inherit(start_B, trajectory_B, parents, at_B, fallback_B))
@@ -332,7 +365,7 @@ class _Engine:
             busy = (s.slots.live_B | owes(s.slots, branching)).sum()
             return refillable(s.slots, self.trees - s.next_tree, branching) >= jnp.clip(busy, 1, refill_at)
 
-        return jax.lax.while_loop(lambda s: s.slots.live_B.any() & ~enough(s), self._decode_token, s)
+        return jax.lax.while_loop(lambda s: s.slots.moves_B.any() & ~enough(s), self._decode_token, s)
 
     def _decode_token(self, s: State) -> State:
         """One token for every live slot, or the answer to its probe. Idle slots are fed too; nobody looks at it."""
@@ -344,12 +377,16 @@ class _Engine:
         )
         uniform_B = self.draws.uniform_RT[slots.trajectory_B, slots.index_B]
         # A probe draws a token as well, without z, and throws it away: the step is the same for all slots.
-        emits_B = slots.live_B & ~slots.probe_B
+        emits_B = slots.moves_B & ~slots.probe_B
         begins_B = emits_B & (spec.branching.place(slots.trajectory_B) > 0) & (slots.index_B == slots.branch_at_B)
         another = slots.another and slots.another.replace(due_B=begins_B)
         logits_BV = without(logits(self.published, hidden_BD), spec.never_ids)
         draw = sample_on_mesh(logits_BV, uniform_B, spec.sampling, self._forbidden(slots), another)
-        grown = s.grown.write(emits_B, slots.trajectory_B, slots.index_B, draw)
+        grown = s.grown
+        if slots.turns is not None:
+            draw = slots.turns.dictate(draw, logits_BV, slots.index_B, spec.sampling.temperature)
+            grown = grown.write_turns(emits_B, slots.trajectory_B, slots.index_B, slots.turns)
+        grown = grown.write(emits_B, slots.trajectory_B, slots.index_B, draw)
         if another is not None:
             grown = grown.replace(left_R=put(grown.left_R, begins_B, slots.trajectory_B, draw.left_B))
         s = s.replace(cache=cache, grown=grown, steps=s.steps + 1)
@@ -360,9 +397,17 @@ class _Engine:
     def _advance(self, slots: Slots, token_B, emits_B) -> Slots:
         """The next token to feed: the one just drawn, or the same again after a probe."""
         stop_B = jnp.isin(token_B, jnp.array(self.spec.stop_ids, jnp.int32))
+        if slots.turns is not None:
+            stop_B &= ~slots.turns.given(slots.index_B)
         ends_B = emits_B & (stop_B | (slots.index_B + 1 >= self.spec.max_tokens))
         if self.gold and slots.heard_B:
-            slots = self._listen(slots, slots.heard_B, self.gold, token_B, emits_B)
+            drawn_B = emits_B if slots.turns is None else emits_B & ~slots.turns.given(slots.index_B)
+            slots = self._listen(slots, slots.heard_B, self.gold, token_B, drawn_B)
+        if slots.turns is not None and self.spec.turns and self.turn_end:
+            most = self.spec.turns.most
+            slots = slots.replace(
+                turns=slots.turns.heard(self.turn_end, token_B, slots.index_B, emits_B, ~ends_B, most)
+            )
         return slots.set(emits_B, token_B=token_B, stopped_B=stop_B).replace(
             index_B=slots.index_B + emits_B,
             live_B=slots.live_B & ~ends_B,

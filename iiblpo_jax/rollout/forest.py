@@ -16,8 +16,8 @@ from flax import struct
 from iiblpo_jax.common.padded import join
 from iiblpo_jax.devices.mesh import to_host
 
-LENGTH, STOP = 0, 1  # finish reasons: ran into max_tokens, sampled a stop token
-FINISH_NAMES = ("length", "eos")
+LENGTH, STOP, DONE = 0, 1, 2  # finish reasons: ran into max_tokens, sampled a stop token, ended by its environment
+FINISH_NAMES = ("length", "eos", "done")
 
 
 class Forest(struct.PyTreeNode):
@@ -29,7 +29,7 @@ class Forest(struct.PyTreeNode):
       raw_logp_RT: log-probability at the sampling temperature, z included, before truncation, nats.
       entropy_RT: entropy of the emitting distribution at the sampling temperature over the full vocabulary, nats.
       length_R: response tokens, inherited prefix and stop token included.
-      finish_R: LENGTH or STOP.
+      finish_R: LENGTH, STOP or DONE.
       parent_R: trajectory a branch grew from, -1 for roots.
       branch_at_R: response index t* of a branch's first own token, 0 for roots.
       z_RZ: latent of a branch, zeros for roots (Z may be 0).
@@ -42,6 +42,8 @@ class Forest(struct.PyTreeNode):
       codes_PN: tokens of the codes (steering/code_tokens.py) of every prompt, in the order in which its trees take
         them, one after the other and again from the first (draws.shared_out); None without codes. `prompt_PS` is the
         plain prompt even so.
+      turn_RT: number of the turn that a token belongs to; -k for those of the k-th observation, which the policy did
+        not draw (turns.py). None where a response is one turn.
     """
 
     prompt_PS: jax.Array
@@ -59,6 +61,7 @@ class Forest(struct.PyTreeNode):
     top_token_RTK: jax.Array | None = None
     top_logp_RTK: jax.Array | None = None
     codes_PN: jax.Array | None = None
+    turn_RT: jax.Array | None = None
 
     @property
     def group_size(self) -> int:
@@ -91,9 +94,14 @@ class Forest(struct.PyTreeNode):
         return x_R.reshape(-1, self.group_size, *x_R.shape[1:])
 
     @property
-    def mask_RT(self) -> jax.Array:
-        """Tokens of the response, inherited prefix included."""
+    def emitted_RT(self) -> jax.Array:
+        """Tokens of the response, inherited prefix and observations included."""
         return jnp.arange(self.tokens_RT.shape[1]) < self.length_R[:, None]
+
+    @property
+    def mask_RT(self) -> jax.Array:
+        """Tokens of the response that the policy drew, inherited prefix included."""
+        return self.emitted_RT if self.turn_RT is None else self.emitted_RT & (self.turn_RT >= 0)
 
     @property
     def own_RT(self) -> jax.Array:
@@ -134,8 +142,12 @@ def by_token(x_RT: jax.Array, forest: Forest) -> list[np.ndarray]:
     return [row[:end] for row, end in zip(x_RT, length_R, strict=True)]
 
 
-def response_tokens(forest: Forest, *, stop: bool = False) -> list[list[int]]:
-    """Each trajectory's response as a list of ids, in every process; `stop` keeps the stop token."""
+def response_tokens(forest: Forest, *, stop: bool = False, observations: bool = True) -> list[list[int]]:
+    """Each trajectory's response as a list of ids, in every process; `stop` keeps the stop token, and without
+    `observations` there is only what the policy drew."""
     tokens_RT, length_R, finish_R = to_host((forest.tokens_RT, forest.length_R, forest.finish_R))
     ends_R = length_R if stop else length_R - (finish_R == STOP)
-    return [row[:end].tolist() for row, end in zip(tokens_RT, ends_R, strict=True)]
+    if observations or forest.turn_RT is None:
+        return [row[:end].tolist() for row, end in zip(tokens_RT, ends_R, strict=True)]
+    mask_RT = to_host(forest.mask_RT)
+    return [row[:end][mask[:end]].tolist() for row, end, mask in zip(tokens_RT, ends_R, mask_RT, strict=True)]

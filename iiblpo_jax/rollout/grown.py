@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from iiblpo_jax.rollout.branch_points import Record
-from iiblpo_jax.rollout.forest import LENGTH, STOP
+from iiblpo_jax.rollout.forest import DONE, LENGTH, STOP
 from iiblpo_jax.rollout.sampling import Draw
+from iiblpo_jax.rollout.turns import TurnRecord, Turns
 
 TOKEN, RAW_LOGP, ENTROPY = range(3)  # columns of packed_RTX
 TOP = ENTROPY + 1  # and from here on the likeliest tokens, then their log-probs, where the rollout notes them
@@ -24,6 +25,7 @@ class Grown(struct.PyTreeNode):
       packed_RTX: token, log-prob and entropy of every position, and its likeliest tokens where they are noted. A token
         id is exact in float32 below 2^24.
       length_R, finish_R, branch_at_R, fallback_R, left_R, z_RZ: as in Forest.
+      turns: whose turn every position is; None where a response is one.
     """
 
     packed_RTX: jax.Array
@@ -33,6 +35,7 @@ class Grown(struct.PyTreeNode):
     fallback_R: jax.Array
     left_R: jax.Array
     z_RZ: jax.Array
+    turns: TurnRecord | None = None
 
     @property
     def tokens_RT(self) -> jax.Array:
@@ -82,6 +85,7 @@ class Grown(struct.PyTreeNode):
             length_B=self.length_R,
             stopped_B=self.stopped_R,
             begin_B=self.branch_at_R,
+            given_BT=None if self.turns is None else self.turns.turn_RT < 0,
         )
 
     def of(self, row_B: jax.Array) -> "Grown":
@@ -97,30 +101,51 @@ class Grown(struct.PyTreeNode):
         row_B = _only(where_B, row_B, self.length_R)
         return self.replace(packed_RTX=self.packed_RTX.at[row_B, index_B].set(packed_BX, mode="drop"))
 
+    def write_turns(self, where_B: jax.Array, row_B: jax.Array, index_B: jax.Array, turns: Turns) -> "Grown":
+        """Whose turn that token is."""
+        assert self.turns is not None
+        return self.replace(turns=self.turns.write(_only(where_B, row_B, self.length_R), index_B, turns))
+
     def inherit(self, where_B: jax.Array, row_B: jax.Array, parents: "Grown", at_B, fallback_B) -> "Grown":
         """Begins branches: the first at_B tokens are those of their parents (from `of`), and nothing behind them."""
         inherited_BT1 = (jnp.arange(self.packed_RTX.shape[1]) < at_B[:, None])[..., None]
+        turns = self.turns
+        if turns is not None and parents.turns is not None:
+            turns = turns.inherit(_only(where_B, row_B, self.length_R), parents.turns, inherited_BT1[..., 0])
         return self.replace(
+            turns=turns,
             packed_RTX=put(self.packed_RTX, where_B, row_B, jnp.where(inherited_BT1, parents.packed_RTX, 0)),
             branch_at_R=put(self.branch_at_R, where_B, row_B, at_B),
             fallback_R=put(self.fallback_R, where_B, row_B, fallback_B),
         )
 
-    def end(self, where_B: jax.Array, row_B: jax.Array, length_B: jax.Array, stopped_B: jax.Array) -> "Grown":
-        """Notes how long finished trajectories are and why they ended; saying it twice does no harm."""
+    def end(
+        self,
+        where_B: jax.Array,
+        row_B: jax.Array,
+        length_B: jax.Array,
+        stopped_B: jax.Array,
+        ended_B: jax.Array | bool = False,
+    ) -> "Grown":
+        """Notes how long finished trajectories are and why they ended: with a stop token, or by their environment;
+        saying it twice does no harm."""
+        unstopped_B = jnp.where(ended_B, DONE, LENGTH)
         return self.replace(
             length_R=put(self.length_R, where_B, row_B, length_B),
-            finish_R=put(self.finish_R, where_B, row_B, jnp.where(stopped_B, STOP, LENGTH)),
+            finish_R=put(self.finish_R, where_B, row_B, jnp.where(stopped_B, STOP, unstopped_B)),
         )
 
     def columns(self) -> dict[str, jax.Array]:
         """The fields of a Forest that are recorded here, by their names there."""
         noted = ["top_token_RTK", "top_logp_RTK"] if self._noted else []
-        return {name: getattr(self, name) for name in [*COLUMNS, *noted]}
+        turns = {} if self.turns is None else {"turn_RT": self.turns.turn_RT}
+        return {name: getattr(self, name) for name in [*COLUMNS, *noted]} | turns
 
 
-def nothing_grown(rows: int, max_tokens: int, z_width: int, *, noted: int = 0) -> Grown:
-    """Before the first token: R rows of T tokens, `noted` likeliest ones each, and latents of z_width numbers."""
+def nothing_grown(rows: int, max_tokens: int, z_width: int, *, noted: int = 0, turns: bool = False) -> Grown:
+    """Before the first token: R rows of T tokens, `noted` likeliest ones each, and latents of z_width numbers; and with
+    `turns` whose turn it is."""
+    nobodys_RT = jnp.zeros((rows, max_tokens), jnp.int32)
     zero_R = jnp.zeros(rows, jnp.int32)
     return Grown(
         packed_RTX=jnp.zeros((rows, max_tokens, TOP + 2 * noted)),
@@ -130,6 +155,7 @@ def nothing_grown(rows: int, max_tokens: int, z_width: int, *, noted: int = 0) -
         fallback_R=zero_R > 0,
         left_R=jnp.ones(rows),
         z_RZ=jnp.zeros((rows, z_width)),
+        turns=TurnRecord(turn_RT=nobodys_RT, state_RT=nobodys_RT) if turns else None,
     )
 
 

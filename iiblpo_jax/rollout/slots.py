@@ -7,6 +7,7 @@ from flax import struct
 from iiblpo_jax.rollout.branching import Branching
 from iiblpo_jax.rollout.sampling import Another
 from iiblpo_jax.rollout.solved import Heard
+from iiblpo_jax.rollout.turns import Turns
 
 
 class Slots(struct.PyTreeNode):
@@ -24,6 +25,7 @@ class Slots(struct.PyTreeNode):
     last_B: number within its tree of the last branch that is still this slot's; that of the tree until one is stolen.
     heard_B: how much of its root's answer has been read (solved.Heard); None where nobody asks.
     another: what its first own token has to differ from (sampling.Another); None with replacement.
+    turns: whose turn it is (turns.Turns); None where a response is one.
     """
 
     trajectory_B: jax.Array
@@ -38,6 +40,7 @@ class Slots(struct.PyTreeNode):
     last_B: jax.Array
     heard_B: Heard | None = None
     another: Another | None = None
+    turns: Turns | None = None
 
     @property
     def position_B(self) -> jax.Array:
@@ -46,6 +49,11 @@ class Slots(struct.PyTreeNode):
         A slot that has finished stands at its last token, which no branch inherits: what it writes there is not missed.
         """
         return self.prompt_len_B + self.index_B - 1
+
+    @property
+    def moves_B(self) -> jax.Array:
+        """Slots whose next token can be decided: live, and not waiting for an observation."""
+        return self.live_B if self.turns is None else self.live_B & ~self.turns.waits_B
 
     @property
     def stands_B(self) -> jax.Array:

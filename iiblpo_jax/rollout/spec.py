@@ -10,6 +10,7 @@ from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.steering.code_tokens import CodeTokens
 from iiblpo_jax.rollout.branching import Branching
 from iiblpo_jax.rollout.sampling import Sampling
+from iiblpo_jax.rollout.turns import TurnSpec
 
 NO_BRANCHES = Branching()
 AS_IT_IS = Sampling()
@@ -36,6 +37,7 @@ class RolloutSpec:
       stratified: siblings share out the prior between them (codes.stratified); each alone is still drawn from it.
       prior_power: latents are drawn from the prior's power: 1 = as it is, towards 0 flatter.
       codes: which the trees of a prompt share out between them; None = every tree grows on the plain prompt.
+      turns: limits of turns that an environment answers (conversing.py); None = a response is one turn.
       mesh: devices to split it over; None = one.
     """
 
@@ -55,6 +57,7 @@ class RolloutSpec:
     stratified: bool = False
     prior_power: float = 1.0
     codes: CodeTokens | None = None
+    turns: TurnSpec | None = None
     mesh: Mesh | None = None
 
     @property
