@@ -90,6 +90,11 @@ METHODS = {
         "low": knob(0.5, "lower end of the band", at_least=0, unit="nats"),
         "high": knob(2.5, "upper end of the band", at_least=0, unit="nats"),
     },
+    "tspo": {
+        "alpha": knob(
+            0.5, "reward of the turns of a wrong response up to the one in which the answer was seen", above=0
+        ),
+    },
     "ucpo": {
         "tau": knob(0.3, "share of the right answers' mass that goes by how unlikely they are", at_least=0, at_most=1),
     },
@@ -115,7 +120,7 @@ LOSSES = {
     },
 }
 
-OF_ADVANTAGES = ("arm", "darling", "mara", "ucpo")  # what they are is their advantages
+OF_ADVANTAGES = ("arm", "darling", "mara", "tspo", "ucpo")  # what they are is their advantages
 UNGROUPED = ("reinforce_pp",)  # their advantages do not compare the trajectories of a prompt
 OF_RIGHT = ("arm", "disco", "imentor", "mara", "ucpo")  # they ask which answers are right, beside what they are paid
 WHOLE_GROUPS = ("disco",)  # their minibatches hold all trajectories of a prompt, packed or not
@@ -131,6 +136,7 @@ SECTIONS = {
     "task": "what is asked",
     "train": "the run",
     "rollout": "how trajectories are sampled",
+    "turns": "responses of several turns, which an environment answers",
     "branch": "where and how trees branch",
     "latent": "where z comes from: the latent stage",
     "codes": "codes that whole responses are drawn under: z from the root on",
@@ -240,6 +246,21 @@ KNOBS = {
     "rollout.kv_dtype": knob("", "of the KV cache; empty = rollout.dtype", choices=("", "float32", "bfloat16")),
     "rollout.unroll": knob(
         True, "decode unrolled over layers; False: a scan, slower, but compile time constant in depth"
+    ),
+    "turns.most": knob(
+        0,
+        "turns of a response that the environment of its task answers; what is said after them is not; 0 = a response "
+        "is one turn",
+        at_least=0,
+        unit="turns",
+    ),
+    "turns.observation": knob(64, "of an observation; what is longer is cut", at_least=1, unit="tokens"),
+    "turns.timeout": knob(
+        10.0,
+        "how long an environment of your own may take for a turn; then the response ends there and is counted",
+        above=0,
+        below=math.inf,
+        unit="seconds",
     ),
     "branch.k": knob(
         1, "K, branches of a root, and with branch.parent = previous of a branch; 0 = none", at_least=0, unit="branches"

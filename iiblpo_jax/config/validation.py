@@ -442,6 +442,32 @@ def _recorded(config: RunConfig) -> Iterator[str]:
         yield "log.entropies = True asks for entropies, which recorded rollouts (data.recorded) do not have; set False"
 
 
+def _turns(config: RunConfig) -> Iterator[str]:
+    turns, longest = config.turns, config.rollout.max_tokens
+    if turns.most == 0:
+        if config.objective.name == "tspo" and not config.objective.path:
+            yield "objective.name = tspo credits turns and turns.most = 0 has none; set turns.most, or another method"
+        return
+    if turns.observation >= longest:
+        yield (
+            f"turns.observation = {turns.observation} is not below rollout.max_tokens = {longest}, which counts "
+            "observations too; lower it"
+        )
+    if config.data.recorded:
+        yield "turns.most asks an environment and data.recorded has rollouts that are over; set turns.most=0"
+    if config.train.refills:
+        yield "turns.most and train.refills do not go together; set train.refills=0 (ib.filter=contrast drops groups)"
+    if config.ib.estimator == "likelihood":
+        yield (
+            "ib.estimator = likelihood would score observations as if the policy had said them; with turns.most set "
+            "ib.estimator=entropy or none"
+        )
+    if config.branch.k > 0 and config.latent.z > 0 and config.psa.strength > 0:
+        yield "latent.z is fitted to responses of one turn; with turns.most set latent.z=0 for plain branches"
+    if config.codes.n:
+        yield "codes.n and turns.most do not go together; set one of them to 0"
+
+
 def _evaluation(config: RunConfig) -> Iterator[str]:
     evaluation = config.eval
     for name, samples in evaluation.task_samples.items():
@@ -500,6 +526,8 @@ CHECKS = {
     _importance: "update.importance_floor update.importance_cap",
     _refills: "train.refills data.recorded rollout.roots branch.k branch.depth branch.parent",
     _recorded: "data.recorded codes.n latent.z latent.condition ib.estimator log.entropies",
+    _turns: "codes.n turns.most turns.observation rollout.max_tokens data.recorded train.refills ib.estimator branch.k "
+    "latent.z psa.strength objective.name objective.path",
     _evaluation: "eval.k eval.avg eval.samples eval.task_samples eval.temperature",
     _mesh: "mesh.data mesh.fsdp mesh.sequence mesh.tensor",
 }

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from iiblpo_jax.rewards.verifier import Problem
 
+SEEN = "seen"  # name of the column: number of the first turn whose observation says the gold answer, NEVER: none
+NEVER = -1
 State = Any  # data that pickles, never changed in place: a branch takes up that of its parent
 
 

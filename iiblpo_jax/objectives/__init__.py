@@ -32,6 +32,7 @@ from iiblpo_jax.objectives.rloo import rloo
 from iiblpo_jax.objectives.rows import Rows
 from iiblpo_jax.objectives.sapo import sapo
 from iiblpo_jax.objectives.spine import spine
+from iiblpo_jax.objectives.tspo import tspo
 from iiblpo_jax.objectives.ucpo import ucpo
 
 __all__ = [
@@ -71,6 +72,7 @@ METHODS = {
     "imentor": imentor,
     "darling": darling,
     "mara": mara,
+    "tspo": tspo,
     "disco": disco,
 }
 

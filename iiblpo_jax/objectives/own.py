@@ -15,7 +15,7 @@ from iiblpo_jax.common import own_code
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.objectives.aggregate import AGGREGATES
 from iiblpo_jax.objectives.interface import Batch, Objective, advantages
-from iiblpo_jax.objectives.rows import ON_REQUEST, REF_LOGP, TOP_LOGP, TOP_TOKEN, Rows
+from iiblpo_jax.objectives.rows import ON_REQUEST, REF_LOGP, TOP_LOGP, TOP_TOKEN, TURN, Rows
 
 KEY = "objective.path"
 R, T, PROMPT = 4, 3, 2  # sizes of the trial
@@ -72,6 +72,8 @@ def _trial(objective: Objective, rows: Rows) -> tuple[jax.Array, jax.Array]:
 def _rows_for(objective: Objective) -> Rows:
     rows, top = _rows(), jnp.zeros((R, T, objective.record))
     extras = {name: rows.reward_R for name in objective.needs if name != REF_LOGP}
+    if TURN in extras:
+        extras[TURN] = jnp.zeros((R, T), jnp.int32)
     if objective.record:
         extras |= {TOP_TOKEN: top.astype(jnp.int32), TOP_LOGP: top}
     return rows.replace(extras=extras)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from iiblpo_jax.environments.interface import SEEN
 from iiblpo_jax.model.logprobs import response_positions
 from iiblpo_jax.model.steering.psa import Latent
 from iiblpo_jax.rewards.plans import PLAN
@@ -12,8 +13,10 @@ from iiblpo_jax.rewards.plans import PLAN
 REF_LOGP = "ref_logp"  # [R,T] log-probs of the reference model, in Rows.ref_logp_RT
 PROMPT_LOGP = "prompt_logp"  # [R] mean log-prob of the prompt's tokens under the policy that sampled, in Rows.extras
 NOVELTY = "novelty"  # [R] how new prompt and response are (novelty.py), in Rows.extras
+TURN = "turn"  # [R,T] whose turn a token is, as Forest.turn_RT, where turns are answered, in Rows.extras
 # and PLAN, [R] numbers that are equal where two responses have the same plan (rewards/plans.py), in Rows.extras
-ON_REQUEST = (REF_LOGP, PROMPT_LOGP, NOVELTY, PLAN)
+# and SEEN, [R] the turn whose observation first says the gold answer, -1 where none does, in Rows.extras
+ON_REQUEST = (REF_LOGP, PROMPT_LOGP, NOVELTY, PLAN, SEEN, TURN)
 # In Rows.extras where a teacher is distilled (distillation.py): the final hidden states [R,T,D] with which it would
 # emit the tokens of the response, or its K likeliest tokens there and their log-probs [R,T,K].
 TEACHER_STATE, TEACHER_TOKEN, TEACHER_LOGP = "teacher_state", "teacher_token", "teacher_logp"

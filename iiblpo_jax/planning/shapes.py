@@ -173,6 +173,7 @@ def _asked(config, model: ModelConfig, mesh: Mesh) -> Asked:
             **_shown(config, mesh),
         ),
         forest=_forest(config, mesh) if config.data.recorded else None,
+        turn_end=_markers(config, model)[0] if config.turns.most else None,
     )
 
 

@@ -18,6 +18,7 @@ from iiblpo_jax.data.prompts import Prompt
 from iiblpo_jax.data.registry import make_tasks, named, names_of
 from iiblpo_jax.data.task import Task
 from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.environments.asked import Environments
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.steering.code_tokens import code_tokens
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
@@ -28,12 +29,15 @@ from iiblpo_jax.results.voting import parties
 from iiblpo_jax.rewards.scorer import CORRECT, Scorer
 from iiblpo_jax.rewards.together import score_together, settle_together
 from iiblpo_jax.rewards.verifier import Job
+from iiblpo_jax.rollout.conversation import Conversation, make_environments, turn_end_table
+from iiblpo_jax.rollout.conversing import Conversing, rollout_in_turns
 from iiblpo_jax.rollout.draws import Origin, shared_out
 from iiblpo_jax.rollout.engine import rollout
-from iiblpo_jax.rollout.forest import LENGTH, response_tokens
+from iiblpo_jax.rollout.forest import LENGTH, Forest, response_tokens
 from iiblpo_jax.rollout.publication import Published
 from iiblpo_jax.rollout.sampling import Sampling
 from iiblpo_jax.rollout.spec import RolloutSpec
+from iiblpo_jax.rollout.turns import TurnSpec
 
 TRAJECTORIES_PER_CALL = 1024  # bounds the Forest and the prompt caches of one rollout call
 
@@ -155,6 +159,7 @@ class Evaluator:
       model_config, tokenizer: of the policy.
       scorer: knows the verifiers of all tasks.
       mesh: devices to sample on; None = one.
+      environments: of the tasks, where turns.most asks them; None = they are made here.
 
     Raises:
       InputError: a task without held-out problems, or none that fits rollout.max_prompt; samples of a task that is not
@@ -170,8 +175,13 @@ class Evaluator:
         scorer: Scorer,
         *,
         mesh: Mesh | None = None,
+        environments: Environments | None = None,
     ):
         self._mesh = mesh
+        self._environments = environments or make_environments(config, tasks)
+        self._turn_end = None
+        if self._environments:
+            self._turn_end = turn_end_table(self._environments, tokenizer, model_config.vocab_size)
         self._config, self._tokenizer, self._scorer = config, tokenizer, scorer
         self._model_config = model_config
         _check_task_samples(config, tasks)
@@ -252,6 +262,8 @@ class Evaluator:
         self, policy: Published, asked: Asked, sampling: Sampling, samples: int, done: Mapping[int, Attempts]
     ) -> Iterator[dict[int, Attempts]]:
         """Attempts of the problems that are not done, by their index: call by call of the engine."""
+        t = self._config.turns
+        turns = TurnSpec(most=t.most, observation=t.observation) if t.most else None
         rollout_config, widths = self._config.rollout, {"max_prompt": self._config.rollout.max_prompt, "max_answer": 1}
         spec = RolloutSpec(
             model=self._model_config,
@@ -264,6 +276,7 @@ class Evaluator:
             never_ids=self._tokenizer.textless_ids(self._model_config.vocab_size),
             kv_dtype=rollout_config.kv_dtype,
             codes=code_tokens(self._model_config, asked.codes),
+            turns=turns,
             mesh=self._mesh,
         )
         waiting = [index for index in range(len(asked.prompts)) if index not in done]
@@ -275,20 +288,29 @@ class Evaluator:
             index_P = np.array(indices + indices[:1] * (per_call - len(indices)))  # as the last batch is filled
             prompts = meshes.to_devices((batch.tokens_PS, batch.length_P), self._mesh, "batch")
             origin = asked.origin(index_P, self._config.eval.seed, samples)
-            forest, _ = rollout(policy, *prompts, origin, spec=spec)
-            responses, cut_R = response_tokens(forest), meshes.to_host(forest.finish_R) == LENGTH
+            forest, paid_R = self._grown(policy, prompts, origin, batch.problems, spec)
+            responses, cut_R = response_tokens(forest, observations=False), meshes.to_host(forest.finish_R) == LENGTH
             texts = self._tokenizer.decode_batch(responses)
             problems = [problem for problem in batch.problems for _ in range(samples)]
-            reward_R = score_together(self._scorer, problems, texts).rewards
+            reward_R = np.clip(score_together(self._scorer, problems, texts).rewards + paid_R, 0.0, 1.0)
             rows = [slice(p * samples, (p + 1) * samples) for p in range(len(indices))]
             yield {
                 index: attempts_of(texts[mine], responses[mine], reward_R[mine], cut_R[mine])
                 for index, mine in zip(indices, rows, strict=True)
             }
 
+    def _grown(self, policy, prompts, origin, problems, spec: RolloutSpec) -> tuple[Forest, np.ndarray | float]:
+        """The responses, and what the environment has paid for them."""
+        if self._environments is None or self._turn_end is None:
+            return rollout(policy, *prompts, origin, spec=spec)[0], 0.0
+        talk = Conversation(self._environments, self._tokenizer, problems, spec)
+        forest, _ = rollout_in_turns(Conversing(policy, *prompts, origin, self._turn_end), talk, spec=spec)
+        return forest, talk.heard(forest).reward_R
+
     def _protocol(self, asked: Asked, sampling: Sampling, samples: int) -> dict:
         """What decides the samples of a problem and their grades, but for policy and problem, as JSON."""
         config, r = self._config, self._config.rollout
+        turns = {"turns": [config.turns.most, config.turns.observation]} if config.turns.most else {}
         names = ("max_prompt", "max_tokens", "dtype", "weights", "kv_dtype", "unroll")
         return {
             "version": 1,
@@ -299,6 +321,7 @@ class Evaluator:
             "rollout": {name: r[name] for name in names},
             "verifier": type(asked.task.verifier).__name__,
             "timeout": config.data.verifier_timeout,
+            **turns,
             "own_code": {key: own_code.digest(reference) for key, reference in own_code_of(config).items()},
         } | ({"codes": asked.codes} if asked.codes else {})
 

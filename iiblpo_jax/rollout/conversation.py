@@ -6,6 +6,7 @@ its parent in the turn in which it begins (t* lies in it), and hears its own ans
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -14,16 +15,14 @@ import numpy as np
 
 from iiblpo_jax.common.padded import pad_rows
 from iiblpo_jax.devices.mesh import to_host
-from iiblpo_jax.environments.asked import Environments, Turn
-from iiblpo_jax.environments.interface import Reply, State
+from iiblpo_jax.environments.asked import Conversed, Environments, Turn
+from iiblpo_jax.environments.interface import NEVER, Reply, State
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
 from iiblpo_jax.rewards.verifier import Problem
 from iiblpo_jax.rollout.forest import Forest
 from iiblpo_jax.rollout.marker import MarkerTable, marker_table
 from iiblpo_jax.rollout.spec import RolloutSpec
 from iiblpo_jax.rollout.turns import Pause, Told
-
-NEVER = -1
 
 
 class Conversation:
@@ -109,6 +108,7 @@ class Conversation:
         return above + mine
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Heard:
     """What the host knows of the turns of R trajectories.
 
@@ -118,8 +118,16 @@ class Heard:
       turns_R: turns that were answered.
     """
 
-    def __init__(self, *, reward_R: np.ndarray, seen_R: np.ndarray, turns_R: np.ndarray):
-        self.reward_R, self.seen_R, self.turns_R = reward_R, seen_R, turns_R
+    reward_R: np.ndarray
+    seen_R: np.ndarray
+    turns_R: np.ndarray
+
+
+def make_environments(config, tasks: Sequence[Conversed]) -> Environments | None:
+    """Those of a run that answers turns; None where a response is one."""
+    if config.turns.most == 0:
+        return None
+    return Environments(tasks, processes=config.reward.processes, timeout_s=config.turns.timeout)
 
 
 def turn_end_table(environments: Environments, tokenizer: Tokenizer, vocab_size: int) -> MarkerTable:

@@ -13,8 +13,10 @@ import numpy as np
 
 from iiblpo_jax.bottleneck.selection import EPSILON
 from iiblpo_jax.devices import mesh as meshes
+from iiblpo_jax.environments.interface import SEEN
 from iiblpo_jax.rewards.scorer import PART, Grades
 from iiblpo_jax.rewards.verifier import Problem
+from iiblpo_jax.rollout.conversation import Heard
 from iiblpo_jax.rollout.forest import LENGTH, Forest
 from iiblpo_jax.run.task_metrics import task_metrics
 
@@ -102,6 +104,12 @@ def graded(
         columns={name: grades.columns[name] for name in columns},
     )
     return found, told
+
+
+def with_turns(grades: Grades, heard: Heard) -> Grades:
+    """Grades with what the environment has paid, the sum held to [0, 1], and when it has said the answer."""
+    rewards = np.clip(grades.rewards + heard.reward_R, 0.0, 1.0)
+    return grades._replace(rewards=rewards, columns=grades.columns | {SEEN: heard.seen_R})
 
 
 def first_informative(kept: Graded, fresh: Graded) -> np.ndarray:

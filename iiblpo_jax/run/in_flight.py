@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from iiblpo_jax.data.prompts import PromptBatch
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.objectives.rows import Rows
+from iiblpo_jax.rollout.conversation import Conversation
 from iiblpo_jax.rollout.engine import RolloutStats
 from iiblpo_jax.step.programs import Refill
 from iiblpo_jax.step.sampled import Sampled
@@ -30,6 +31,7 @@ class PendingRollout:
       rest: what is left of the step (StepPrograms.step); sampled: its first part, under way.
       update_key: of the update, should it turn out to be bad.
       began: time.monotonic() at which the device was free for it.
+      talk: who answered its turns; None where a response is one.
     """
 
     step: int
@@ -38,6 +40,7 @@ class PendingRollout:
     sampled: Sampled
     update_key: jax.Array
     began: float
+    talk: Conversation | None = None
     _seconds: float | None = None
 
     def wait(self) -> float:

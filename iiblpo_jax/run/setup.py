@@ -75,7 +75,8 @@ class Setup:
           InputError: data.recorded names no file, or a file that does not fit (recorded.read_groups, sources.Recorded).
         """
         tasks = [task for task, _ in self.tasks]
-        place = placing(tasks, self.tokenizer, self.model.vocab_size, self.mesh)
+        turns = self.config.turns.most > 0
+        place = placing(tasks, self.tokenizer, self.model.vocab_size, self.mesh, turns=turns)
         if not self.config.data.recorded:
             pipeline = self.pipeline()
             self._check_shown(pipeline.shown_width)

@@ -35,12 +35,13 @@ from iiblpo_jax.planning.memory import check_fits, device_limit, measure_step, m
 from iiblpo_jax.results.evaluation import Evaluator, evaluation_tasks
 from iiblpo_jax.rewards.plans import PLAN
 from iiblpo_jax.rewards.together import make_scorer, score_together
+from iiblpo_jax.rollout.conversation import Conversation, make_environments
 from iiblpo_jax.rollout.forest import response_tokens
 from iiblpo_jax.rollout.publication import Published
 from iiblpo_jax.run import remarks
 from iiblpo_jax.run.adapters import absolute, described
 from iiblpo_jax.run.checkpoints import Checkpoints, check_writable
-from iiblpo_jax.run.graded import Graded, Verified, first_informative, graded
+from iiblpo_jax.run.graded import Graded, Verified, first_informative, graded, with_turns
 from iiblpo_jax.run.in_flight import PendingRollout, PendingUpdate, scored_metrics, updated_metrics
 from iiblpo_jax.run.lock import WorkdirLock
 from iiblpo_jax.run.replay import examine, finding_table, load_batch, save_batch
@@ -92,8 +93,17 @@ class Trainer:
         if self.source.dropped:
             console.print(f"{self.source.dropped} prompts longer than rollout.max_prompt are left out")
         evaluated = evaluation_tasks(config, tasks)
-        self.scorer = make_scorer(config, [*tasks, *(task for task in evaluated if task not in tasks)])
-        self._evaluator = Evaluator(config, evaluated, setup.model, setup.tokenizer, self.scorer, mesh=setup.mesh)
+        asked = [*tasks, *(task for task in evaluated if task not in tasks)]
+        self.scorer, self._environments = make_scorer(config, asked), make_environments(config, asked)
+        self._evaluator = Evaluator(
+            config,
+            evaluated,
+            setup.model,
+            setup.tokenizer,
+            self.scorer,
+            mesh=setup.mesh,
+            environments=self._environments,
+        )
 
         # --- weights: the policy, a frozen copy as the reference, latents from the reference; or an adapter beside it
         base, cvae, params = setup.base(), None, setup.trained()
@@ -267,6 +277,8 @@ class Trainer:
     def close(self) -> int | None:
         """Waits for the last checkpoint, ends the verifiers, gives the workdir back; the newest step on disk."""
         self.scorer.close()
+        if self._environments:
+            self._environments.close()
         saved = self._checkpoints.close()
         self._lock.release()
         return saved
@@ -284,9 +296,13 @@ class Trainer:
         """Dispatches the rollout of a step, if it has one, and the reference forwards over it."""
         (batch, asked), began = next(self.source), time.monotonic()
         keys = step_keys(self.config.train.seed, step)
-        rest = self._programs.step(self.state, self._frozen, asked, keys)
+        talk, spec = None, self._programs.rollout_spec
+        if self._environments:
+            talk = Conversation(self._environments, self.tokenizer, batch.problems, spec)
+        answering = {"answer": talk} if talk else {}
+        rest = self._programs.step(self.state, self._frozen, asked, keys, **answering)
         return PendingRollout(
-            step=step, batch=batch, rest=rest, sampled=next(rest), update_key=keys.update, began=began
+            step=step, batch=batch, rest=rest, sampled=next(rest), update_key=keys.update, began=began, talk=talk
         )
 
     def _take(self) -> PendingRollout:
@@ -407,7 +423,10 @@ class Trainer:
         forest, problems = done.sampled.forest, done.batch.problems
         texts = self.tokenizer.decode_batch(response_tokens(forest))
         asked = [problem for problem in problems for _ in range(forest.group_size)]
-        grades = score_together(self.scorer, asked, texts, plans=self._plans)
+        said = texts if done.talk is None else self.tokenizer.decode_batch(response_tokens(forest, observations=False))
+        grades = score_together(self.scorer, asked, said, plans=self._plans)
+        if done.talk is not None:
+            grades = with_turns(grades, done.talk.heard(forest))
         finished = self._programs.score_spec.filter.finished
         found, told = graded(problems, texts, grades, forest, columns=self._programs.judged, finished=finished)
         measured = None

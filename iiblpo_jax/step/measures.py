@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from iiblpo_jax.bottleneck import Selection
 from iiblpo_jax.common import masked
 from iiblpo_jax.rewards.scorer import CORRECT
-from iiblpo_jax.rollout.forest import LENGTH, Forest
+from iiblpo_jax.rollout.forest import DONE, LENGTH, Forest
 
 
 def reward_metrics(
@@ -67,6 +67,37 @@ def rollout_metrics(forest: Forest) -> dict[str, jax.Array]:
         "rollout/entropy": masked.mean(forest.entropy_RT, forest.own_RT),
         "rollout/branches": branch_R.sum() / root_R.sum(),  # a root
         "rollout/branch_fallback": masked.mean(forest.fallback_R, branch_R),
+    }
+
+
+def turn_metrics(forest: Forest, correct_R: jax.Array, seen_R: jax.Array | None) -> dict[str, jax.Array]:
+    """Scalars `turns/*` of responses whose turns are answered, over what was grown.
+
+    answered: observations a response. given: share of the tokens that are theirs. done: ended by the environment.
+    Where a method asks when the gold answer came into sight, the two ways in which a reward for the outcome alone makes
+    everything the same (arXiv 2601.22776), and what its latent reward makes of the second:
+    near_miss: wrong responses that have seen the answer, a share of all; they are paid like those that have not.
+    all_wrong: prompts whose responses are all wrong, a share of all. rescued: of these, those of which some responses
+    have seen the answer, or saw it in other turns than others, and so are told apart.
+
+    Args:
+      forest, correct_R: of the step.
+      seen_R: turn whose observation first says the gold answer, -1: none; None where nobody asks.
+    """
+    grown_R, answered_R = forest.length_R > 0, jnp.where(forest.emitted_RT, jnp.abs(forest.turn_RT), 0).max(1)
+    found = {
+        "turns/answered": masked.mean(answered_R, grown_R),
+        "turns/given": masked.mean(forest.turn_RT < 0, forest.emitted_RT),
+        "turns/done": masked.mean(forest.finish_R == DONE, grown_R),
+    }
+    if seen_R is None:
+        return found
+    grown_PG, seen_PG = forest.by_prompt(grown_R), forest.by_prompt(seen_R)
+    failed_P = ~(forest.by_prompt(correct_R) > 0).any(1)
+    return found | {
+        "turns/near_miss": masked.mean((seen_R >= 0) & (correct_R == 0), grown_R),
+        "turns/all_wrong": failed_P.mean(),
+        "turns/rescued": masked.mean(masked.spread(seen_PG, grown_PG, axis=1) > 0, failed_P),
     }
 
 

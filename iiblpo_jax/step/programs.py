@@ -1,7 +1,7 @@
 """One step, from top to bottom: which programs it has, what each takes, and in which order they run.
 
     publish   the policy as decoding wants it
-    rollout   prompts -> Forest
+    rollout   prompts -> Forest; with turns.most in parts, `turn` after `turn`, between which the host answers
     inform    frozen models, and where a method asks the policy, read the Forest
               (the host verifies the responses meanwhile)
     merge     with train.refills, where too few prompts have anything to teach: the first three again with other
@@ -24,14 +24,18 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
+from iiblpo_jax.environments.interface import SEEN
 from iiblpo_jax.model.adapters.adapted import Adapted, Weights, policy_of
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.objectives.rows import NOVELTY, PLAN
+from iiblpo_jax.rollout.conversing import Conversing, rollout_in_turns
 from iiblpo_jax.rollout.engine import RolloutStats, rollout
 from iiblpo_jax.rollout.forest import Forest
+from iiblpo_jax.rollout.marker import MarkerTable
 from iiblpo_jax.rollout.publication import Published, publisher
 from iiblpo_jax.rollout.solved import Gold
 from iiblpo_jax.rollout.spec import RolloutSpec
+from iiblpo_jax.rollout.turns import Pause, Told
 from iiblpo_jax.step import specs
 from iiblpo_jax.step.inform import InformSpec, inform
 from iiblpo_jax.step.sampled import Sampled, merge
@@ -62,12 +66,14 @@ class Asked:
       prompt_PS, prompt_len_P: right-padded prompts.
       gold: their answers, and how they are asked for.
       forest: recorded trajectories to learn from; None = they are rolled out.
+      turn_end: automaton of the text that ends a turn; None where a response is one.
     """
 
     prompt_PS: jax.Array
     prompt_len_P: jax.Array
     gold: Gold
     forest: Forest | None = None
+    turn_end: MarkerTable | None = None
 
 
 @struct.dataclass
@@ -133,6 +139,11 @@ def refill_key(seed: int, step: int, refill: int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(key, len(Keys._fields)), refill)
 
 
+def nobody_waits(pause: Pause) -> None:
+    """The answers where there is nobody to ask."""
+    del pause
+
+
 def run(program: Program) -> Any:
     """Dispatches a program."""
     return program.function(*program.args, **program.kwargs)
@@ -159,7 +170,14 @@ class StepPrograms:
     refills: int = 0
 
     def step(
-        self, state: TrainState, frozen: Frozen, asked: Asked, keys: Keys, *, call: Callable[[Program], Any] = run
+        self,
+        state: TrainState,
+        frozen: Frozen,
+        asked: Asked,
+        keys: Keys,
+        *,
+        call: Callable[[Program], Any] = run,
+        answer: Callable[[Pause], Told | None] = nobody_waits,
     ) -> Generator[Any, Any, None]:
         """One step. The caller takes it in three parts, since the host has to see the responses in between:
 
@@ -176,8 +194,10 @@ class StepPrograms:
         Args:
           state, frozen, asked, keys: arrays, or their shapes where `call` does not run anything.
           call: what is done with a Program; returns its outputs.
+          answer: what waiting slots are told (conversation.py), where turns are answered: then `next(step)` comes back
+            when the trajectories are there.
         """
-        sampled = self._sample(state, frozen, asked, keys.rollout, call)
+        sampled = self._sample(state, frozen, asked, keys.rollout, call, answer=answer)
         said = yield sampled
         while isinstance(said, Refill):
             fresh = self._sample(state, frozen, said.asked, said.key, call, beside=sampled)
@@ -195,24 +215,37 @@ class StepPrograms:
         arguments = (state, scored.rows, keys.update, self.teacher_weights(frozen), *beneath)
         yield Updated(*call(Program("update", mend, self.update, arguments)))
 
+    def _rollout(self, published, steering, asked: Asked, key, call, beside, answer) -> tuple[Forest, RolloutStats]:
+        """Prompts -> Forest, in one program or in turns."""
+        mend, gold, spec = "lower rollout.slots", self._gold(asked), self.rollout_spec
+        prompts = asked.prompt_PS, asked.prompt_len_P
+        if spec.turns is None:
+            named = {"spec": spec, "latents": steering, "gold": gold}
+            return call(Program("rollout", mend, rollout, (published, *prompts, key), named, beside))
+        assert asked.turn_end is not None
+        made_of = Conversing(published, *prompts, key, asked.turn_end, steering, gold)
+
+        def run_part(name, function, *args, **named):
+            return call(Program(name, mend, function, args, named, beside))
+
+        return rollout_in_turns(made_of, answer, spec=spec, call=run_part)
+
     def _sample(
-        self, state: TrainState, frozen: Frozen, asked: Asked, key: jax.Array, call: Callable, beside: Any = ()
+        self,
+        state: TrainState,
+        frozen: Frozen,
+        asked: Asked,
+        key: jax.Array,
+        call: Callable,
+        beside: Any = (),
+        answer: Callable[[Pause], Told | None] = nobody_waits,
     ) -> Sampled:
         """What becomes of P prompts before their rewards; `beside`: what the step holds already."""
         if asked.forest is None:
             policy, mend = frozen.policy(state), "use rollout.dtype=bfloat16"
             publish = Program("publish", mend, self.publish, (policy,), beside=beside)
             published = call(publish)
-            forest, stats = call(
-                Program(
-                    "rollout",
-                    "lower rollout.slots",
-                    rollout,
-                    (published, asked.prompt_PS, asked.prompt_len_P, key),
-                    {"spec": self.rollout_spec, "latents": latents(state, frozen), "gold": self._gold(asked)},
-                    beside,
-                )
-            )
+            forest, stats = self._rollout(published, latents(state, frozen), asked, key, call, beside, answer)
             del published  # a copy of the weights, which the update can use the room of
         else:
             forest, stats = asked.forest, RolloutStats(tokens=jnp.int32(0), slot_utilisation=jnp.float32(0))
@@ -231,7 +264,7 @@ class StepPrograms:
     @property
     def judged(self) -> tuple[str, ...]:
         """Names of the columns of `Judged`: those that the method needs and the host has."""
-        return tuple(name for name in self.score_spec.credit.objective.needs if name == PLAN)
+        return tuple(name for name in self.score_spec.credit.objective.needs if name in (PLAN, SEEN))
 
     @property
     def root_codes(self) -> tuple[int, int] | None:

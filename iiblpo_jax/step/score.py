@@ -20,16 +20,17 @@ from iiblpo_jax.bottleneck import Selection
 from iiblpo_jax.bottleneck.dependence import dependence_bonus
 from iiblpo_jax.common import masked
 from iiblpo_jax.common.trees import TreeShape
+from iiblpo_jax.environments.interface import SEEN
 from iiblpo_jax.model.steering.code_tokens import put_codes
 from iiblpo_jax.model.steering.psa import Latent, latent_inputs
 from iiblpo_jax.objectives import Objective, Rows, advantages
-from iiblpo_jax.objectives.rows import REF_LOGP, TOP_LOGP, TOP_TOKEN
+from iiblpo_jax.objectives.rows import REF_LOGP, TOP_LOGP, TOP_TOKEN, TURN
 from iiblpo_jax.objectives.weights import prompt_weights
 from iiblpo_jax.rewards.scorer import CORRECT
 from iiblpo_jax.rollout import strata
 from iiblpo_jax.rollout.forest import LENGTH, Forest
 from iiblpo_jax.step.inform import DEPENDENCE, Columns
-from iiblpo_jax.step.measures import branch_metrics, reward_metrics, rollout_metrics
+from iiblpo_jax.step.measures import branch_metrics, reward_metrics, rollout_metrics, turn_metrics
 from iiblpo_jax.step.proxy import ProxySpec
 
 
@@ -216,7 +217,8 @@ def _tokens(spec: CodesSpec | None, forest: Forest, prompt_len_R) -> jax.Array:
 def _extras(method: Objective, forest: Forest, columns: Columns) -> dict:
     """What the method asks for that is no field of Rows."""
     noted = {TOP_TOKEN: forest.top_token_RTK, TOP_LOGP: forest.top_logp_RTK} if method.record else {}
-    return {name: columns[name] for name in method.needs if name != REF_LOGP} | noted
+    given = columns | ({} if forest.turn_RT is None else {TURN: forest.turn_RT})
+    return {name: given[name] for name in method.needs if name != REF_LOGP} | noted
 
 
 def row_weights(spec: StrataSpec | None, forest: Forest) -> jax.Array | None:
@@ -331,6 +333,8 @@ def _metrics(
         metrics |= {"latent/information": masked.mean(columns[DEPENDENCE], forest.parent_R < 0)}
     metrics |= {} if spec.proxy is None else spec.proxy.metrics(forest, reward_R, columns)
     correct_PG, grown_PG = forest.by_prompt(rows.correct_R) > 0, forest.by_prompt(forest.length_R > 0)
+    if forest.turn_RT is not None:
+        metrics |= turn_metrics(forest, rows.correct_R, columns.get(SEEN))
     if spec.bottleneck.estimator == "none":
         return metrics
     return metrics | bottleneck.bottleneck_metrics(

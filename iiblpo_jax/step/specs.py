@@ -34,6 +34,7 @@ from iiblpo_jax.rollout.branching import Branching
 from iiblpo_jax.rollout.publication import PublicationSpec
 from iiblpo_jax.rollout.sampling import Sampling
 from iiblpo_jax.rollout.spec import RolloutSpec
+from iiblpo_jax.rollout.turns import TurnSpec
 from iiblpo_jax.step.inform import Dependence, Errors, InformationTerms, InformSpec, LogProbs, PromptLogProbs
 from iiblpo_jax.step.proxy import ProxyReward, ProxySpec
 from iiblpo_jax.step.score import BottleneckSpec, CodesSpec, CreditSpec, FilterSpec, LatentSpec, ScoreSpec, StrataSpec
@@ -69,6 +70,11 @@ def branching(config) -> Branching:
         solved=b.solved,
         replace=b.replace,
     )
+
+
+def turns(config) -> TurnSpec | None:
+    """The turns section; None where a response is one turn."""
+    return TurnSpec(most=config.turns.most, observation=config.turns.observation) if config.turns.most else None
 
 
 def uses_latents(config) -> bool:
@@ -116,6 +122,7 @@ def rollout_spec(
         stratified=config.latent.siblings == "stratified",
         prior_power=config.latent.prior_power,
         codes=code_tokens(model, config.codes.n),
+        turns=turns(config),
         mesh=mesh,
     )
 
@@ -372,7 +379,13 @@ def check_positions(
 
 
 def check_mesh(config, mesh: Mesh) -> None:
-    """Raises InputError where the slots of a rollout do not divide among the devices that prompts are split over."""
+    """Raises InputError where the slots of a rollout do not divide among the devices that prompts are split over, or
+    turns would have to be answered on several."""
+    if config.turns.most and mesh.size > 1:
+        raise InputError(
+            f"turns.most = {config.turns.most} answers turns on one device and the mesh has {mesh.size}; use one, such "
+            "as with mesh.fsdp=1, or set turns.most=0"
+        )
     parts = math.prod(mesh.shape[axis] for axis in meshes.rollout_axes(mesh, config.train.prompts_per_step))
     if config.rollout.slots % parts:
         nearest = max(1, round(config.rollout.slots / parts)) * parts
