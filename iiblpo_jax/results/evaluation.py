@@ -304,7 +304,9 @@ class Evaluator:
         if self._environments is None or self._turn_end is None:
             return rollout(policy, *prompts, origin, spec=spec)[0], 0.0
         talk = Conversation(self._environments, self._tokenizer, problems, spec)
-        forest, _ = rollout_in_turns(Conversing(policy, *prompts, origin, self._turn_end), talk, spec=spec)
+        prompt_PS, length_P = prompts
+        made_of = Conversing(policy, prompt_PS, length_P, origin, self._turn_end)
+        forest, _ = rollout_in_turns(made_of, talk, spec=spec)
         return forest, talk.heard(forest).reward_R
 
     def _protocol(self, asked: Asked, sampling: Sampling, samples: int) -> dict:

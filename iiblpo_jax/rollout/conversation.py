@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from iiblpo_jax.common.padded import pad_rows
@@ -73,7 +74,7 @@ class Conversation:
             done_B[b], told[b] = reply.done, [] if reply.done else self._ids(reply.observation)
         assert self._spec.turns is not None
         tokens_BO, length_B = pad_rows(told, self._spec.turns.observation)
-        return Told(tokens_BO=tokens_BO, length_B=length_B, done_B=done_B)
+        return Told(*map(jnp.asarray, (tokens_BO, length_B, done_B)))
 
     def _ids(self, observation: str) -> list[int]:
         """Its tokens, as text: control tokens in it are spelled."""

@@ -57,6 +57,7 @@ from iiblpo_jax.step.programs import (
     Refill,
     abstract_of,
     make_programs,
+    nobody_waits,
     refill_key,
     step_keys,
 )
@@ -299,8 +300,7 @@ class Trainer:
         talk, spec = None, self._programs.rollout_spec
         if self._environments:
             talk = Conversation(self._environments, self.tokenizer, batch.problems, spec)
-        answering = {"answer": talk} if talk else {}
-        rest = self._programs.step(self.state, self._frozen, asked, keys, **answering)
+        rest = self._programs.step(self.state, self._frozen, asked, keys, answer=talk or nobody_waits)
         return PendingRollout(
             step=step, batch=batch, rest=rest, sampled=next(rest), update_key=keys.update, began=began, talk=talk
         )

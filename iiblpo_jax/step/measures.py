@@ -84,6 +84,7 @@ def turn_metrics(forest: Forest, correct_R: jax.Array, seen_R: jax.Array | None)
       forest, correct_R: of the step.
       seen_R: turn whose observation first says the gold answer, -1: none; None where nobody asks.
     """
+    assert forest.turn_RT is not None
     grown_R, answered_R = forest.length_R > 0, jnp.where(forest.emitted_RT, jnp.abs(forest.turn_RT), 0).max(1)
     found = {
         "turns/answered": masked.mean(answered_R, grown_R),
