@@ -6,6 +6,7 @@ CORE = [
     "jax>=0.10,<0.13",
     "flax>=0.12",
     "optax>=0.2.6",
+    "scipy>=1.13",
     "orbax-checkpoint>=0.11",
     "grain>=0.2.14",
     "transformers>=5",  # tokenizers and configs only
