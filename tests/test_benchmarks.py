@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
 SHARED = (
-    *("harness", "models", "rollout", "update", "versions", "collect", "ranking_set", "variance"),
+    *("harness", "models", "rollout", "update", "versions", "collect", "ranking_set", "variance", "overoptimisation"),
     *("compare_arms", "compare_run", "compare_store", "compare_clock"),
     *("peers", "peers.protocol", "peers.host_loop", "peers.version_peer"),
 )
@@ -408,3 +408,30 @@ def test_variance_compares_arms_on_one_policy(results):
         assert row["tokens"] > 100 and 0 <= row["informative"] <= 1 and row["noise"] > 0
         assert row["snr"] == pytest.approx(1e6 / row["tokens"] * row["signal"] / row["noise"])
     assert rows["grpo_weight"]["along"] == 1.0
+
+
+def test_overoptimisation_draws_every_arm_and_runs_none_twice(tmp_path):
+    import overoptimisation
+
+    curve = {name: [0.1 * n for n in range(12)] for name in overoptimisation.CURVES}
+    lines = [{"arm": arm, "seed": 0, **curve} for arm in overoptimisation.ARMS]
+    overoptimisation.plot(lines, tmp_path / "proxy.svg")
+    drawn = (tmp_path / "proxy.svg").read_text()
+    assert all(f"<!-- {text} -->" in drawn for text in [*overoptimisation.ARMS, *overoptimisation.CURVES.values()])
+    assert not list(overoptimisation.runs(["proxy", "kl"], 0, {"steps": 12}, lines))
+
+
+@pytest.mark.parametrize("arm", ["proxy", "ibl", "kl"])
+def test_arms_of_overoptimisation_learn_from_the_model_alone(arm):
+    import overoptimisation
+
+    from iiblpo_jax.config import files, validation
+
+    config = overoptimisation.config_of(3, 12, 8, 2)
+    config.reward.model = "judge"
+    for key, value in overoptimisation.ARMS[arm].items():
+        assert files.flatten(config)[key] == 0 != value  # it changes something
+        section, name = key.split(".")
+        config[section][name] = value
+    validation.validate(config)
+    assert config.reward.model_coef == 1 and config.ib.filter == "none" and config.train.seed == 3
