@@ -44,11 +44,16 @@ PRESETS = {
 }
 TESTBEDS_OWN = ("rollout.temperature", "rollout.top_k", "rollout.top_p", "rollout.min_p", "optim.lr")
 
+# Responses of several turns, on configs/calculator.py whatever the testbed: only there anybody answers them.
+OF_TURNS = {"tspo": (), "grpo_turns": ("objective.name=grpo",), "tspo_roots": ("branch.k=0", "rollout.roots=6")}
+
 # Independent samples, on configs/T_grpo.py: every method by its name and as published, then its variants, then weights
 # of prompts by difficulty. `dapo` is the whole method, `dapo_no_refills` only drops equal groups (their tokens count).
 # int8 decodes with rounded weights and corrects nothing; int8_tis corrects as everything does where it has to:
 # truncated importance sampling (update.importance).
-INDEPENDENT = {name: (f"objective.name={name}",) if name != "grpo" else () for name in ("grpo", *METHODS)} | {
+INDEPENDENT = {
+    name: (f"objective.name={name}",) if name != "grpo" else () for name in ("grpo", *METHODS) if name not in OF_TURNS
+} | {
     "dapo": ("preset=dapo",),
     "dapo_no_refills": ("objective.name=dapo", "ib.filter=contrast"),
     "mara": ("objective.name=mara", "update.kl_coef=0.001"),  # which weighs nothing without a KL
@@ -249,13 +254,16 @@ def check_name(name: str, config: RunConfig) -> None:
 
 
 def named_arm(name: str, testbed: str) -> Arm:
-    """An arm of a shipped testbed.
+    """An arm of a shipped testbed; those of OF_TURNS have their own.
 
     Raises:
       InputError: no such arm.
     """
+    if name in OF_TURNS:
+        return Arm(name=name, file="configs/calculator.py", overrides=OF_TURNS[name])
     if name not in NAMED:
-        raise InputError(f"no arm is called {name!r}; use one of {', '.join(NAMED)}, or --arm=NAME:FILE:KEY=VALUE")
+        known = ", ".join((*NAMED, *OF_TURNS))
+        raise InputError(f"no arm is called {name!r}; use one of {known}, or --arm=NAME:FILE:KEY=VALUE")
     independent = INDEPENDENT | WEIGHED
     suffix = "_grpo" if name in independent else ""
     return Arm(name=name, file=f"configs/{testbed}{suffix}.py", overrides=(independent | TREES | ABLATIONS)[name])

@@ -119,13 +119,14 @@ def test_every_named_arm_has_a_config():
 
 
 def test_every_method_and_every_weight_is_compared():
-    from compare_arms import COMPARED, named_arm
+    from compare_arms import COMPARED, OF_TURNS, named_arm
 
     from iiblpo_jax.config.defaults import METHODS
     from iiblpo_jax.objectives.weights import WEIGHTS
 
-    configs = [named_arm(name, "countdown").config(0) for name in COMPARED]
-    assert len({config.to_json_best_effort() for config in configs}) == len(COMPARED)
+    names = [*COMPARED, *OF_TURNS]
+    configs = [named_arm(name, "countdown").config(0) for name in names]
+    assert len({config.to_json_best_effort() for config in configs}) == len(names)
     assert {config.objective.name for config in configs} == METHODS.keys()
     assert {config.advantage.weight for config in configs} == WEIGHTS.keys()
 

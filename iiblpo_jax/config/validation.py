@@ -464,6 +464,8 @@ def _turns(config: RunConfig) -> Iterator[str]:
         )
     if config.branch.k > 0 and config.latent.z > 0 and config.psa.strength > 0:
         yield "latent.z is fitted to responses of one turn; with turns.most set latent.z=0 for plain branches"
+    if config.reward.model:
+        yield "reward.model reads whole responses, and turns.most puts observations into them; set one of them aside"
     if config.codes.n:
         yield "codes.n and turns.most do not go together; set one of them to 0"
 
@@ -526,8 +528,8 @@ CHECKS = {
     _importance: "update.importance_floor update.importance_cap",
     _refills: "train.refills data.recorded rollout.roots branch.k branch.depth branch.parent",
     _recorded: "data.recorded codes.n latent.z latent.condition ib.estimator log.entropies",
-    _turns: "codes.n turns.most turns.observation rollout.max_tokens data.recorded train.refills ib.estimator branch.k "
-    "latent.z psa.strength objective.name objective.path",
+    _turns: "codes.n reward.model turns.most turns.observation rollout.max_tokens data.recorded train.refills "
+    "ib.estimator branch.k latent.z psa.strength objective.name objective.path",
     _evaluation: "eval.k eval.avg eval.samples eval.task_samples eval.temperature",
     _mesh: "mesh.data mesh.fsdp mesh.sequence mesh.tensor",
 }

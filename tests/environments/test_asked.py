@@ -1,16 +1,19 @@
 """The environments of a run: those of the package in this process, the user's own in workers that may be ended."""
 
 import textwrap
+from pathlib import Path
 
 import pytest
 
 from iiblpo_jax import Problem, Task
 from iiblpo_jax.common import own_code
 from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.data.own import make_own
 from iiblpo_jax.environments.asked import Environments, Turn
 from iiblpo_jax.environments.calculator import Calculator
 from iiblpo_jax.rewards.exact import Exact
 
+ROOT = Path(__file__).parents[2]
 MINE = """
     import os, time
 
@@ -77,6 +80,21 @@ def test_the_users_own_answer_in_workers_and_their_failures_end_the_conversation
         assert "cannot answer this" in capsys.readouterr().err
     finally:
         environments.close()
+
+
+def test_the_example_answers_in_a_worker():
+    """As the documents have it: three sums, then no more."""
+    task = make_own(f"{ROOT}/examples/own_environment.py:make", data_dir=None, seed=0, options={})
+    environments = Environments([task], processes=1)
+    asked = task.train[0]
+    [state] = environments.begin([asked])
+    heard = []
+    for text in ("3+4=", "7+5=", "12+x=", "1+1="):
+        [reply] = environments.answer([Turn(asked, state, text)])
+        state = reply.state
+        heard.append(reply.observation)
+    environments.close()
+    assert heard == ["7;", "12;", "?;", "?;"] and environments.failed == 0
 
 
 def test_refusals(mine):
