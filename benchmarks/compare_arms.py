@@ -124,8 +124,16 @@ ABLATIONS = {
         "advantage.weight=none",
     ),
 }
+# Codes of whole responses, on configs/T.py: without branches, against no_branches, and on weighed branches, against
+# branches_no_replacement_weight.
+NO_BRANCHES = (*ALONE, "branch.k=0", "rollout.roots=8", "train.prompts_per_step=20")
+HEARD = {
+    "codes_4": (*NO_BRANCHES, "codes.n=4", "codes.dependence=0.25"),
+    "codes_8": (*NO_BRANCHES, "codes.n=8", "codes.dependence=1.0"),
+    "codes_4_weighed_branches": (*ALONE, "branch.replace=False", "codes.n=4", "codes.dependence=0.25"),
+}
 WEIGHED = {"grpo_weight": ("advantage.weight=surprise", "ib.filter=contrast")}
-NAMED = (*COMPARED, *ABLATIONS, *WEIGHED)
+NAMED = (*COMPARED, *ABLATIONS, *HEARD, *WEIGHED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -242,6 +250,8 @@ def check_name(name: str, config: RunConfig) -> None:
         raise InputError(
             f"the arm {name} needs branches, a latent and the score, and here not all are on; see branches_weight"
         )
+    if name.startswith("codes_") and not config.codes.n:
+        raise InputError(f"the arm {name} is drawn under codes, and here there are none; set codes.n=4")
     weighed = {"branches": False, "branches_weight": True}
     if name.startswith("branches_no_replacement") and (config.branch.replace or not branches):
         raise InputError(f"the arm {name} has branches without replacement, and here they are not; see branches_weight")
@@ -266,7 +276,9 @@ def named_arm(name: str, testbed: str) -> Arm:
         raise InputError(f"no arm is called {name!r}; use one of {known}, or --arm=NAME:FILE:KEY=VALUE")
     independent = INDEPENDENT | WEIGHED
     suffix = "_grpo" if name in independent else ""
-    return Arm(name=name, file=f"configs/{testbed}{suffix}.py", overrides=(independent | TREES | ABLATIONS)[name])
+    return Arm(
+        name=name, file=f"configs/{testbed}{suffix}.py", overrides=(independent | TREES | ABLATIONS | HEARD)[name]
+    )
 
 
 def parse_arm(text: str) -> Arm:

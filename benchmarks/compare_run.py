@@ -29,6 +29,7 @@ from iiblpo_jax.step import specs
 
 QUIET = ("log.rollouts=0", "checkpoint.every=0", "checkpoint.best=False")
 STEP_MEANS = {"entropy": "rollout/entropy", "reward": "reward/mean", "frac_mixed": "reward/frac_mixed"}
+INFORMATION = "latent/information"  # of runs with codes, one more of them
 # What the latent stage reads of a config, and its code.
 LATENT_SECTIONS = ("model", "data", "task", "train", "rollout", "branch", "latent", "psa", "mesh")
 LATENT_CODE = ROOT / "iiblpo_jax" / "latents"
@@ -185,7 +186,8 @@ def _before(trainer: Trainer, config: RunConfig, folder: Path) -> dict:
 
 def _point(spent: dict, since: list[dict], measured: dict) -> dict:
     """One point of the curve; `since` are the metrics of the steps after the point before, `measured` is by task."""
-    means = {name: statistics.fmean(m[key] for m in since) if since else None for name, key in STEP_MEANS.items()}
+    named = STEP_MEANS | ({"information": INFORMATION} if any(INFORMATION in m for m in since) else {})
+    means = {name: statistics.fmean(m[key] for m in since) if since else None for name, key in named.items()}
     return spent | means | {"eval": measured}
 
 
