@@ -73,7 +73,7 @@ def main(config: RunConfig, workdir: Path) -> None:
     console.print(table)
     if leads:
         what = stored.described(config, tasks, step=policy.step, weights=weights)
-        path = stored.write_evaluation(workdir, what, source=policy.source, metrics=metrics)
+        path = stored.write_evaluation(workdir, what, source=policy.source, metrics=metrics, plans=evaluator.plans)
         console.print(f"written to {path}", soft_wrap=True)
 
     # --- a second opinion

@@ -25,6 +25,7 @@ from iiblpo_jax.model.tokens.tokenizer import Tokenizer
 from iiblpo_jax.results import passk
 from iiblpo_jax.results.attempts import AttemptFile, Attempts, attempts_of
 from iiblpo_jax.results.diversity import diversity
+from iiblpo_jax.results.plans import plan_table
 from iiblpo_jax.results.voting import parties
 from iiblpo_jax.rewards.scorer import CORRECT, Scorer
 from iiblpo_jax.rewards.together import score_together, settle_together
@@ -161,6 +162,9 @@ class Evaluator:
       mesh: devices to sample on; None = one.
       environments: of the tasks, where turns.most asks them; None = they are made here.
 
+    Attributes:
+      plans: task -> `plans.plan_table` of the last call; empty without codes.
+
     Raises:
       InputError: a task without held-out problems, or none that fits rollout.max_prompt; samples of a task that is not
         evaluated.
@@ -186,6 +190,7 @@ class Evaluator:
         self._model_config = model_config
         _check_task_samples(config, tasks)
         self._asked = [self._ask(task) for task in tasks]
+        self.plans: dict[str, dict] = {}
 
     def __call__(self, policy: Published, *, kept: Kept | None = None) -> dict[str, float]:
         """Metrics `eval/<task>/...` of a policy: those of `summary`, and greedy.
@@ -212,6 +217,8 @@ class Evaluator:
         sampled = Sampling(temperature=knobs.temperature, top_p=knobs.top_p)
         answers = answers_of(task, self._attempts(policy, asked, sampled, asked.samples, kept))
         answers = dataclasses.replace(answers, code_Nn=asked.codes_of(knobs.seed, asked.samples))
+        if answers.code_Nn is not None:
+            self.plans[task.name] = plan_table(answers.plans, answers.code_Nn, asked.codes)
         ks = [k for k in knobs.k if k <= asked.samples]
         if max(ks, default=1) > 1:
             answers = dataclasses.replace(answers, answers=parties(task.verifier, answers.answers, self._settle))

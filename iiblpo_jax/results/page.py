@@ -98,6 +98,22 @@ def chart_card(title: str, series: Sequence[Series]) -> str:
     return f'<div class="card"><h3>{escape(title)}{note}</h3><ul class="legend">{legend}</ul>{chart}</div>'
 
 
+def count_card(title: str, plans: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    """A row a code, a column a plan; every cell is coloured by its share of its row."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("code", *plans))
+    body = "".join(
+        f"<tr><td>{code}</td>" + "".join(_cell(count, sum(row)) for count in row) + "</tr>"
+        for code, row in enumerate(counts)
+    )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="card"><h3>{escape(title)}</h3><div class="scroll">{table}</div></div>'
+
+
+def _cell(count: int, total: int) -> str:
+    share = round(100 * count / max(total, 1))
+    return f'<td style="background: color-mix(in srgb, var(--s1) {share}%, transparent)">{count}</td>'
+
+
 def config_table(config: Mapping[str, object]) -> str:
     """Every knob under its dotted name, folded away."""
     rows = "".join(f"<tr><td>{escape(k)}</td><td>{escape(str(v))}</td></tr>" for k, v in sorted(config.items()))

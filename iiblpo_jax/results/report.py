@@ -10,7 +10,7 @@ from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.common.jsonl import read_jsonl, write_atomic
 from iiblpo_jax.config import files
 from iiblpo_jax.results.charts import Series
-from iiblpo_jax.results.page import chart_card, comparison_table, config_table, page, section, tree_card
+from iiblpo_jax.results.page import chart_card, comparison_table, config_table, count_card, page, section, tree_card
 
 # Section -> chart -> the metrics drawn in it (at most four). A metric that a run does not have is left out.
 CHARTS = {
@@ -44,6 +44,7 @@ CHARTS = {
     },
     "Latent": {
         "Effect of z: KL between two z, nats": ("latent/kl_between",),
+        "What a response says of its code, nats": ("latent/information",),
         "Effective sample size of the weights": ("latent/weight_ess",),
         "Sizes": ("latent/prior_norm", "latent/gain_norm"),
     },
@@ -109,7 +110,7 @@ def write_report(workdir: str | Path) -> Path:
         f"{config.get('task.name', 'Run')}: {config.get('objective.name', 'training')} after step {rows[-1]['step']}"
     )
     subtitle = f"{workdir.resolve().name}, model {config.get('model.path', 'unknown')}"
-    sections = [_comparison(rows), *_charts(rows), _trees(workdir)]
+    sections = [_comparison(rows), *_charts(rows), _plans(workdir), _trees(workdir)]
     if config:
         sections.append(section("Config", config_table(config)))
     path = workdir / "report.html"
@@ -181,6 +182,18 @@ def trees(lines: Sequence[Mapping]) -> list[list[Mapping]]:
         root_of[line["trajectory"]] = root
         grouped.setdefault(root, []).append(line)
     return sorted(grouped.values(), key=lambda tree: (len({line["correct"] for line in tree}) < 2, -len(tree)))
+
+
+def _plans(workdir: Path) -> str:
+    """Plans by code of the evaluation of the latest step that has them."""
+    stored = [json.loads(path.read_text()) for path in sorted((workdir / "eval").glob("step_*.json"))]
+    found = [one for one in stored if one.get("plans")]
+    if not found:
+        return ""
+    last = max(found, key=lambda one: one["step"])
+    cards = [count_card(f"{task}, step {last['step']}", **table) for task, table in last["plans"].items()]
+    note = "Samples of held-out problems by code and plan, numbers left out; the darker, the more of its code's."
+    return section("Plans by code", "".join(cards), note)
 
 
 def _trees(workdir: Path) -> str:

@@ -29,11 +29,11 @@ def described(config, tasks: Sequence[Task], *, step: int, weights: str) -> dict
     return {"step": step, "weights": weights, "held_out": held_out, "config": sections}
 
 
-def write_evaluation(workdir: Path, what: dict, *, source: str, metrics: dict) -> Path:
+def write_evaluation(workdir: Path, what: dict, *, source: str, metrics: dict, plans: dict | None = None) -> Path:
     """Writes `eval/step_NNNNNN.json`, or where that is another evaluation `eval/step_NNNNNN-TASKS-DIGEST.json`.
 
-    The file holds `what` (see `described`), `source`, the section `eval` of the config once more, and `metrics`. The
-    same evaluation, made again, replaces its own file.
+    The file holds `what` (see `described`), `source`, the section `eval` of the config once more, `metrics`, and where
+    there are codes `plans`, Evaluator.plans. The same evaluation, made again, replaces its own file.
 
     Returns:
       Its path.
@@ -47,6 +47,7 @@ def write_evaluation(workdir: Path, what: dict, *, source: str, metrics: dict) -
     if not _is_ours(path, what):
         path = folder / f"{name}-{re.sub(r'[^A-Za-z0-9_.+-]', '-', names)[:LONGEST]}-{digest}.json"
     content = what | {"source": source, "eval": what["config"]["eval"], "metrics": metrics}
+    content |= {"plans": plans} if plans else {}
     write_atomic(path, json.dumps(content, indent=2) + "\n")
     return path
 

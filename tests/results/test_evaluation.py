@@ -130,7 +130,9 @@ def test_with_codes_the_samples_share_them_out_and_z_off_stands_beside(embedded,
 
     monkeypatch.setattr(evaluation, "rollout", watched)
     with make_scorer(config, [task]) as scorer:
-        found = Evaluator(config, [task], coded.config, tokenizer, scorer)(published(coded))
+        evaluator = Evaluator(config, [task], coded.config, tokenizer, scorer)
+        found = evaluator(published(coded))
+    assert np.sum(evaluator.plans["arithmetic"]["counts"], axis=1).tolist() == [PROBLEMS * SAMPLES // 2] * 2
     names = {name.rpartition("/")[2] for name in found}
     assert len(found) == 2 * len(names) and "pass@4" in names
     differ = {name for name in names if found[f"eval/arithmetic/{name}"] != found[f"eval/arithmetic/z_off/{name}"]}

@@ -129,6 +129,20 @@ def test_trees_follow_chains_and_lead_with_contrast():
     assert [[line["trajectory"] for line in tree] for tree in trees(lines)] == [[2, 3, 4], [0, 1]]
 
 
+def test_plans_by_code_are_those_of_the_latest_evaluation(workdir):
+    assert "Plans by code" not in write_report(workdir).read_text()
+    (workdir / "eval").mkdir()
+    for step, count in ((9, 3), (20, 30), (100, 1)):
+        table = {"sums": {"plans": ["n<n", "other"], "counts": [[count, 0], [1, 1]]}}
+        content = {"step": step} | ({"plans": table} if step < 100 else {})
+        (workdir / "eval" / f"step_{step:06d}.json").write_text(json.dumps(content))
+    text = write_report(workdir).read_text()
+    assert "sums, step 20" in text and "<th>n&lt;n</th>" in text
+    assert re.findall(r"var\(--s1\) (\d+)%, transparent\)\">(\d+)<", text) == [
+        ("100", "30"), ("0", "0"), ("50", "1"), ("50", "1"),
+    ]  # fmt: skip
+
+
 def test_long_responses_are_shortened(workdir):
     with MetricWriter(workdir, resume_step=3) as writer:
         writer.rollouts(4, trajectory_columns() | {"text": ["x" * 2000] * 4})
