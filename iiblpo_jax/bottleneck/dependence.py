@@ -41,7 +41,8 @@ def dependence(model: Decoder, forest: Forest, *, trees: int, others: int, readi
         return join_texts([Padded(coded_RS, prompt_len_R)], response, p=p, width=plain.width + response.width)
 
     logp = packed_texts(model, [under(ahead) for ahead in range(1 + others)], response.width, reading)
-    total_OR = jnp.stack([logp_PGT.sum(-1).ravel() for logp_PGT in logp])
+    # Of what the policy drew: observations between its turns are no choice of its own.
+    total_OR = jnp.stack([masked.sum(logp_PGT, forest.by_prompt(forest.mask_RT), axis=-1).ravel() for logp_PGT in logp])
     # As a difference to the code's own, so that equal readings cancel to the bit.
     return math.log(1 + others) - jax.nn.logsumexp(total_OR - total_OR[0], axis=0)
 

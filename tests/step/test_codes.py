@@ -122,6 +122,18 @@ def test_what_a_response_says_of_its_code_is_a_sum_over_codes(coded, forest, oth
     np.testing.assert_allclose(informed(coded, forest, others), b_R * (np.asarray(forest.length_R) > 0), atol=1e-4)
 
 
+def test_observations_say_nothing_of_a_code(coded, forest):
+    """What is said between turns is left out of the sum: of the fourth to the last token here."""
+    turns = forest.replace(turn_RT=jnp.where(jnp.arange(T) >= 3, -1, 0) * jnp.ones((3 * G, 1), jnp.int32))
+    codes_PN, nth_R = np.asarray(forest.codes_PN), np.arange(3 * G) % G // 2
+    total_ZR = np.stack([
+        response_log_probs(coded, forest, codes_PN[np.arange(3 * G) // G, (nth_R + ahead) % N])[:, :3].sum(1)
+        for ahead in range(2)
+    ])  # fmt: skip
+    b_R = total_ZR[0] - np.log(np.exp(total_ZR).mean(0))
+    np.testing.assert_allclose(informed(coded, turns, 1), b_R * (np.asarray(forest.length_R) > 0), atol=1e-4)
+
+
 def test_codes_that_are_one_to_the_model_are_told_by_nothing(coded, forest, tiny_config, tiny_params):
     model = with_codes(bind(tiny_config, tiny_params), N, end=END, noise=0.0)
     alike = coded[0], {**tiny_params, "embed": model.embed[...]}
