@@ -31,7 +31,12 @@ from iiblpo_jax.rollout.publication import kv_heads_held
 from iiblpo_jax.step.programs import AbstractStep, Program
 
 MIB = 2**20
-_REFUSED = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
+# What compilers for TPUs say of a program that is too large: an older one, and one of today.
+_SIZE = r"([\d.]+)([KMG])"
+_REFUSED = (
+    re.compile(rf"Used {_SIZE} of {_SIZE} hbm"),
+    re.compile(rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -245,14 +250,21 @@ def _compile(program: Program, alive) -> tuple[Compiled, object]:
         try:
             memory, outputs = measure(program, alive, compiler_options=dump)
         except jax.errors.JaxRuntimeError as error:
-            used = _REFUSED.search(str(error))
-            if used is None:
+            found = _refusal(str(error))
+            if not found:
                 raise
-            found = f"{used[1]} {used[2]}iB a device and there are {used[3]} {used[4]}iB"
             raise _TooLarge(f"{program.name} needs {found}; {program.mend}") from None
         seconds = time.monotonic() - began
         [text] = [path.read_text() for path in Path(folder).glob("*after_optimizations.txt")]
     return Compiled(memory=memory, collectives=collectives(text), compile_s=seconds), outputs
+
+
+def _refusal(text: str) -> str:
+    """What a program needs and what there is, from the text of a compiler's error; empty where it says neither."""
+    for said in _REFUSED:
+        if used := said.search(text):
+            return f"{used[1]} {used[2]}iB a device and there are {used[3]} {used[4]}iB"
+    return ""
 
 
 def _resident(config, model: ModelConfig, step: AbstractStep, shape: dict, parts: int) -> dict[str, int]:

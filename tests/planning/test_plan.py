@@ -287,6 +287,20 @@ def test_exit_status_and_the_knob(monkeypatch, capsys, tmp_path, rollout, status
     assert ("rollout needs 2.00 GiB a device and there are 1.00 GiB; lower rollout.slots" in refusal) == bool(status)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 33.22G "
+        "of 31.24G hbm. Exceeded hbm capacity by 1.98G.",
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (33.22G) exceeds available HBM (31.24G). HLO module: jit_publish.",
+    ],
+)
+def test_a_compiler_that_refuses_is_understood(text):
+    assert planning._refusal(text) == "33.22 GiB a device and there are 31.24 GiB"
+    assert planning._refusal("INTERNAL: Used 3 of 4") == ""
+
+
 @pytest.mark.parametrize("topology", ["", "v5p", "v9:2x2", "cpu:0", "v5p:4x4x4x4"])
 def test_a_wrong_topology_is_named(topology):
     with pytest.raises(InputError, match=r"--topology=.* is not known; use one such as v5p:4x4x4"):
