@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from iiblpo_jax import load_model
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config.validation import mistakes
 from iiblpo_jax.defaults import default_config
+from iiblpo_jax.devices.mesh import make_mesh
 from iiblpo_jax.environments.interface import SEEN
 from iiblpo_jax.objectives.rows import TURN
+from iiblpo_jax.planning.shapes import abstract_step
 from iiblpo_jax.rollout.forest import response_tokens
 from iiblpo_jax.run.rollout_log import LOGPROBS
 from iiblpo_jax.run.trainer import Trainer
@@ -82,6 +85,21 @@ def test_every_sum_that_was_asked_for_is_right(straight):
                     assert sum(map(int, expression.split("+"))) == int(value)
                     asked += 1
     assert asked > 20
+
+
+def test_a_plan_of_a_step_has_its_programs():
+    config = make_config()
+    model, _ = load_model(config.model.path)
+    step = abstract_step(config, model.config, make_mesh(config.mesh, prompts=4))
+    names = []
+
+    def shapes(program):
+        names.append(program.name)
+        return jax.eval_shape(lambda *args: program.function(*args, **program.kwargs), *program.args)
+
+    rows = step.trace(shapes)
+    assert names == ["publish", "rollout", "turn", "grown", "inform", "score", "update"]
+    assert rows.extras[TURN].shape == rows.mask_RT.shape == (16, 32)
 
 
 def test_metrics_say_what_came_of_the_turns(straight):

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from iiblpo_jax.common.trees import tree_shape
-from iiblpo_jax.rollout.forest import Forest
-from iiblpo_jax.step.measures import branch_metrics
+from iiblpo_jax.rollout.forest import DONE, Forest
+from iiblpo_jax.step.measures import branch_metrics, turn_metrics
 
 P, T = 3, 4
 PARENT_J = tree_shape(2, 2).parent_J
@@ -66,3 +66,30 @@ def test_without_branches_they_are_0():
     forest = random_forest(0)
     roots = forest.replace(parent_R=jnp.full(R, -1))
     assert [float(value) for value in branch_metrics(roots, jnp.ones(R)).values()] == [0.0, 0.0, 0.0]
+
+
+def test_what_came_of_turns_against_a_loop():
+    rng = np.random.default_rng(1)
+    forest = random_forest(1)
+    turn_RT = np.stack([rng.permutation([0, -1, 1, -2])[:T] for _ in range(R)])
+    finish_R = rng.integers(0, 3, R)
+    forest = forest.replace(turn_RT=jnp.asarray(turn_RT), finish_R=jnp.asarray(finish_R))
+    size, length_R = R // P, np.asarray(forest.length_R)
+    correct_R, seen_R = np.zeros(R), rng.integers(-1, 3, R).astype(float)
+    correct_R[:2] = 1
+    seen_R[size : 2 * size] = 1  # a prompt that failed, and all saw the answer at once
+    found = turn_metrics(forest, jnp.asarray(correct_R), jnp.asarray(seen_R))
+    grown = [r for r in range(R) if length_R[r]]
+    emitted = [turn_RT[r, t] for r in grown for t in range(length_R[r])]
+    wanted = {
+        "turns/answered": np.mean([max(abs(turn_RT[r, : length_R[r]])) for r in grown]),
+        "turns/given": np.mean([turn < 0 for turn in emitted]),
+        "turns/done": np.mean([finish_R[r] == DONE for r in grown]),
+        "turns/near_miss": np.mean([seen_R[r] >= 0 and not correct_R[r] for r in grown]),
+        "turns/all_wrong": 2 / 3,
+        "turns/rescued": 1 / 2,
+    }
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+    assert turn_metrics(forest, jnp.asarray(correct_R), None).keys() == set(list(wanted)[:3])
