@@ -65,7 +65,7 @@ def test_what_branches_change_is_what_a_loop_counts():
 def test_without_branches_they_are_0():
     forest = random_forest(0)
     roots = forest.replace(parent_R=jnp.full(R, -1))
-    assert [float(value) for value in branch_metrics(roots, jnp.ones(R)).values()] == [0.0, 0.0, 0.0]
+    assert set(map(float, branch_metrics(roots, jnp.ones(R)).values())) == {0.0}
 
 
 def test_what_came_of_turns_against_a_loop():
