@@ -112,9 +112,9 @@ def answers(path: str, questions: Sequence[Question]) -> tuple[np.ndarray, np.nd
     cases = [tuple(encode.text(q.prompt, q.prompt, text) for text in (q.answer, *q.others)) for q in questions]
     rows = jax.tree.map(jnp.asarray, rows_of(cases, max_prompt=S, max_tokens=T))
     logp_RT, _ = response_logprobs(model, rows.tokens_RC, rows.prompt_len_R, T)
-    tokens_R = rows.mask_RT.sum(1)
-    found = jnp.where(rows.mask_RT > 0, logp_RT, 0.0).sum(1), tokens_R
-    return tuple(np.asarray(x, np.float64).reshape(len(cases), -1) for x in found)
+    logp_R, tokens_R = jnp.where(rows.mask_RT > 0, logp_RT, 0.0).sum(1), rows.mask_RT.sum(1)
+    shape = len(cases), -1
+    return np.asarray(logp_R, np.float64).reshape(shape), np.asarray(tokens_R, np.float64).reshape(shape)
 
 
 def measure(path: str, forgotten, kept, untaught_N: np.ndarray | None) -> dict:

@@ -27,6 +27,8 @@ def find(loaded: Loaded, workdir: Path) -> tuple[Source, list[Case]]:
       InputError: a file that does not fit, rollouts without a pair, a setting that does not go with the source.
     """
     config, offline = loaded.config, loaded.config.offline
+    if offline.source != "file" and config.turns.most:  # observations are not what a policy chose between
+        raise InputError(f"turns.most = {config.turns.most}, and pairs are of responses of one turn; set turns.most=0")
     if offline.source in ("policy", "start"):
         if offline.retain:
             raise InputError(f"offline.retain goes with pairs that are there, not with offline.source={offline.source}")

@@ -8,6 +8,8 @@ A model that knows has it near 0. Forget quality is the p-value of a two-sample 
 ratios of the model and those of one that was never taught what is to be forgotten: high = they cannot be told apart.
 """
 
+from typing import Any
+
 import numpy as np
 from scipy import stats
 
@@ -25,4 +27,5 @@ def truth_ratios(logp_NA: np.ndarray, tokens_NA: np.ndarray) -> np.ndarray:
 
 def forget_quality(ratio_N: np.ndarray, untaught_N: np.ndarray) -> float:
     """p-value between the truth ratios of a model and those of one that was never taught."""
-    return float(stats.ks_2samp(ratio_N, untaught_N).pvalue)
+    found: Any = stats.ks_2samp(ratio_N, untaught_N)
+    return float(found.pvalue)

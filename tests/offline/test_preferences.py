@@ -67,6 +67,7 @@ def test_what_a_run_cannot_use_is_named(make_config, write_lines, tmp_path):
     refused(r"offline\.data is empty", offline__data="")
     refused(r"data\.recorded is empty", offline__source="recorded")
     refused(r"offline\.retain goes with", offline__source="policy", offline__retain="x")
+    refused(r"turns\.most = 2", offline__source="policy", turns__most=2)
     refused(r"offline\.options\.k = 99", offline__loss="dipo", offline__options={"k": 99})
     wrong = make_config(offline__loss="npo", offline__options={"bta": 1.0})
     assert mistakes(wrong) == ["offline.options.bta (did you mean beta?) does not apply to npo; it has beta"]
