@@ -71,7 +71,7 @@ make_venv() {
 install() {
   local log="$ROOT/.venv/install.log"
   say "environment: installing iiblpo_jax${1:+[$1]}"
-  "$PYTHON" -m pip install --quiet -e "$ROOT${1:+[$1]}" >"$log" 2>&1 || install_failed "$log"
+  "$PYTHON" -m pip install --quiet --no-compile -e "$ROOT${1:+[$1]}" >"$log" 2>&1 || install_failed "$log"
 }
 
 install_failed() {
