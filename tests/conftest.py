@@ -54,11 +54,14 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
 
 
+SELDOM = (50_000, 20, 50)  # thresholds of garbage collection: tracing makes much that lives as long as its program
+
+
 def pytest_collection_finish(session):
     """What is imported by now stays: the garbage collector need not walk through it again while programs are traced."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(*SELDOM)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,7 +107,8 @@ def run_script(virtual_devices):
     """A function that runs a Python script on so many CPU devices, wants it to succeed, and returns what it printed."""
 
     def run(script: str, *arguments: str, devices: int, **variables: str) -> str:
-        command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
+        script = f"import gc\ngc.set_threshold{SELDOM}\n{textwrap.dedent(script)}"
+        command = [sys.executable, "-c", script, *arguments]
         environment = virtual_devices(devices) | variables
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]

@@ -16,8 +16,10 @@ be compared line by line. The clock is the host's, and the next rollout runs whi
 In a run of several processes the first one writes; the others make the same calls and nothing comes of them.
 """
 
+import importlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,12 +29,26 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
-from tensorboardX import SummaryWriter
 
 from iiblpo_jax.common.errors import warn
 from iiblpo_jax.common.jsonl import plain, read_jsonl, write_atomic
 from iiblpo_jax.run.rollout_log import write_rollouts
 from iiblpo_jax.run.tracking import Tracking
+
+
+def _without_torch(name: str) -> Any:
+    """A module that takes torch along wherever it is installed, which costs a second of every start, and does without."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]; an import of it is an ImportError now
+    try:
+        return importlib.import_module(name)
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+
+
+SummaryWriter = _without_torch("tensorboardX").SummaryWriter
 
 
 class MetricWriter:

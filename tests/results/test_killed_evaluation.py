@@ -29,7 +29,7 @@ COLUMNS = {  # of a question and its answer, as each benchmark has them
 }
 
 DRIVER = """
-import json, os, signal, sys
+import gc, json, os, signal, sys
 
 from iiblpo_jax import cli, evaluate
 from iiblpo_jax.results import attempts, diversity, evaluation, passk, second_grader, stored, voting
@@ -56,6 +56,8 @@ def die_at(number, torn):
     attempts.AttemptFile._write, attempts.AttemptFile.add = write, watched
 
 
+gc.freeze()  # what is imported stays
+gc.set_threshold(50_000, 20, 50)
 for argv, kill in json.loads(sys.argv[1]):
     child = os.fork()
     if not child:

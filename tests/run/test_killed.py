@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 STEPS = 20
 
 DRIVER = """
-import json, os, runpy, signal, sys, threading, time
+import gc, json, os, runpy, signal, sys, threading, time
 from pathlib import Path
 
 from iiblpo_jax import cli, report, train
@@ -114,6 +114,9 @@ def launch(workdir, kill):
     os._exit(0)
 
 
+assert "torch" not in sys.modules  # TensorBoard's writer would take it along, for a second of every start
+gc.freeze()  # what is imported stays
+gc.set_threshold(50_000, 20, 50)
 train.flags.FLAGS([""])
 for workdir, kill in json.loads(sys.argv[2]):
     code, workdir = launch(workdir, kill), Path(workdir)

@@ -4,6 +4,7 @@ import io
 import json
 import resource
 import struct
+import sys
 import types
 
 import jax
@@ -17,6 +18,7 @@ from tensorboardX.proto import event_pb2
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.common.jsonl import plain, read_jsonl
 from iiblpo_jax.model.steering.codes import Codes
+from iiblpo_jax.run import metrics
 from iiblpo_jax.run.metrics import MetricWriter, Progress
 from iiblpo_jax.run.rollout_log import ROLLOUT_KEYS, _steered
 
@@ -236,3 +238,18 @@ def test_progress_bar_on_a_terminal():
         progress.update(4, reward=0.5, tokens_per_s=1000)
     assert "4/10" in out.getvalue()
     assert "reward 0.500  1,000 tokens/s" in out.getvalue()
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_module_comes_without_torch_unless_that_is_there_already(loaded, tmp_path, monkeypatch):
+    (tmp_path / "takes_it_along.py").write_text(
+        "try:\n    import torch\n    found = True\nexcept ImportError:\n    found = False\n"
+    )
+    (tmp_path / "torch.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.delitem(sys.modules, "takes_it_along", raising=False)
+    if loaded:
+        monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    assert metrics._without_torch("takes_it_along").found == loaded == ("torch" in sys.modules)
+    monkeypatch.delitem(sys.modules, "takes_it_along")
