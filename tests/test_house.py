@@ -97,3 +97,12 @@ def test_links_of_the_documents_lead_somewhere():
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text()):
             if "://" not in target:
                 assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_files_that_the_documents_name_exist():
+    """A file with its folder, from wherever in the repository; `file.py` alone may be the reader's own."""
+    files = [path.as_posix() for path in ROOT.rglob("*.py") if ".venv" not in path.parts]
+    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = re.sub(r"\]\([^)]*\)", "]", document.read_text())  # links are looked at above
+        for name in re.findall(r"(?<![\w/.<*{$-])(?:\w+/)+\w+\.py\b", text):
+            assert any(file.endswith(f"/{name}") for file in files), f"{document.name}: {name}"
