@@ -28,6 +28,7 @@ import argparse
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,7 @@ def teach(weights: dict, target_PR) -> dict:
     return descend(weights, lambda w: -(target_PR * log_policy(w)).sum(1).mean(), TEACH, 3e-3)[0]
 
 
-def descend(weights: dict, loss, steps: int, rate: float, seen=lambda w: ()):
+def descend(weights: dict, loss, steps: int, rate: float, seen=lambda w: ()) -> tuple[Any, Any]:
     """(weights after Adam, what was `seen` before each step)."""
     adam = optax.adam(rate)
 
