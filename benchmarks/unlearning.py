@@ -12,7 +12,7 @@ them to be kept. A line a method:
     untaught, taught   the two models that it is measured against
 
 Sizes, rates and steps are ours; one learning rate for all methods, none of them tuned. One seed so far: DiPO forgets
-(quality .45) and keeps (utility .98); gradient ascent .07 and .89; NPO .14, and loses what was to be kept as well (.13);
+(quality .45) and keeps (utility .98); gradient ascent .07 and .89; NPO .14, and loses what was to be kept too (.13);
 DPO has hardly begun to forget after as many steps (quality below 1e-6, utility .99).
 """
 
