@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 from rich.console import Console
 
 from iiblpo_jax import load_model
@@ -19,6 +20,7 @@ from iiblpo_jax.planning.shapes import abstract_step
 from iiblpo_jax.rollout.forest import response_tokens
 from iiblpo_jax.run.rollout_log import LOGPROBS
 from iiblpo_jax.run.trainer import Trainer
+from iiblpo_jax.step import specs
 from iiblpo_jax.step.programs import Judged
 
 QUIET = Console(file=io.StringIO())
@@ -164,6 +166,12 @@ def test_nothing_is_learnt_from_observations(resumed):
 def test_what_does_not_go_with_turns_is_refused(sections, message):
     [line] = mistakes(make_config(**sections))
     assert message in line
+
+
+def test_several_devices_are_refused():
+    mesh = AbstractMesh((2, 1, 1, 1), ("data", "fsdp", "sequence", "tensor"))
+    with pytest.raises(InputError, match=r"turns\.most = 3 answers turns on one device and the mesh has 2"):
+        specs.check_mesh(make_config(), mesh)
 
 
 def test_a_task_nobody_answers_is_refused_before_anything_is_compiled(tmp_path):
