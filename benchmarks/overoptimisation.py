@@ -9,6 +9,7 @@ the true one falls (Gao et al., arXiv 2210.10760), and whether MOP rises with it
     proxy   the model's reward as it is
     ibl     less ibl_coef times the Mahalanobis distance of the latent (arXiv 2510.13694)
     kl      as it is, with a KL to the initial policy, the usual control
+    *_more  the same with a larger coefficient
 
 A line of JSON a run: arm, seed, what the reward model was worth on pairs of other prompts, and true, proxy, distance
 and mop of every step. What is there already is not run again.
@@ -37,7 +38,9 @@ CURVES = {"true": "true reward", "proxy": "the model's reward", "distance": "dis
 ARMS = {
     "proxy": {},
     "ibl": {"reward.ibl_coef": 0.3},
+    "ibl_more": {"reward.ibl_coef": 2.0},
     "kl": {"update.kl_coef": 0.1},
+    "kl_more": {"update.kl_coef": 1.0},
 }
 
 
@@ -133,7 +136,7 @@ def main() -> None:
             told = ", ".join(f"{name} {first:.3f} -> {last:.3f}" for name, (first, last) in ends.items())
             print(f"{line['arm']} (seed {seed}): {told}", flush=True)
     if given.svg:
-        plot(lines, given.svg)
+        plot([line for line in lines if line["steps"] == given.steps], given.svg)
 
 
 if __name__ == "__main__":

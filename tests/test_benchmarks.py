@@ -421,7 +421,7 @@ def test_overoptimisation_draws_every_arm_and_runs_none_twice(tmp_path):
     assert not list(overoptimisation.runs(["proxy", "kl"], 0, {"steps": 12}, lines))
 
 
-@pytest.mark.parametrize("arm", ["proxy", "ibl", "kl"])
+@pytest.mark.parametrize("arm", ["proxy", "ibl", "ibl_more", "kl", "kl_more"])
 def test_arms_of_overoptimisation_learn_from_the_model_alone(arm):
     import overoptimisation
 
