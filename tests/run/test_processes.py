@@ -1,6 +1,7 @@
 """The same run on one, two and four processes: same tokens, same numbers, and checkpoints that any of them resumes."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,8 @@ class Runs:
     def __init__(self, folder: Path, free_port, environment: dict):
         self.folder, self._free_port, self._environment = folder, free_port, environment
         (folder / "config.py").write_text(CONFIG)
+        # Run by every Python before anything else: tracing is a tenth faster when garbage is collected seldom.
+        (folder / "sitecustomize.py").write_text("import gc\n\ngc.set_threshold(50_000, 20, 50)\n")
 
     def __call__(self, count: int, name: str, *arguments: str, verb: str = "iiblpo_jax.train") -> Path:
         """Runs a verb as `count` processes on the workdir `name`, all of which must succeed."""
@@ -50,7 +53,7 @@ class Runs:
     def start(self, count: int, command: list[str]) -> list[subprocess.Popen]:
         shared = {
             **self._environment,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(self.folder)]),
             "IIBLPO_CACHE": str(self.folder / "cache"),
         }
         if count > 1:
