@@ -12,6 +12,7 @@ ROLLOUTS = """
     from iiblpo_jax.devices import mesh as meshes
     from iiblpo_jax.defaults import default_config
     from iiblpo_jax.model.config import ModelConfig
+    from iiblpo_jax.model.steering.code_tokens import CodeTokens
     from iiblpo_jax.model.steering.cvae import CVAE
     from iiblpo_jax.model.decoder import Decoder, params_of
     from iiblpo_jax.model.steering.psa import PSA
@@ -49,7 +50,7 @@ ROLLOUTS = """
     def run(*axes, **options):
         mesh, latents, published = prepared(*axes, **options)
         spec = RolloutSpec(model=config, roots=2, branching=Branching(k=2, replace=False), slots=8, refill_at=2,
-                           max_tokens=12, stop_ids=(0,), half_life=4.0, mesh=mesh)
+                           max_tokens=12, stop_ids=(0,), half_life=4.0, codes=CodeTokens(first=21, count=3), mesh=mesh)
         program = rollout.lower(published, *meshes.to_devices((prompt_PS, length_P), mesh, "batch"), jax.random.key(5),
                                 spec=spec, latents=latents).compile()
         forest, stats = program(published, *meshes.to_devices((prompt_PS, length_P), mesh, "batch"), jax.random.key(5),
@@ -95,6 +96,7 @@ STEPS = """
     from iiblpo_jax.defaults import default_config
     from iiblpo_jax.latents.storage import save_latents
     from iiblpo_jax.devices.mesh import AXES
+    from iiblpo_jax.model.steering.code_tokens import with_codes
     from iiblpo_jax.model.steering.cvae import CVAE
     from iiblpo_jax.model.decoder import params_of
     from iiblpo_jax.model.steering.psa import PSA, bind_psa
@@ -102,7 +104,8 @@ STEPS = """
     from iiblpo_jax.run.trainer import Trainer
 
     folder = Path(sys.argv[1])
-    model, _ = load_model(default_config().model.path)
+    model, tokenizer = load_model(default_config().model.path)
+    model = with_codes(model, 2, end=tokenizer.encode("=")[-1], noise=default_config().codes.noise)
     psa = params_of(PSA(model.config, 4, 3, rngs=nnx.Rngs(1)))
     psa["gain"] = 0.3 * jax.random.normal(jax.random.key(2), psa["gain"].shape)
     cvae = CVAE(model.config.d_model, 4, 8, rngs=nnx.Rngs(3))
@@ -117,6 +120,7 @@ STEPS = """
                         "temperature": 1.6, "unroll": False},
             "branch": {"k": 1}, "ib": {"estimator": "likelihood"}, "psa": {"half_life": 8.0},
             "latent": {"z": 4, "hidden": 8, "condition": "conditioned"},
+            "codes": {"n": 2, "others": 1, "dependence": 0.5},
             "train": {"steps": 4, "prompts_per_step": 8}, "optim": {"lr": 1e-4, "psa_lr": 1e-4},
             "update": {"minibatches": 2, "microbatch": 4, "kl_coef": 0.1}, "mesh": dict(zip(AXES, axes)),
             "eval": {"problems": 4, "samples": 2, "k": (1,), "greedy": False},
@@ -143,7 +147,8 @@ STEPS = """
         for name in ("kept", "branch_at", "reward"):
             np.testing.assert_array_equal(c[name], columns[name], err_msg=f"{axes} {name}")
         np.testing.assert_allclose(columns["advantage"], c["advantage"], atol=1e-5, err_msg=str(axes))
-        for name in ("update/loss", "update/grad_norm", "update/entropy", "update/kl_ref", "ib/prompt", "ib/answer"):
+        for name in ("update/loss", "update/grad_norm", "update/entropy", "update/kl_ref", "ib/prompt", "ib/answer",
+                     "latent/information"):
             np.testing.assert_allclose(other[name], m[name], rtol=2e-5, atol=1e-5, err_msg=f"{axes} {name}")
         # Adam divides by the size of the gradient: where that is rounding noise, so is the direction of a step of lr.
         near = [np.isclose(a, b, atol=1e-6).mean() for a, b in zip(jax.tree.leaves(p), jax.tree.leaves(params))]
