@@ -13,7 +13,7 @@ from iiblpo_jax.config.derived import group_size
 from iiblpo_jax.config.files import flatten, load_file
 from iiblpo_jax.config.overrides import override
 from iiblpo_jax.config.validation import validate
-from iiblpo_jax.defaults import RunConfig, dapo, fr3e, paper, released, treepo, treerl
+from iiblpo_jax.defaults import RunConfig, dapo, fr3e, kepo, paper, released, treepo, treerl
 
 ROOT = Path(__file__).parents[1]
 # Every testbed T is configs/T.py and, for plain GRPO, configs/T_grpo.py; what follows are the changes that make an arm.
@@ -37,6 +37,7 @@ def sized(preset: Callable[[RunConfig], RunConfig], share: float) -> Callable[[R
 PRESETS = {
     "dapo": lambda c: dapo(c, samples=c.rollout.roots),
     "fr3e": sized(fr3e, 1 / 2),
+    "kepo": lambda c: kepo(c, samples=c.rollout.roots),
     "paper": paper,
     "released": released,
     "treepo": sized(treepo, 1 / 4),
@@ -55,6 +56,9 @@ INDEPENDENT = {
     name: (f"objective.name={name}",) if name != "grpo" else () for name in ("grpo", *METHODS) if name not in OF_TURNS
 } | {
     "dapo": ("preset=dapo",),
+    "kepo": ("preset=kepo", "teacher.kind=average", "hint.source=solution", "hint.tokens=12"),
+    "kepo_no_hints": ("preset=kepo", "teacher.kind=average", "hint.attempts=0"),
+    "hints": ("hint.attempts=5", "hint.source=solution", "hint.tokens=12"),
     "dapo_no_refills": ("objective.name=dapo", "ib.filter=contrast"),
     "mara": ("objective.name=mara", "update.kl_coef=0.001"),  # which weighs nothing without a KL
     "dppo_kl": ("objective.name=dppo", "objective.options.divergence=kl"),

@@ -3,13 +3,14 @@ to build on."""
 
 from iiblpo_jax.config.defaults import RunConfig, default_config
 from iiblpo_jax.config.files import load_file
-from iiblpo_jax.config.presets import dapo, fr3e, paper, plain_grpo, released, treepo, treerl
+from iiblpo_jax.config.presets import dapo, fr3e, kepo, paper, plain_grpo, released, treepo, treerl
 
 __all__ = [
     "RunConfig",
     "dapo",
     "default_config",
     "fr3e",
+    "kepo",
     "load_file",
     "paper",
     "plain_grpo",

@@ -146,8 +146,9 @@ SECTIONS = {
     "ib": "the information bottleneck: which trajectories are kept",
     "advantage": "what a prompt weighs",
     "objective": "what a token is worth",
-    "teacher": "who teaches besides the reward, where distill.coef asks",
+    "teacher": "who teaches besides the reward, where distill.coef or hint.attempts ask",
     "distill": "the distance to the teacher in the loss",
+    "hint": "hint exploration: prompts without any reward are asked again",
     "optim": "the optimiser",
     "update": "how the policy moves",
     "attention": "which attention packed forwards run",
@@ -542,6 +543,17 @@ KNOBS = {
         at_least=0,
         unit="tokens",
     ),
+    "hint.attempts": knob(
+        0, "most rollouts with hints of a step, for prompts without any reward (KEPO: 5); 0 = none", at_least=0
+    ),
+    "hint.source": knob(
+        "teacher",
+        "teacher: it writes a hint, shown the gold answer, that is put into the prompt; solution: the first half of "
+        "the task's own solution begins the response",
+        choices=("teacher", "solution"),
+    ),
+    "hint.tokens": knob(64, "of the longest hint", at_least=1, unit="tokens"),
+    "hint.replaced": knob(2, "most responses of a prompt that give way to right ones", at_least=1, unit="trajectories"),
     "optim.lr": knob(1e-6, "learning rate of the language model (AdamW)", at_least=0),
     "optim.psa_lr": knob(1e-5, "learning rate of the PSA projections during RL (AdamW, conditioned only)", at_least=0),
     "optim.schedule": knob(

@@ -59,12 +59,22 @@ def rollout_is_exact(config) -> bool:
 
 def shows_answer(config: RunConfig) -> bool:
     """Whether somebody reads prompts with their answers."""
-    return config.distill.coef > 0 and config.teacher.kind == "answer"
+    return writes_hints(config) or (config.distill.coef > 0 and config.teacher.kind == "answer")
+
+
+def writes_hints(config: RunConfig) -> bool:
+    """Whether the teacher writes hints."""
+    return config.hint.attempts > 0 and config.hint.source == "teacher"
+
+
+def teaches(config: RunConfig) -> bool:
+    """Whether there is a teacher."""
+    return config.distill.coef > 0 or writes_hints(config)
 
 
 def teacher_model(config: RunConfig) -> str:
     """The path of the teacher where it is another model than the policy; empty where it is not, or nobody teaches."""
-    return config.teacher.path if config.distill.coef > 0 and config.teacher.kind == "model" else ""
+    return config.teacher.path if teaches(config) and config.teacher.kind == "model" else ""
 
 
 def decay_steps(config: RunConfig) -> int:

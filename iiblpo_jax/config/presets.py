@@ -41,6 +41,28 @@ def dapo(c: RunConfig, *, samples: int) -> RunConfig:
     return c
 
 
+def kepo(c: RunConfig, *, samples: int) -> RunConfig:
+    """`c` with KEPO (arXiv 2602.00400), in place: plain GRPO with `samples` samples a prompt, the divergence from a
+    teacher on right responses, and hints for prompts without any.
+
+    Read in the code: one on-policy step a rollout, the mean over the tokens of each response, no KL to a reference; a
+    divergence of weight 1 over the whole vocabulary on responses of reward 1; up to five attempts with hints, two
+    responses replaced; learning rate 2e-6. Its teacher is a model sixteen times the size: set teacher.kind=model and
+    teacher.path.
+
+    Ours: beta = 0, KL(teacher || policy); the teacher stays as it is in `c`, by default the policy itself, shown the
+    gold answer. hint.source=solution is for tasks whose vocabulary has no words.
+    """
+    plain_grpo(c, samples=samples)
+    c.objective.update({"name": "grpo", "aggregate": "seq-mean-token-mean"})
+    c.update.update({"minibatches": 1, "epochs": 1, "kl_coef": 0.0})
+    c.distill.update({"coef": 1.0, "beta": 0.0, "min_reward": 1.0, "top_k": 0})
+    c.hint.update({"attempts": 5, "replaced": min(2, samples)})
+    c.train.refills = 0
+    c.optim.lr = 2e-6
+    return c
+
+
 def paper(c: RunConfig) -> RunConfig:
     """`c` with IIB-LPO as the paper's words and the released hyper-parameters have it, in place.
 

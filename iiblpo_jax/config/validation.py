@@ -30,6 +30,7 @@ from iiblpo_jax.config.derived import (
     mesh_shape,
     minibatch_mistake,
     selective_branches,
+    teaches,
     without_replacement,
 )
 from iiblpo_jax.config.files import flatten, unknown_key
@@ -384,15 +385,48 @@ def _minibatches(config: RunConfig) -> Iterator[str]:
 
 def _teacher(config: RunConfig) -> Iterator[str]:
     kind, path = config.teacher.kind, config.teacher.path
-    if kind == "model" and not path and config.distill.coef > 0:
+    if kind == "model" and not path and teaches(config):
         yield "teacher.kind = model needs teacher.path, the model that teaches; set it, or use teacher.kind=answer"
-    if kind == "average" and config.lora.rank and config.distill.coef > 0:
+    if kind == "average" and config.lora.rank and teaches(config):
         yield (
             f"teacher.kind = average averages whole weights and lora.rank = {config.lora.rank} trains an adapter; use "
             "teacher.kind=answer or model, or lora.rank=0"
         )
     if path and kind != "model":
         yield f"teacher.path = {shown(path)} is read by nobody with teacher.kind = {kind}; set teacher.kind=model"
+
+
+def _hints(config: RunConfig) -> Iterator[str]:
+    attempts, most = config.hint.attempts, config.rollout.roots
+    if attempts == 0:
+        return
+    asks = f"hint.attempts = {attempts} asks prompts again"
+    if config.data.recorded:
+        yield f"{asks} and data.recorded asks none; set hint.attempts=0"
+    if config.branch.k > 0:
+        yield (
+            f"{asks} and replaces some of their responses, which with branch.k = {config.branch.k} others grew on; set "
+            "branch.k=0"
+        )
+    if config.codes.n > 0:
+        yield f"{asks} with hints where codes.n = {config.codes.n} begin responses with codes; set codes.n=0"
+    if config.train.refills > 0:
+        yield (
+            f"{asks} that train.refills = {config.train.refills} gives up for others; set train.refills=0 or "
+            "hint.attempts=0"
+        )
+    if not config.objective.path and config.objective.options.get("top_k"):
+        yield (
+            f"{asks} with hints, and the likeliest tokens that are noted there (objective.options.top_k) are not those "
+            "of the prompts alone; set objective.options.top_k=0"
+        )
+    if config.hint.replaced > most:
+        yield f"hint.replaced = {config.hint.replaced} of rollout.roots = {most} responses; use at most {most}"
+    if config.hint.source == "solution" and config.hint.tokens >= config.rollout.max_tokens:
+        yield (
+            f"hint.tokens = {config.hint.tokens} leave nothing of rollout.max_tokens = {config.rollout.max_tokens} for "
+            "what follows the hint; lower it"
+        )
 
 
 def _importance(config: RunConfig) -> Iterator[str]:
@@ -524,7 +558,9 @@ CHECKS = {
     _schedule: "optim.schedule optim.decay_steps optim.warmup train.steps",
     _minibatches: "train.prompts_per_step rollout.roots branch.k branch.depth branch.parent ib.filter ib.keep "
     "update.minibatches update.packed update.microbatch mesh.data mesh.fsdp objective.name",
-    _teacher: "teacher.kind teacher.path distill.coef lora.rank",
+    _teacher: "teacher.kind teacher.path distill.coef hint.attempts hint.source lora.rank",
+    _hints: "hint.attempts hint.tokens branch.k codes.n train.refills data.recorded objective.name objective.options "
+    "objective.path rollout.max_tokens rollout.roots hint.replaced",
     _importance: "update.importance_floor update.importance_cap",
     _refills: "train.refills data.recorded rollout.roots branch.k branch.depth branch.parent",
     _recorded: "data.recorded codes.n latent.z latent.condition ib.estimator log.entropies",

@@ -93,6 +93,15 @@ class Task:
         return self.cue.strip() + self.answer_text(problem) if problem.answer else ""
 
 
+def first_steps(problem: Problem) -> str:
+    """The first half of the steps of a problem's solution, at least one and never the last one; empty without two.
+
+    A step ends in a semicolon, a full stop or a line.
+    """
+    steps = [step for step in re.split(r"(?<=[;\n])|(?<=\.\s)", problem.rationale or "") if step]
+    return "".join(steps[: len(steps) // 2])
+
+
 def boxed_task(name: str, train: Sequence[Problem], heldout: Sequence[Problem]) -> Task:
     """A competition-mathematics task: the paper's chat prompt, the answer in a box, graded by math-verify."""
     return Task(

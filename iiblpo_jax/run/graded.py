@@ -134,13 +134,15 @@ class Verified:
     Attributes:
       refills: most that the step may have (train.refills).
       rollout_s, reward_s: seconds of sampling and of verifying.
-      sampled: `sampled_metrics` of each, on the device; none where the step may have no refills.
+      sampled: `sampled_metrics` of each, on the device; none where nothing takes the place of what was sampled.
+      hinted: metrics of what was found with hints.
     """
 
     refills: int
     rollout_s: float = 0.0
     reward_s: float = 0.0
     sampled: list[dict] = dataclasses.field(default_factory=list)
+    hinted: dict[str, float] = dataclasses.field(default_factory=dict)
     _told: list[Told] = dataclasses.field(default_factory=list)
     _informative: int = 0
     _prompts: int = 0
@@ -157,7 +159,7 @@ class Verified:
     def metrics(self, *, by_task: bool) -> dict[str, float]:
         """`told_metrics`; and where the step may have refills how many it had, how many of all prompts were
         informative, and how many of these were more than P and so let go."""
-        found = told_metrics(self._told, by_task=by_task)
+        found = told_metrics(self._told, by_task=by_task) | self.hinted
         if not self.refills:
             return found
         return found | {

@@ -27,6 +27,7 @@ from iiblpo_jax.model.tokens.tokenizer import Tokenizer
 from iiblpo_jax.reward_models.storage import Made, load_reward_model
 from iiblpo_jax.run import recorded
 from iiblpo_jax.run.adapters import first_adapter, frozen_base, loaded_dtype
+from iiblpo_jax.run.hinted import Hinting
 from iiblpo_jax.run.placing import placing
 from iiblpo_jax.run.prompt_date import keep_date
 from iiblpo_jax.run.sources import Prompts, Recorded, Source
@@ -95,6 +96,37 @@ class Setup:
             seed=self.config.data.seed,
             shown=shows_answer(self.config),
         )
+
+    def hinting(self) -> Hinting | None:
+        """How the run explores with hints; None where it does not.
+
+        Raises:
+          InputError: no training problem has what hints are made of, or the model has no positions for them.
+        """
+        config, hint = self.config, self.config.hint
+        if not hint.attempts:
+            return None
+        width = (self.pipeline().shown_width or config.rollout.max_prompt) + hint.tokens
+        tasks = {task.name: task for task, _ in self.tasks}
+        found = Hinting(
+            attempts=hint.attempts,
+            replaced=hint.replaced,
+            source=hint.source,
+            tokens=hint.tokens,
+            width=width,
+            seed=config.train.seed,
+            tasks=tasks,
+            tokenizer=self.tokenizer,
+            mesh=self.mesh,
+        )
+        found.check()
+        if (need := width + config.rollout.max_tokens) > self.model.max_positions:
+            raise InputError(
+                f"hint.tokens = {hint.tokens} make prompts of up to {width} tokens, which with rollout.max_tokens = "
+                f"{config.rollout.max_tokens} exceed the model's {self.model.max_positions} positions; lower one by "
+                f"{need - self.model.max_positions}"
+            )
+        return found
 
     def _check_shown(self, width: int) -> None:
         """Raises InputError where the longest prompt with its answer leaves a response no room."""

@@ -19,7 +19,7 @@ import json
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -34,7 +34,9 @@ from iiblpo_jax.model.files.fingerprint import fingerprint
 from iiblpo_jax.planning.memory import check_fits, device_limit, measure_step, memory_table
 from iiblpo_jax.results.evaluation import Evaluator, evaluation_tasks
 from iiblpo_jax.rewards.plans import PLAN
+from iiblpo_jax.rewards.scorer import Grades
 from iiblpo_jax.rewards.together import make_scorer, score_together
+from iiblpo_jax.rewards.verifier import Problem
 from iiblpo_jax.rollout.conversation import Conversation, make_environments
 from iiblpo_jax.rollout.forest import response_tokens
 from iiblpo_jax.rollout.publication import Published
@@ -109,6 +111,7 @@ class Trainer:
         # --- weights: the policy, a frozen copy as the reference, latents from the reference; or an adapter beside it
         base, cvae, params = setup.base(), None, setup.trained()
         reference = base or setup.reference()
+        self._hinting = setup.hinting()
         self._fingerprint = fingerprint(setup.model, setup.policy)
         self._checkpoints = Checkpoints(
             workdir, keep=config.checkpoint.keep, every=config.checkpoint.every, best=config.checkpoint.best
@@ -367,6 +370,8 @@ class Trainer:
             take_P = first_informative(kept, fresh)
             done.sampled = done.rest.send(meshes.to_devices(take_P, self._mesh))
             kept = kept.merged(fresh, take_P)
+        if self._hinting is not None:
+            kept, verified.hinted = self._hinting.explore(done, kept, self._grade)
         return kept, verified
 
     def _outcome(self, update: PendingUpdate) -> tuple[dict, dict | None]:
@@ -424,13 +429,17 @@ class Trainer:
         texts = self.tokenizer.decode_batch(response_tokens(forest))
         asked = [problem for problem in problems for _ in range(forest.group_size)]
         said = texts if done.talk is None else self.tokenizer.decode_batch(response_tokens(forest, observations=False))
-        grades = score_together(self.scorer, asked, said, plans=self._plans)
+        grades = self._grade(asked, said)
         if done.talk is not None:
             grades = with_turns(grades, done.talk.heard(forest))
         finished = self._programs.score_spec.filter.finished
         found, told = graded(problems, texts, grades, forest, columns=self._programs.judged, finished=finished)
         measured = None
-        if self._programs.refills:
+        if self._programs.refills or self._hinting is not None:
             measured = sampled_metrics(forest, meshes.to_devices(grades.rewards, self._mesh, "batch"))
         verified.add(told, found, measured, rollout_s=rollout_s, reward_s=time.monotonic() - arrived)
         return found
+
+    def _grade(self, problems: Sequence[Problem], texts: list[str]) -> Grades:
+        """The verdicts on responses."""
+        return score_together(self.scorer, problems, texts, plans=self._plans)

@@ -6,6 +6,8 @@
               (the host verifies the responses meanwhile)
     merge     with train.refills, where too few prompts have anything to teach: the first three again with other
               prompts, and the P best of both
+    replace   with hint.attempts, where a prompt has no reward: the first two again with hints (which a teacher may
+              write), right responses take the place of others, inform again
     score     rewards -> kept rows with their advantages
     update    optimizer steps on these rows
 
@@ -21,12 +23,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+from flax import nnx, struct
 from jax.sharding import Mesh
 
+from iiblpo_jax.bottleneck import Reading
+from iiblpo_jax.config import derived
 from iiblpo_jax.environments.interface import SEEN
 from iiblpo_jax.model.adapters.adapted import Adapted, Weights, policy_of
 from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.model.decoder import Decoder, params_of
 from iiblpo_jax.objectives.rows import NOVELTY, PLAN
 from iiblpo_jax.rollout.conversing import Conversing, rollout_in_turns
 from iiblpo_jax.rollout.engine import RolloutStats, rollout
@@ -37,6 +42,7 @@ from iiblpo_jax.rollout.solved import Gold
 from iiblpo_jax.rollout.spec import RolloutSpec
 from iiblpo_jax.rollout.turns import Pause, Told
 from iiblpo_jax.step import specs
+from iiblpo_jax.step.hinted import Ask, Replace, replaced
 from iiblpo_jax.step.inform import InformSpec, inform
 from iiblpo_jax.step.sampled import Sampled, merge
 from iiblpo_jax.step.score import Rows, ScoreSpec, score
@@ -144,9 +150,31 @@ def nobody_waits(pause: Pause) -> None:
     del pause
 
 
+def hint_key(seed: int, step: int, attempt: int) -> jax.Array:
+    """Key of rollout number `attempt`, from 1, of a step with hints: one that nobody else has."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.random.fold_in(jax.random.fold_in(key, len(Keys._fields) + 1), attempt)
+
+
 def run(program: Program) -> Any:
     """Dispatches a program."""
     return program.function(*program.args, **program.kwargs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HintPrograms:
+    """What asking with hints takes besides the programs of a step.
+
+    Attributes:
+      reading, dtype: how the policy reads responses that were found with a hint.
+      writer: the rollout of the teacher that writes hints; None where none does.
+      publish: jitted, its weights -> Published, where it is another model; None = as the policy's.
+    """
+
+    reading: Reading
+    dtype: str
+    writer: RolloutSpec | None = None
+    publish: Callable[[dict], Published] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,6 +187,7 @@ class StepPrograms:
       gradient: loss and gradient of a minibatch, what `update` is made of.
       update: jitted, (TrainState, donated; Rows; key; the base of an adapter) -> (TrainState, metrics).
       refills: most further rollouts of a step; the host says how many there are.
+      hints: how prompts are asked with hints; None where they are not.
     """
 
     rollout_spec: RolloutSpec
@@ -168,6 +197,7 @@ class StepPrograms:
     gradient: MinibatchGradient
     update: Callable
     refills: int = 0
+    hints: HintPrograms | None = None
 
     def step(
         self,
@@ -191,6 +221,11 @@ class StepPrograms:
             fresh = step.send(Refill(...))  # Sampled, of these prompts alone
             sampled = step.send(take_P)     # Sampled, P prompts of both (sampled.merge)
 
+        Where prompts have no reward it has them asked with hints, as often as it likes:
+
+            fresh = step.send(Ask(...))     # Sampled, of these prompts, or of the teacher that writes the hints
+            sampled = step.send(Replace(...))  # Sampled, with some responses replaced (hinted.replaced)
+
         Args:
           state, frozen, asked, keys: arrays, or their shapes where `call` does not run anything.
           call: what is done with a Program; returns its outputs.
@@ -206,6 +241,12 @@ class StepPrograms:
             sampled = call(Program("merge", "lower train.prompts_per_step", merge, both, {"mesh": mesh}))
             del fresh, both
             said = yield sampled
+        while isinstance(said, Ask | Replace):
+            if isinstance(said, Ask):
+                said = yield self._ask(state, frozen, said, call, beside=sampled)
+            else:
+                sampled = self._replaced(state, frozen, asked, sampled, said, call)
+                said = yield sampled
         forest, _, columns = sampled
         arguments = (forest, said.reward_R, columns | said.columns, keys.select, state.step)
         scored = call(Program("score", "lower train.prompts_per_step", score, arguments, {"spec": self.score_spec}))
@@ -249,7 +290,11 @@ class StepPrograms:
             del published  # a copy of the weights, which the update can use the room of
         else:
             forest, stats = asked.forest, RolloutStats(tokens=jnp.int32(0), slot_utilisation=jnp.float32(0))
-        columns = call(
+        return Sampled(forest, stats, self._informed(state, frozen, asked, forest, call, beside))
+
+    def _informed(self, state: TrainState, frozen: Frozen, asked: Asked, forest: Forest, call: Callable, beside: Any):
+        """What models say of a Forest."""
+        return call(
             Program(
                 "inform",
                 "lower train.prompts_per_step, or raise mesh.fsdp",
@@ -259,7 +304,37 @@ class StepPrograms:
                 beside,
             )
         )
-        return Sampled(forest, stats, columns)
+
+    def _ask(self, state: TrainState, frozen: Frozen, said: Ask, call: Callable, beside: Any) -> Sampled:
+        """A rollout with hints, or the teacher's; nobody reads it."""
+        assert self.hints is not None, "a config with hint.attempts has them"
+        publish, spec, weights, whose = self.publish, self.rollout_spec, frozen.policy(state), ""
+        if said.writes:
+            assert self.hints.writer is not None, "hint.source = teacher"
+            publish, spec, whose = self.hints.publish or publish, self.hints.writer, " (teacher)"
+            weights = self._writer(state, frozen)
+        published = call(Program(f"publish{whose}", "use rollout.dtype=bfloat16", publish, (weights,), beside=beside))
+        arguments = (published, said.prompt_PS, said.prompt_len_P, said.key)
+        forest, stats = call(
+            Program(f"rollout{whose}", "lower rollout.slots", rollout, arguments, {"spec": spec}, beside)
+        )
+        return Sampled(forest, stats, {})
+
+    def _writer(self, state: TrainState, frozen: Frozen) -> Weights:
+        """The weights of the teacher that writes hints."""
+        if specs.TEACHER in frozen.readers:
+            return frozen.readers[specs.TEACHER]
+        return frozen.policy(state) if state.average is None else state.average["policy"]
+
+    def _replaced(
+        self, state: TrainState, frozen: Frozen, asked: Asked, sampled: Sampled, said: Replace, call: Callable
+    ) -> Sampled:
+        """The step's rollout with some responses replaced, and read anew."""
+        assert self.hints is not None, "a config with hint.attempts has them"
+        how = {"model": self.rollout_spec.model, "reading": self.hints.reading, "dtype": self.hints.dtype}
+        arguments, how = (frozen.policy(state), sampled.forest, said), how | {"mesh": self.rollout_spec.mesh}
+        forest = call(Program("replace", "lower train.prompts_per_step", replaced, arguments, how))
+        return Sampled(forest, sampled.stats, self._informed(state, frozen, asked, forest, call, ()))
 
     @property
     def judged(self) -> tuple[str, ...]:
@@ -278,7 +353,8 @@ class StepPrograms:
         if state.average is not None:
             moving[specs.AVERAGE] = state.average["policy"]
         asked = dict(self.inform_spec.readers)
-        return frozen.readers | {name: weights for name, weights in moving.items() if name in asked}
+        fixed = {name: w for name, w in frozen.readers.items() if name in asked or name != specs.TEACHER}
+        return fixed | {name: weights for name, weights in moving.items() if name in asked}
 
     def teacher_weights(self, frozen: Frozen) -> dict | None:
         """What `update` takes of a teacher that is another model: its output weights, None where it needs none."""
@@ -332,15 +408,34 @@ def make_programs(
     placement = jax.tree.map(lambda x: x.sharding, state)
     settings = specs.update_settings(config, method, never_ids=never_ids, mesh=mesh)
     gradient = MinibatchGradient(settings=settings, objective=method, model_config=model, shardings=placement.params)
+    sampled = specs.rollout_spec(config, model, stop_ids, never_ids=never_ids, record=method.record, mesh=mesh)
+    hints = None
+    if config.hint.attempts:
+        writer = specs.writer_spec(config, sampled)
+        hints = HintPrograms(
+            reading=specs.plain_reading(config, never_ids=never_ids, mesh=mesh),
+            dtype=config.model.dtype,
+            writer=writer,
+            publish=_writes(config, writer, mesh),
+        )
     return StepPrograms(
-        rollout_spec=specs.rollout_spec(config, model, stop_ids, never_ids=never_ids, record=method.record, mesh=mesh),
+        rollout_spec=sampled,
         inform_spec=specs.inform_spec(config, model, start_id, never_ids=never_ids, needs=method.needs, mesh=mesh),
         score_spec=specs.score_spec(config, method),
         publish=publisher(specs.publication_spec(config, model), policy_of(state.params, base), mesh),
         gradient=gradient,
         update=make_update(gradient, optimizer, specs.schedule(config), state_shardings=placement),
         refills=config.train.refills,
+        hints=hints,
     )
+
+
+def _writes(config, writer: RolloutSpec | None, mesh: Mesh) -> Callable[[dict], Published] | None:
+    """The publication of a teacher that writes hints and is another model."""
+    if writer is None or not derived.teacher_model(config):
+        return None
+    weights = jax.eval_shape(lambda: params_of(Decoder(writer.model, rngs=nnx.Rngs(0))))
+    return publisher(specs.publication_spec(config, writer.model), weights, mesh)
 
 
 # -- a step that nobody runs ------------------------------------------------------------------------------------------
@@ -371,9 +466,21 @@ class AbstractStep(NamedTuple):
             step.send(Refill(self.asked, keys.rollout))
             forest = step.send(jax.ShapeDtypeStruct(forest.prompt_len_P.shape, "int32")).forest
         numbers_R = jax.ShapeDtypeStruct(forest.length_R.shape, "float32")
+        if (hints := self.programs.hints) is not None:
+            self._hinted(step, forest, keys, writes=hints.writer is not None)
         scored = step.send(Judged(numbers_R, dict.fromkeys(self.programs.judged, numbers_R)))
         next(step)
         return scored.rows
+
+    def _hinted(self, step: Generator, forest: Forest, keys: Keys, *, writes: bool) -> None:
+        """One rollout with hints, with a teacher's before it where that writes them."""
+        asked = self.asked
+        if writes:
+            assert asked.gold.shown_PS is not None and asked.gold.shown_len_P is not None
+            step.send(Ask(asked.gold.shown_PS, asked.gold.shown_len_P, keys.rollout, writes=True))
+        begin_PH, begin_len_P = asked.prompt_PS, asked.prompt_len_P
+        fresh = step.send(Ask(begin_PH, begin_len_P, keys.rollout)).forest
+        step.send(Replace(fresh, begin_PH, begin_len_P, jax.ShapeDtypeStruct(forest.length_R.shape, "int32")))
 
     def rows(self) -> Rows:
         """Shapes of the rows of the update; nothing is compiled."""

@@ -42,7 +42,7 @@ def merge(kept: Sampled, fresh: Sampled, take_P: jax.Array, *, mesh: Mesh | None
         begins_R = forest.group_R * size
         forest = forest.replace(parent_R=jnp.where(forest.parent_R < 0, -1, forest.parent_R + begins_R))
         forest, columns = meshes.as_rolled_out((forest, columns), prompts)
-    return Sampled(forest, _both(kept.stats, fresh.stats), columns)
+    return Sampled(forest, added(kept.stats, fresh.stats), columns)
 
 
 def _within(forest: Forest) -> Forest:
@@ -51,7 +51,7 @@ def _within(forest: Forest) -> Forest:
     return forest.replace(parent_R=jnp.where(forest.parent_R < 0, -1, forest.parent_R - begins_R))
 
 
-def _both(a: RolloutStats, b: RolloutStats) -> RolloutStats:
+def added(a: RolloutStats, b: RolloutStats) -> RolloutStats:
     """Of one rollout after the other: slots were busy for all tokens of all their steps."""
     tokens = a.tokens + b.tokens
     capacity = sum(s.tokens / jnp.maximum(s.slot_utilisation, 1e-9) for s in (a, b))  # steps * slots

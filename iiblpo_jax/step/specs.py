@@ -166,7 +166,7 @@ def distillation(config) -> Distillation:
 
 def averages(config) -> bool:
     """Whether the state of a run has an average of past policies."""
-    return config.distill.coef > 0 and config.teacher.kind == "average"
+    return derived.teaches(config) and config.teacher.kind == "average"
 
 
 def _teacher(config, model: ModelConfig, reading: Reading) -> list:
@@ -185,6 +185,31 @@ def _teacher(config, model: ModelConfig, reading: Reading) -> list:
     return [({"answer": POLICY, "average": AVERAGE, "model": TEACHER}[kind], reader)]
 
 
+def writer_spec(config, policy: RolloutSpec) -> RolloutSpec | None:
+    """How the teacher writes hints, one a prompt; None where it writes none. `policy` is the training rollout's."""
+    if not derived.writes_hints(config):
+        return None
+    path = derived.teacher_model(config)
+    model = policy.model
+    theirs = load_config(path) if path else model
+    never_ids = (*policy.never_ids, *range(model.vocab_size, theirs.vocab_size))
+    return dataclasses.replace(
+        policy, model=theirs, roots=1, max_tokens=config.hint.tokens, min_tokens=0, never_ids=never_ids
+    )
+
+
+def plain_reading(config, *, start_id: int = 0, never_ids: Sequence[int] = (), mesh: Mesh | None = None) -> Reading:
+    """How models read responses."""
+    return Reading(
+        temperature=config.rollout.temperature,
+        never_ids=tuple(never_ids),
+        start_id=start_id,
+        pack_tokens=pack_tokens(config, shards=meshes.shards(mesh)),
+        attention=config.attention.impl,
+        shards=meshes.shards(mesh),
+    )
+
+
 def inform_spec(
     config,
     model: ModelConfig,
@@ -195,14 +220,7 @@ def inform_spec(
     mesh: Mesh | None = None,
 ) -> InformSpec:
     """Who reads a Forest: the reference, where S_IB or the KL term asks for it, and who the method `needs`."""
-    reading = Reading(
-        temperature=config.rollout.temperature,
-        never_ids=tuple(never_ids),
-        start_id=start_id,
-        pack_tokens=pack_tokens(config, shards=meshes.shards(mesh)),
-        attention=config.attention.impl,
-        shards=meshes.shards(mesh),
-    )
+    reading = plain_reading(config, start_id=start_id, never_ids=never_ids, mesh=mesh)
     readers: list = []
     if config.ib.estimator == "likelihood":
         readers = [(REFERENCE, InformationTerms(model=model, reading=reading, compression=config.ib.compression))]
