@@ -122,8 +122,9 @@ class Hinting:
         assert batch.shown_PS is not None and batch.shown_length_P is not None, (
             "batches have them where hints are written"
         )
-        prompts = meshes.to_devices((batch.shown_PS[which_P], batch.shown_length_P[which_P]), self.mesh, "batch")
-        forest = self._ask(done, Ask(*prompts, key, writes=True))
+        shown = batch.shown_PS[which_P], batch.shown_length_P[which_P]
+        shown_PS, shown_len_P = meshes.to_devices(shown, self.mesh, "batch")
+        forest = self._ask(done, Ask(shown_PS, shown_len_P, key, writes=True))
         return self.tokenizer.decode_batch(response_tokens(forest))
 
     def _hinted(self, problem: Problem, hint: str) -> list[int]:
@@ -132,8 +133,9 @@ class Hinting:
         tokens = render(task, problem, self.tokenizer, hint=hint.strip())
         return tokens if len(tokens) <= self.width else render(task, problem, self.tokenizer)
 
-    def _placed(self, rows: Sequence[list[int]], width: int):
-        return meshes.to_devices(pad_rows(rows, width), self.mesh, "batch")
+    def _placed(self, rows: Sequence[list[int]], width: int) -> tuple[jax.Array, jax.Array]:
+        rows_PW, length_P = meshes.to_devices(pad_rows(rows, width), self.mesh, "batch")
+        return rows_PW, length_P
 
     def _fits(self, forest: Forest, done: PendingRollout, begin_R: np.ndarray) -> np.ndarray:
         """Which responses ended by themselves within T tokens, what they began with included."""

@@ -457,7 +457,8 @@ class AbstractStep(NamedTuple):
     def trace(self, call: Callable[[Program], Any]) -> Rows:
         """Calls `call` with every program in turn, which returns abstract outputs; the rows of the update.
 
-        Of a step with refills there is one: its programs are those of the first rollout, with more beside them.
+        Of a step with refills there is one: its programs are those of the first rollout, with more beside them. Of one
+        with hints there is one rollout, too, with prompts as wide as the others.
         """
         keys = abstract_of(step_keys(0, 0))
         step = self.programs.step(self.state, self.frozen, self.asked, keys, call=call)
@@ -472,7 +473,7 @@ class AbstractStep(NamedTuple):
         next(step)
         return scored.rows
 
-    def _hinted(self, step: Generator, forest: Forest, keys: Keys, *, writes: bool) -> None:
+    def _hinted(self, step: Generator[Any, Any, None], forest: Forest, keys: Keys, *, writes: bool) -> None:
         """One rollout with hints, with a teacher's before it where that writes them."""
         asked = self.asked
         if writes:
@@ -480,7 +481,8 @@ class AbstractStep(NamedTuple):
             step.send(Ask(asked.gold.shown_PS, asked.gold.shown_len_P, keys.rollout, writes=True))
         begin_PH, begin_len_P = asked.prompt_PS, asked.prompt_len_P
         fresh = step.send(Ask(begin_PH, begin_len_P, keys.rollout)).forest
-        step.send(Replace(fresh, begin_PH, begin_len_P, jax.ShapeDtypeStruct(forest.length_R.shape, "int32")))
+        take_R: Any = jax.ShapeDtypeStruct(forest.length_R.shape, "int32")
+        step.send(Replace(fresh, begin_PH, begin_len_P, take_R))
 
     def rows(self) -> Rows:
         """Shapes of the rows of the update; nothing is compiled."""

@@ -2,6 +2,7 @@
 nothing."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,18 @@ from iiblpo_jax.data.countdown import make_countdown
 from iiblpo_jax.data.sums import make_sums
 from iiblpo_jax.data.task import first_steps
 from iiblpo_jax.defaults import default_config, kepo
+from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.decoder import bind, logits
+from iiblpo_jax.model.files.loading import load_config
+from iiblpo_jax.planning.shapes import abstract_step
 from iiblpo_jax.rewards.verifier import Problem
+from iiblpo_jax.rollout.engine import RolloutStats
+from iiblpo_jax.rollout.forest import Forest
+from iiblpo_jax.run.graded import Graded
 from iiblpo_jax.run.hinted import chosen
 from iiblpo_jax.run.trainer import Trainer
+from iiblpo_jax.step.programs import hint_key, refill_key, step_keys
+from iiblpo_jax.step.sampled import Sampled
 
 P, G, T = 4, 3, 24
 QUIET = Console(quiet=True)
@@ -120,6 +129,11 @@ def test_a_resumed_run_gives_the_same_numbers(straight):
     assert state.average is not None
 
 
+def test_keys_of_hints_are_nobody_elses():
+    keys = [*step_keys(3, 5), refill_key(3, 5, 1), hint_key(3, 5, 1), hint_key(3, 5, 2), hint_key(3, 6, 1)]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == len(keys)
+
+
 def test_who_is_chosen():
     """Two of the first prompt's three good ones, the only one of the other's, in places of their own groups."""
     which_P, good_R = np.array([2, 0, 2, 0]), np.zeros(12, bool)
@@ -156,6 +170,95 @@ def test_what_hints_make_no_sense_with(sections, line):
     assert not mistakes(make_config())
     assert [found for found in mistakes(make_config(**sections)) if found.startswith(line)]
     assert not [found for found in mistakes(make_config(**{**sections, "hint": {"attempts": 0}})) if "hint" in found]
+
+
+def a_forest(tokens, prompt_PS):
+    length_R, zero_R = jnp.array(list(map(len, tokens))), jnp.zeros(len(tokens), jnp.int32)
+    tokens_RT = jnp.array([[*row, *[0] * (T - len(row))] for row in tokens])
+    return Forest(
+        prompt_PS=jnp.asarray(prompt_PS),
+        prompt_len_P=jnp.ones(len(prompt_PS), jnp.int32),
+        tokens_RT=tokens_RT,
+        raw_logp_RT=0.0 * tokens_RT,
+        entropy_RT=0.0 * tokens_RT,
+        length_R=length_R,
+        finish_R=zero_R + 1,
+        parent_R=zero_R - 1,
+        branch_at_R=zero_R,
+        z_RZ=jnp.zeros((len(tokens), 0)),
+        fallback_R=zero_R > 0,
+        left_R=zero_R + 1.0,
+    )
+
+
+def test_hints_that_a_teacher_writes(straight):
+    """Two prompts, two responses each; the second prompt has no reward. The teacher is shown its answer, and what it
+    writes is put into the prompts, but where that is too long; what comes of them replaces two wrong responses."""
+    hinting = dataclasses.replace(straight[3]._hinting, source="teacher", width=16, attempts=3)
+    tokenizer, stop = hinting.tokenizer, hinting.tokenizer.stop_ids[0]
+    task = hinting.tasks["countdown"]
+    problems = tuple(task.train[:2])
+    stats = RolloutStats(tokens=jnp.int32(10), slot_utilisation=jnp.float32(0.5))
+    hints, right = ["9-4=", "1" * 20], problems[1].rationale
+    said = [
+        a_forest([[*tokenizer.encode(hint), stop] for hint in hints], [[1], [1]]),
+        a_forest([[*tokenizer.encode(text), stop] for text in ("#1", right, "#2", right)], [[1], [1]]),
+    ]
+    asked = []
+
+    def step():
+        answer = None
+        while True:
+            message = yield answer
+            asked.append(message)
+            answer = Sampled(said[len(asked) - 1] if len(asked) < 3 else "learnt from", stats, {})
+
+    rest = step()
+    next(rest)
+    shown = np.arange(6).reshape(2, 3)
+    batch = SimpleNamespace(shown_PS=shown, shown_length_P=np.array([3, 2]))
+    sampled = Sampled(SimpleNamespace(tokens_RT=np.zeros((4, T))), stats, {})
+    done = SimpleNamespace(step=1, rest=rest, sampled=sampled, batch=batch)
+    kept = Graded(
+        problems=problems,
+        texts=["a", "b", "c", "d"],
+        rewards=np.array([1, 0, 0, 0], np.float32),
+        informative_P=np.array([True, False]),
+    )
+    kept, metrics = hinting.explore(done, kept, straight[3]._grade)
+    writes, answers, replace = asked
+    assert writes.writes and not answers.writes and len(asked) == 3
+    np.testing.assert_array_equal(writes.prompt_PS, shown[[1, 1]])
+    texts = [tokenizer.decode(row[:n].tolist()) for row, n in zip(answers.prompt_PS, answers.prompt_len_P, strict=True)]
+    assert texts == [f"9-4=;{problems[1].question}", problems[1].question]
+    assert replace.take_R.tolist() in ([-1, -1, 1, 3], [-1, -1, 3, 1]) and not replace.begin_len_P.any()
+    assert kept.texts == ["a", "b", right, right] and kept.rewards.tolist() == [1, 0, 1, 1]
+    assert metrics == {"hint/prompts": 1, "hint/rescued": 1, "hint/rollouts": 1}
+    assert done.sampled.forest == "learnt from" and done.sampled.stats.tokens == 30
+
+
+def test_the_programs_of_a_step_with_hints_and_another_model_for_a_teacher():
+    """Whose rollout runs, and who reads, under its own weights; the update is given their last ones, no copy."""
+    path = "package:iiblpo_jax/data/assets/countdown"
+    config = make_config(hint={"source": "teacher"}, teacher={"kind": "model", "path": path})
+    mesh = meshes.make_mesh(config.mesh, devices=jax.devices())
+    step, found = abstract_step(config, load_config("preset:smollm2-135m"), mesh), []
+
+    def call(program):
+        found.append(program)
+        return jax.eval_shape(lambda *args: program.function(*args, **program.kwargs), *program.args)
+
+    rows = step.trace(call)
+    first, again = ["publish", "rollout", "inform"], ["publish", "rollout", "replace", "inform"]
+    teachers = ["publish (teacher)", "rollout (teacher)"]
+    assert [program.name for program in found] == [*first, *teachers, *again, "score", "update"]
+    teacher = step.frozen.readers["teacher"]
+    assert found[2].args[0]["teacher"] is found[3].args[0] is teacher and step.state.average is None
+    assert found[4].kwargs["spec"].max_tokens == 8 and found[4].kwargs["spec"].roots == 1
+    assert rows.extras["teacher_state"].shape == (*rows.mask_RT.shape, 64)
+    assert found[-1].args[3] is teacher["embed"] and teacher["embed"].shape[1] == 64
+    config.distill.coef = 0.0
+    assert not abstract_step(config, load_config(path), mesh).programs.inform_spec.readers
 
 
 def test_a_task_without_solutions_has_no_hints(straight):

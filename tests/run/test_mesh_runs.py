@@ -175,10 +175,11 @@ STEPS = """
             compare(second, outcome(resumed, 2), "resumed")
         print(json.dumps([axes, "fine"]))
 
-    alone = trainer("refilled", 1, 1, 1, 1, train={"refills": 1})
+    more = {"train": {"refills": 1}, "distill": {"coef": 0.5, "beta": 0.5}}  # the teacher is the policy, with answers
+    alone = trainer("refilled", 1, 1, 1, 1, **more)
     first = outcome(alone, 1)
-    assert first[0]["rollout/refills"] == 1
-    compare(first, outcome(trainer("refilled on eight", 2, 2, 1, 2, train={"refills": 1}), 1), "refilled")
+    assert first[0]["rollout/refills"] == 1 and first[0]["update/distilled"] > 0
+    compare(first, outcome(trainer("refilled on eight", 2, 2, 1, 2, **more), 1), "refilled")
     print(json.dumps(["refilled", "fine"]))
 """
 

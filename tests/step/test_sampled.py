@@ -6,9 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from iiblpo_jax.bottleneck import Reading
+from iiblpo_jax.model.config import ModelConfig
+from iiblpo_jax.model.decoder import Decoder, params_of
 from iiblpo_jax.rollout.engine import RolloutStats
 from iiblpo_jax.rollout.forest import Forest
+from iiblpo_jax.step.hinted import Replace, _put
 from iiblpo_jax.step.sampled import Sampled, merge
 
 P, M, J, S, T, Z = 4, 2, 3, 3, 5, 2
@@ -19,7 +24,9 @@ MESH = """
     import jax, numpy as np
     from iiblpo_jax.defaults import default_config
     from iiblpo_jax.devices import mesh as meshes
-    from test_sampled import P, TAKE_P, expected, sampled
+    import dataclasses
+    from test_sampled import P, TAKE_P, expected, policy_and_how, sampled, taken
+    from iiblpo_jax.step.hinted import replaced
     from iiblpo_jax.step.sampled import merge
 
     for axes in ((2, 2, 1, 1), (1, 2, 2, 1), (2, 1, 1, 2)):
@@ -33,6 +40,17 @@ MESH = """
         found = merge(*both, meshes.to_devices(TAKE_P, mesh), mesh=mesh)
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(found[::2]), expected())
         assert found.forest.tokens_RT.sharding.is_equivalent_to(place, 2), (axes, found.forest.tokens_RT.sharding)
+    # The last mesh also for what a hint found: responses of other prompts, read anew.
+    policy, how = policy_and_how()
+    alone = replaced(policy, sampled(0).forest, taken(), **how, mesh=None)
+    kept, said = (jax.device_put(x, place) for x in (both[0].forest, taken()))
+    how["reading"] = dataclasses.replace(how["reading"], shards=2)
+    found = replaced(jax.device_put(policy, everywhere), kept, said, **how, mesh=mesh)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), jax.device_get((found, alone))[0],
+                 jax.device_get(alone))
+    new = np.asarray(taken().take_R) >= 0
+    np.testing.assert_array_equal(np.asarray(alone.raw_logp_RT)[~new], np.asarray(sampled(0).forest.raw_logp_RT)[~new])
+    assert new.any() and (np.asarray(alone.raw_logp_RT)[new] != np.asarray(sampled(0).forest.raw_logp_RT)[new]).any()
 """
 
 TAKE_P = np.array([1, 3, 4, 0], np.int32)  # the first of the second rollout among those of the first
@@ -59,6 +77,33 @@ def sampled(seed, z=Z):
     columns = {"ib_answer": random.normal(size=R), "ref_logp": random.normal(size=(R, T))}
     stats = RolloutStats(tokens=np.int32(30 * (1 + seed)), slot_utilisation=np.float32(0.5 / (1 + seed)))
     return jax.tree.map(jnp.asarray, Sampled(forest, stats, columns))
+
+
+def taken():
+    """Responses of the second rollout in the places of some of the first, one of them behind two tokens of a hint."""
+    fresh, take_R = sampled(1).forest, np.full(R, -1, np.int32)
+    take_R[[1, 5, G * 3]] = G * 2, 3, G * 2 + 1
+    begin_PH, begin_len_P = np.tile(np.array([7, 8], np.int32), (P, 1)), np.array([0, 0, 1, 0], np.int32)
+    return Replace(fresh, *map(jnp.asarray, (begin_PH, begin_len_P, take_R)))
+
+
+def policy_and_how():
+    """A tiny policy of the vocabulary of `sampled`, and the static arguments of `replaced` but the mesh."""
+    config = ModelConfig(family="llama", vocab_size=99, d_model=16, d_ff=16, n_layers=1, n_heads=2, n_kv_heads=2,
+                         head_dim=8)  # fmt: skip
+    reading = Reading(temperature=0.8, pack_tokens=32)
+    return params_of(Decoder(config, rngs=nnx.Rngs(0))), {"model": config, "reading": reading, "dtype": "float32"}
+
+
+def test_what_takes_the_place_of_a_response():
+    said, kept = taken(), sampled(0).forest
+    found = jax.device_get(_put(kept, said))
+    for r, i in enumerate(said.take_R.tolist()):
+        source = kept if i < 0 else said.fresh
+        begin = [7] if i // G == 2 and i >= 0 else []
+        wanted = [*begin, *source.tokens_RT[i if i >= 0 else r, : source.length_R[i if i >= 0 else r]].tolist()]
+        assert found.tokens_RT[r, : found.length_R[r]].tolist() == wanted
+        assert found.finish_R[r] == source.finish_R[i if i >= 0 else r]
 
 
 def expected(z=Z):

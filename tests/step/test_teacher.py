@@ -15,10 +15,8 @@ from iiblpo_jax.data.prompts import collate, tokenize
 from iiblpo_jax.data.sums import make_sums
 from iiblpo_jax.data.task import boxed_task, conversation
 from iiblpo_jax.defaults import default_config
-from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.decoder import bind, hidden_states, logits
 from iiblpo_jax.model.files.loading import load_config, load_model
-from iiblpo_jax.planning.shapes import abstract_step
 from iiblpo_jax.rewards.verifier import Problem
 from iiblpo_jax.rollout.forest import Forest
 from iiblpo_jax.rollout.solved import Gold
@@ -147,22 +145,6 @@ def test_who_reads_what(tiny_config):
         assert specs.objective(config).needs == ("teacher_state",)
     config.distill.coef = 0.0
     assert not specs.inform_spec(config, tiny_config, 0).readers and not specs.objective(config).needs
-
-
-def test_a_step_with_another_model_for_a_teacher():
-    config = with_teacher(teacher={"kind": "model", "path": ARITHMETIC})
-    config.branch.k = 0
-    mesh = meshes.make_mesh(config.mesh, devices=jax.devices())
-    step, found = abstract_step(config, load_config("preset:smollm2-135m"), mesh), {}
-
-    def call(program):
-        found[program.name] = program
-        return jax.eval_shape(lambda *args: program.function(*args, **program.kwargs), *program.args)
-
-    step.trace(call)
-    rows, head = found["update"].args[1], found["update"].args[3]
-    assert rows.extras["teacher_state"].shape == (*rows.mask_RT.shape, 64) and head.shape == (17, 64)
-    assert found["inform"].args[0]["teacher"]["embed"] is head
 
 
 def test_what_a_teacher_cannot_be():
