@@ -56,9 +56,8 @@ INDEPENDENT = {
     name: (f"objective.name={name}",) if name != "grpo" else () for name in ("grpo", *METHODS) if name not in OF_TURNS
 } | {
     "dapo": ("preset=dapo",),
-    "kepo": ("preset=kepo", "teacher.kind=average", "hint.source=solution", "hint.tokens=12"),
+    "kepo": ("preset=kepo", "teacher.kind=average", "hint.tokens=8"),
     "kepo_no_hints": ("preset=kepo", "teacher.kind=average", "hint.attempts=0"),
-    "hints": ("hint.attempts=5", "hint.source=solution", "hint.tokens=12"),
     "dapo_no_refills": ("objective.name=dapo", "ib.filter=contrast"),
     "mara": ("objective.name=mara", "update.kl_coef=0.001"),  # which weighs nothing without a KL
     "dppo_kl": ("objective.name=dppo", "objective.options.divergence=kl"),
@@ -137,7 +136,13 @@ HEARD = {
     "codes_4_weighed_branches": (*ALONE, "branch.replace=False", "codes.n=4", "codes.dependence=0.25"),
 }
 WEIGHED = {"grpo_weight": ("advantage.weight=surprise", "ib.filter=contrast")}
-NAMED = (*COMPARED, *ABLATIONS, *HEARD, *WEIGHED)
+# Hints that are the first half of a solution, on the configs of testbeds that have solutions of several steps.
+SOLUTIONS = ("hint.source=solution", "hint.tokens=8")
+HINTED = {
+    "kepo_solution": ("preset=kepo", "teacher.kind=average", *SOLUTIONS),
+    "hints": ("hint.attempts=5", *SOLUTIONS),
+}
+NAMED = (*COMPARED, *ABLATIONS, *HEARD, *WEIGHED, *HINTED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -278,7 +283,7 @@ def named_arm(name: str, testbed: str) -> Arm:
     if name not in NAMED:
         known = ", ".join((*NAMED, *OF_TURNS))
         raise InputError(f"no arm is called {name!r}; use one of {known}, or --arm=NAME:FILE:KEY=VALUE")
-    independent = INDEPENDENT | WEIGHED
+    independent = INDEPENDENT | WEIGHED | HINTED
     suffix = "_grpo" if name in independent else ""
     return Arm(
         name=name, file=f"configs/{testbed}{suffix}.py", overrides=(independent | TREES | ABLATIONS | HEARD)[name]
@@ -306,4 +311,5 @@ def parse_arm(text: str) -> Arm:
 
 def trajectories_of(config: RunConfig, metrics: dict) -> int:
     """Sampled in the step of `metrics`, those that a filter drops and those that gave way to others included."""
-    return config.train.prompts_per_step * group_size(config) * (1 + int(metrics.get("rollout/refills", 0)))
+    further = sum(int(metrics.get(name, 0)) for name in ("rollout/refills", "hint/rollouts"))
+    return config.train.prompts_per_step * group_size(config) * (1 + further)
