@@ -408,6 +408,8 @@ def _hints(config: RunConfig) -> Iterator[str]:
             f"{asks} and replaces some of their responses, which with branch.k = {config.branch.k} others grew on; set "
             "branch.k=0"
         )
+    if config.turns.most > 0:
+        yield f"{asks} for responses of one turn, and turns.most = {config.turns.most}; set turns.most=0"
     if config.codes.n > 0:
         yield f"{asks} with hints where codes.n = {config.codes.n} begin responses with codes; set codes.n=0"
     if config.train.refills > 0:
@@ -559,7 +561,7 @@ CHECKS = {
     _minibatches: "train.prompts_per_step rollout.roots branch.k branch.depth branch.parent ib.filter ib.keep "
     "update.minibatches update.packed update.microbatch mesh.data mesh.fsdp objective.name",
     _teacher: "teacher.kind teacher.path distill.coef hint.attempts hint.source lora.rank",
-    _hints: "hint.attempts hint.tokens branch.k codes.n train.refills data.recorded objective.name objective.options "
+    _hints: "hint.attempts hint.tokens branch.k codes.n turns.most train.refills data.recorded objective.name objective.options "
     "objective.path rollout.max_tokens rollout.roots hint.replaced",
     _importance: "update.importance_floor update.importance_cap",
     _refills: "train.refills data.recorded rollout.roots branch.k branch.depth branch.parent",

@@ -160,6 +160,7 @@ def test_the_first_half_of_a_solution(rationale, begin):
     [
         ({"branch": {"k": 1}}, "hint.attempts = 2 asks prompts again and replaces some of their responses"),
         ({"train": {"refills": 1}}, "hint.attempts = 2 asks prompts again that train.refills = 1 gives up"),
+        ({"turns": {"most": 2}}, "hint.attempts = 2 asks prompts again for responses of one turn, and turns.most = 2"),
         ({"codes": {"n": 4}}, "hint.attempts = 2 asks prompts again with hints where codes.n = 4"),
         ({"data": {"recorded": "x"}}, "hint.attempts = 2 asks prompts again and data.recorded asks none"),
         ({"hint": {"replaced": 4}}, "hint.replaced = 4 of rollout.roots = 3 responses"),
