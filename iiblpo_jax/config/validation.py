@@ -561,8 +561,8 @@ CHECKS = {
     _minibatches: "train.prompts_per_step rollout.roots branch.k branch.depth branch.parent ib.filter ib.keep "
     "update.minibatches update.packed update.microbatch mesh.data mesh.fsdp objective.name",
     _teacher: "teacher.kind teacher.path distill.coef hint.attempts hint.source lora.rank",
-    _hints: "hint.attempts hint.source hint.tokens hint.replaced branch.k codes.n turns.most train.refills data.recorded "
-    "objective.name objective.options objective.path rollout.max_tokens rollout.roots",
+    _hints: "hint.attempts hint.source hint.tokens hint.replaced branch.k codes.n turns.most train.refills "
+    "data.recorded objective.name objective.options objective.path rollout.max_tokens rollout.roots",
     _importance: "update.importance_floor update.importance_cap",
     _refills: "train.refills data.recorded rollout.roots branch.k branch.depth branch.parent",
     _recorded: "data.recorded codes.n latent.z latent.condition ib.estimator log.entropies",
