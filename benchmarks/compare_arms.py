@@ -137,7 +137,7 @@ HEARD = {
 }
 WEIGHED = {"grpo_weight": ("advantage.weight=surprise", "ib.filter=contrast")}
 # Hints that are the first half of a solution, on the configs of testbeds that have solutions of several steps.
-SOLUTIONS = ("hint.source=solution", "hint.tokens=8")
+SOLUTIONS = ("hint.source=solution", "hint.tokens=5")  # of responses of as few as 6
 HINTED = {
     "kepo_solution": ("preset=kepo", "teacher.kind=average", *SOLUTIONS),
     "hints": ("hint.attempts=5", *SOLUTIONS),

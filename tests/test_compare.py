@@ -138,7 +138,7 @@ def test_a_preset_comes_before_the_changes():
     config = arm.config(0)
     assert (config.rollout.roots, config.branch.k, config.ib.filter) == (2, 3, "score")  # the paper's
     assert (config.latent.z, config.ib.beta) == (5, 2.0)
-    with pytest.raises(InputError, match="preset=papers: no preset is called so; use one of dapo, fr3e, paper"):
+    with pytest.raises(InputError, match="preset=papers: no preset is called so; use one of dapo, fr3e, kepo, paper"):
         parse_arm("mine:configs/countdown.py:preset=papers").config(0)
 
 
