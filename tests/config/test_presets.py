@@ -82,3 +82,19 @@ def test_programs_are_described_as_it_says(name):
     branching, method = specs.branching(config), specs.objective(config)
     assert branching.at == config.branch.at and branching.per_point == config.branch.per_point
     assert method.name == config.objective.name
+
+
+def test_kepo_is_grpo_with_a_teacher_and_hints():
+    config, plain = defaults.kepo(default_config(), samples=8), plain_grpo(default_config(), samples=8)
+    validation.validate(config)
+    flat, before = files.flatten(config), files.flatten(plain)
+    assert {key: flat[key] for key in flat if flat[key] != before[key]} == {
+        "objective.aggregate": "seq-mean-token-mean",
+        "update.minibatches": 1,
+        "distill.coef": 1.0,
+        "hint.attempts": 5,
+        "optim.lr": 2e-6,
+    }
+    assert (config.distill.beta, config.distill.min_reward, config.hint.replaced, config.hint.source) == (
+        0.0, 1.0, 2, "teacher",
+    )  # fmt: skip
