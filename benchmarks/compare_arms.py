@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from iiblpo_jax.common.errors import InputError
-from iiblpo_jax.config.defaults import METHODS
 from iiblpo_jax.config.derived import group_size
 from iiblpo_jax.config.files import flatten, load_file
+from iiblpo_jax.config.methods import METHODS
 from iiblpo_jax.config.overrides import override
 from iiblpo_jax.config.validation import validate
 from iiblpo_jax.defaults import RunConfig, dapo, fr3e, kepo, paper, released, treepo, treerl

@@ -121,7 +121,7 @@ def test_every_named_arm_has_a_config():
 def test_every_method_and_every_weight_is_compared():
     from compare_arms import COMPARED, OF_TURNS, named_arm
 
-    from iiblpo_jax.config.defaults import METHODS
+    from iiblpo_jax.config.methods import METHODS
     from iiblpo_jax.objectives.weights import WEIGHTS
 
     names = [*COMPARED, *OF_TURNS]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from iiblpo_jax.config.defaults import KNOBS, LOSSES, METHODS, SECTIONS
+from iiblpo_jax.config.defaults import KNOBS, SECTIONS
 from iiblpo_jax.config.knobs import Knob
+from iiblpo_jax.config.methods import LOSSES, METHODS
 
 HEAD = """# Configuration
 
 Every knob of a run, `--config.SECTION.KEY=VALUE` on the command line and `c.SECTION.KEY = VALUE` in a config file. This
-page is made of the table in `iiblpo_jax/config/defaults.py` by `python -m iiblpo_jax.config.reference`; edit that one.
+page is made of the tables in `iiblpo_jax/config/defaults.py` and `methods.py` by `python -m iiblpo_jax.config.reference`; edit those.
 
 A wrong value is refused before anything is loaded, all of them at once. Some are wrong only together; the checks are in
 `iiblpo_jax/config/validation.py`."""

@@ -13,8 +13,6 @@ from iiblpo_jax.config import files
 from iiblpo_jax.config.defaults import (
     KNOBS,
     LORA_TARGETS,
-    LOSSES,
-    METHODS,
     OF_ADVANTAGES,
     OF_RIGHT,
     UNBOUNDED,
@@ -35,6 +33,7 @@ from iiblpo_jax.config.derived import (
 )
 from iiblpo_jax.config.files import flatten, unknown_key
 from iiblpo_jax.config.knobs import Knob, nearest, shown
+from iiblpo_jax.config.methods import LOSSES, METHODS
 
 
 def validate(config: RunConfig) -> None:

@@ -1,5 +1,5 @@
 """Policy-optimisation methods by name. A new one is a file with a function, a line in METHODS, and one in those of
-config/defaults.py, which names it and its arguments where a config is checked."""
+config/methods.py, which names it and its arguments where a config is checked."""
 
 import inspect
 from collections.abc import Mapping

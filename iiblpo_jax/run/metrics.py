@@ -37,7 +37,7 @@ from iiblpo_jax.run.tracking import Tracking
 
 
 def _without_torch(name: str) -> Any:
-    """A module that takes torch along wherever it is installed, which costs a second of every start, and does without."""
+    """A module that takes torch along wherever it is installed, a second of every start, and does without."""
     hidden = "torch" not in sys.modules
     if hidden:
         sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]; an import of it is an ImportError now

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config import derived, files, validation
-from iiblpo_jax.config.defaults import KNOBS, METHODS, REMOVED, SECTIONS
+from iiblpo_jax.config.defaults import KNOBS, REMOVED, SECTIONS
+from iiblpo_jax.config.methods import METHODS
 from iiblpo_jax.defaults import default_config
 
 

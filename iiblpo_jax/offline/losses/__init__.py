@@ -1,5 +1,5 @@
 """Losses on pairs by name. A new one is a file with a function, a line in LOSSES, and one in those of
-config/defaults.py, which names it and its arguments where a config is checked."""
+config/methods.py, which names it and its arguments where a config is checked."""
 
 from collections.abc import Mapping
 
