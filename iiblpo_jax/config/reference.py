@@ -11,7 +11,8 @@ from iiblpo_jax.config.methods import LOSSES, METHODS
 HEAD = """# Configuration
 
 Every knob of a run, `--config.SECTION.KEY=VALUE` on the command line and `c.SECTION.KEY = VALUE` in a config file. This
-page is made of the tables in `iiblpo_jax/config/defaults.py` and `methods.py` by `python -m iiblpo_jax.config.reference`; edit those.
+page is made of the tables in `iiblpo_jax/config/defaults.py` and `iiblpo_jax/config/methods.py` by
+`python -m iiblpo_jax.config.reference`; edit those.
 
 A wrong value is refused before anything is loaded, all of them at once. Some are wrong only together; the checks are in
 `iiblpo_jax/config/validation.py`."""
