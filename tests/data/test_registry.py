@@ -82,7 +82,7 @@ def test_bad_requests(arguments, message):
 
 # Of every task, an option of another kind, and numbers that no machine has room for or that leave nothing.
 WRONG = {
-    "arithmetic": [{"k_max": 20}, {"k_max": "5"}, {"k_min": 1.5}, {"train_size": 10**12}, {"heldout_size": 0}],
+    "arithmetic": [{"k_max": 41}, {"k_max": "5"}, {"k_min": 1.5}, {"train_size": 10**12}, {"heldout_size": 0}],
     "countdown": [{"k_max": 20}, {"k_min": True}, {"train_size": -1}, {"heldout_size": 10**9}, {"k_max": None}],
     "sums": [{"high": 10**9}, {"low": -1}, {"low": 9, "high": 8}, {"heldout_size": "all"}, {"heldout_size": 10**6}],
     "gsm8k": [{"heldout_size": -1}, {"heldout_size": 2.0}, {"skip_bad_gold": "no"}, {"files_glob": 7}],

@@ -48,6 +48,7 @@ def test_published_defaults():
         "darling": "token-mean",
         "mara": "seq-mean-token-sum-norm",
         "disco": "token-mean",
+        "tspo": "token-mean",
     }
 
 
