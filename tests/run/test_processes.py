@@ -24,7 +24,8 @@ import runpy
 def get_config():
     make = runpy.run_path({str(ROOT / "tests" / "run" / "test_trainer.py")!r})["make_config"]
     return make(
-        train={{"steps": {STEPS}, "prompts_per_step": 4}},
+        train={{"steps": {STEPS}, "prompts_per_step": 4, "refills": 2}},
+        ib={{"filter": "contrast"}},
         rollout={{"unroll": False}},
         update={{"minibatches": 1, "importance": "sequence_truncate"}},
         checkpoint={{"every": 2}},
@@ -120,7 +121,8 @@ def assert_same_metrics(workdir, expected, *, rel):
     for row, wanted in pairs:
         assert row.keys() == wanted.keys()
         for name in filter(depends_on_the_run, row):
-            assert row[name] == pytest.approx(wanted[name], rel=rel, abs=2e-6), (row["step"], name)
+            rounding = 1e-5 if name.startswith("mismatch/") else 2e-6
+            assert row[name] == pytest.approx(wanted[name], rel=rel, abs=rounding), (row["step"], name)
 
 
 def rollouts_of(workdir):
@@ -131,24 +133,13 @@ def rollouts_of(workdir):
 
 
 def test_two_processes_take_the_steps_of_one(one, two):
-    """Latent stage, evaluations and report included."""
+    """Latent stage, refills, evaluations and report included."""
     assert rollouts_of(two) == rollouts_of(one) and len(rollouts_of(one)) == STEPS * 16
     assert_same_metrics(two, one, rel=1e-5)
     assert any(row.get("update/grad_norm", 0) > 0 for row in metrics_of(one))
-    assert (two / "report.html").exists() and {"2", "3"} <= {p.name for p in (two / "checkpoints").iterdir()}
-
-
-def test_two_processes_refill_a_step_as_one_does(runs):
-    """No latent, to be quick."""
-    options = ("latent.z=0", "ib.estimator=none", "ib.filter=contrast", "train.refills=2", "train.steps=2")
-    flags = [f"--config.{option}" for option in options]
-    alone, both = runs(1, "refilled", *flags), runs(2, "refilled by two", *flags, "--config.mesh.fsdp=2")
-    assert rollouts_of(both) == rollouts_of(alone)
-    refills = [[row["rollout/refills"] for row in metrics_of(workdir)[1:]] for workdir in (alone, both)]
+    refills = [[row["rollout/refills"] for row in metrics_of(workdir)[1:]] for workdir in (one, two)]
     assert refills[0] == refills[1] and max(refills[0]) > 0
-    for row, wanted in zip(metrics_of(both), metrics_of(alone), strict=True):
-        for name in filter(depends_on_the_run, row):
-            assert row[name] == pytest.approx(wanted[name], rel=1e-5, abs=2e-6), name
+    assert (two / "report.html").exists() and {"2", "3"} <= {p.name for p in (two / "checkpoints").iterdir()}
 
 
 def test_one_process_resumes_what_two_have_saved(runs, one, two):
@@ -173,7 +164,7 @@ def test_two_processes_export_and_evaluate_what_they_have_trained(runs, two):
     together, alone = (params_of(load_model(two / name)[0]) for name in ("together", "alone"))
     jax.tree.map(np.testing.assert_array_equal, together, alone)
     expected = {name: value for name, value in metrics_of(two)[-1].items() if name.startswith("eval/")}
-    for count, axes in ((2, ["--config.mesh.fsdp=2"]), (2, ["--config.mesh.fsdp=2"]), (1, [])):
+    for count, axes in ((1, []), (2, ["--config.mesh.fsdp=2"])):
         runs(count, "two", *axes, verb="iiblpo_jax.evaluate")
         [result] = (two / "eval").glob("*.json")
         assert json.loads(result.read_text())["metrics"] == expected
