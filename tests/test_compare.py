@@ -513,12 +513,12 @@ def test_a_tiny_series(tmp_path):
         return subprocess.run(command, env=environment, capture_output=True, text=True)
 
     arms = [f"--arm=grpo:configs/arithmetic_grpo.py:{small}", f"--arm=iib:configs/arithmetic.py:{small}"]
-    arms += [f"--arm=hot:configs/arithmetic.py:{small}:ib.filter=none"]
+    arms += [f"--arm=patient:configs/arithmetic.py:{small}:reward.timeout=20"]
     plain = ("--trajectories=60", "--no_sweep", *arms)
     done = invoke(*plain, f"--plot={tmp_path / 'curves.svg'}")
     assert done.returncode == 0, done.stderr
     lines = {line["arm"]: line for line in map(json.loads, out.read_text().splitlines())}
-    assert lines.keys() == {"grpo", "iib", "hot"}
+    assert lines.keys() == {"grpo", "iib", "patient"}
     assert [lines[arm]["trajectories"] for arm in lines] == [72, 64, 64]  # 3 steps of 24, 2 of 32
     assert [lines[arm]["steps"] for arm in lines] == [3, 2, 2]
     assert [[p["steps"] for p in line["points"]] for line in lines.values()] == [[0, 2, 3], [0, 1, 2], [0, 1, 2]]
@@ -529,7 +529,7 @@ def test_a_tiny_series(tmp_path):
         assert line["points"][-1]["tokens"] == line["tokens"] and line["seconds"] > 0
         assert 0 < line["points"][1]["update_tokens"] < line["update_tokens"]
         assert (line["rate"], line["lr"], line["stopped"]) == (None, 3e-4, None)
-    assert len([p for p in Path(f"{out}.latents").iterdir() if p.is_dir()]) == 1  # hot took those of iib
+    assert len([p for p in Path(f"{out}.latents").iterdir() if p.is_dir()]) == 1  # patient took those of iib
     assert "<svg" in (tmp_path / "curves.svg").read_text()
     assert "iib" in done.stdout.split("Difference to grpo")[1]
 
@@ -552,4 +552,4 @@ def test_a_tiny_series(tmp_path):
     assert sweep[0]["points"][0] == sweep[1]["points"][0] and len(sweep[0]["points"]) == 2
     assert (run["rate"], run["seed"], run["sweep"], run["lr"]) == (run["lr"], 0, False, run["rate"])
     printed = invoke("--arms=")
-    assert printed.returncode == 0 and cells(printed.stdout, "hot")["seeds"] == "1"
+    assert printed.returncode == 0 and cells(printed.stdout, "patient")["seeds"] == "1"
