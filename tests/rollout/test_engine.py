@@ -28,6 +28,7 @@ PROMPT_LEN_P = jnp.array([6, 1, 4])
 KEY = jax.random.key(9)
 HALF_LIFE = 8.0
 TREES = Branching(k=3, min_suffix=3)
+COOLER = Sampling(temperature=0.8)
 SHAPES = {
     "root": {"k": 3},
     "chain": {"k": 1, "parent": "previous", "depth": 3},
@@ -81,14 +82,15 @@ def teacher_forced(forest, spec_levels, config, params, psa_params, temperature=
     return jax.nn.log_softmax(jnp.take_along_axis(logits, index[..., None], 1) / temperature)
 
 
-@pytest.mark.parametrize("points", ["shared", "distinct"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape, points", [*((shape, "distinct") for shape in SHAPES), ("root", "shared"), ("2 on 2 on 2", "shared")]
+)
 def test_logprobs_and_entropies_equal_a_teacher_forced_forward(
-    sample, tiny_config, tiny_params, tiny_psa_params, points, shape
+    sample, tiny_config, tiny_params, tiny_psa_params, shape, points
 ):
     """Every path on its own, all at once: so no branch read a key or value that another one had overwritten."""
     branching = trees(shape, points=points)
-    forest, _ = sample(branching=branching, sampling=Sampling(temperature=0.8))
+    forest, _ = sample(branching=branching, sampling=COOLER)
     logp_RTV = teacher_forced(forest, branching.levels, tiny_config, tiny_params, tiny_psa_params, 0.8)
     logp_RT = jnp.take_along_axis(logp_RTV, forest.tokens_RT[..., None], 2)[..., 0]
     entropy_RT = -(jnp.exp(logp_RTV) * logp_RTV).sum(-1)
@@ -133,12 +135,24 @@ def test_z_changes_the_distribution(forest, sample):
     assert float(jnp.abs(forest.z_RZ[branch]).min()) > 0 and not forest.z_RZ[~branch].any()
 
 
-@pytest.mark.parametrize("slots, refill_at", [(1, 1), (2, 1), (3, 2), (5, 2), (16, 1), (16, 7)])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_forest_does_not_depend_on_slots_or_refills(sample, slots, refill_at, shape):
+@pytest.mark.parametrize(
+    "shape, slots, refill_at",
+    [
+        ("root", 3, 2),
+        ("root", 16, 1),
+        ("chain", 1, 1),
+        ("chain", 16, 7),
+        ("2 on 2", 2, 1),
+        ("2 on 2", 16, 7),
+        ("2 on 2 on 2", 1, 1),
+        ("2 on 2 on 2", 5, 2),
+        ("2 on 2 on 2", 16, 7),
+    ],
+)
+def test_forest_does_not_depend_on_slots_or_refills(sample, shape, slots, refill_at):
     branching = trees(shape, points="distinct")
-    one, stats_one = sample(branching=branching)
-    other, stats = sample(branching=branching, slots=slots, refill_at=refill_at)
+    one, stats_one = sample(branching=branching, sampling=COOLER)
+    other, stats = sample(branching=branching, sampling=COOLER, slots=slots, refill_at=refill_at)
     for name in ("tokens_RT", "length_R", "finish_R", "branch_at_R", "parent_R", "fallback_R"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
     for name in ("raw_logp_RT", "entropy_RT", "z_RZ"):
@@ -176,18 +190,17 @@ def codes(tiny_config, latents):
     return codes, {**latents, "cvae": params_of(codes)}
 
 
-@pytest.mark.parametrize("shape", ["root", "2 on 2"])
+@pytest.mark.parametrize("shape, slots, refill_at", [("root", 1, 1), ("2 on 2", 16, 7)])
 def test_stratified_z_of_siblings_come_from_one_key_whatever_the_slots(
-    sample, codes, tiny_config, tiny_params, tiny_psa_params, shape
+    sample, codes, tiny_config, tiny_params, tiny_psa_params, shape, slots, refill_at
 ):
     """Every branch's z follows from its parent's key, its number among its siblings and its own probe."""
     codes, latents = codes
     branching = trees(shape)
     forest, _ = sample(branching=branching, stratified=True, latents=latents)
-    for slots, refill_at in ((1, 1), (16, 7)):
-        other, _ = sample(branching=branching, stratified=True, latents=latents, slots=slots, refill_at=refill_at)
-        np.testing.assert_array_equal(forest.tokens_RT, other.tokens_RT)
-        np.testing.assert_allclose(forest.z_RZ, other.z_RZ, atol=1e-5)
+    other, _ = sample(branching=branching, stratified=True, latents=latents, slots=slots, refill_at=refill_at)
+    np.testing.assert_array_equal(forest.tokens_RT, other.tokens_RT)
+    np.testing.assert_allclose(forest.z_RZ, other.z_RZ, atol=1e-5)
     drawn = np.flatnonzero((forest.parent_R >= 0) & ~forest.fallback_R)
     at = forest.prompt_len_P[forest.group_R][drawn] + forest.branch_at_R[drawn] - 1
     keys = jax.vmap(lambda r: jax.random.fold_in(jax.random.split(KEY, 3)[2], r))(forest.parent_R[drawn])
@@ -446,9 +459,8 @@ def test_greedy_decoding_follows_the_argmax(sample, tiny_config, tiny_params):
         np.testing.assert_array_equal(best_C[start - 1 : start + length - 1], row_C[start : start + length])
 
 
-@pytest.mark.parametrize("slots", [1, 3, 7])
-@pytest.mark.parametrize("shape", ["root", "2 on 2"])
-def test_sure_roots_leave_their_branches_empty(sample, slots, shape):
+@pytest.mark.parametrize("shape, slots", [("root", 3), ("2 on 2", 1), ("2 on 2", 7)])
+def test_sure_roots_leave_their_branches_empty(sample, shape, slots):
     """The roots of the usual Forest, and of its branches those whose root hesitates enough; tokens are counted so."""
     branching = trees(shape)
     size, (forest, _) = branching.tree_size, sample(branching=branching)

@@ -86,8 +86,9 @@ def compiled(config, objective, settings):
     return jax.jit(MinibatchGradient(settings=settings, objective=objective, model_config=config))
 
 
-def compute(config, params, rows, objective, *, old=None, **settings):
-    gradient = compiled(config, objective, UpdateSettings(temperature=TEMPERATURE, **settings))
+def compute(config, params, rows, objective, *, old=None, group_size=4, **settings):
+    settings = UpdateSettings(temperature=TEMPERATURE, group_size=group_size, **settings)
+    gradient = compiled(config, objective, settings)
     return gradient(params, rows, old, step=jnp.int32(0), key=jax.random.key(5))
 
 
@@ -141,8 +142,8 @@ TOP = 3
 DPPO = make_objective("dppo", max_tokens=T, overrides={"top_k": TOP, "delta_low": 0.2, "delta_high": 0.2})
 
 
-@pytest.mark.parametrize("condition", ["marginal", "conditioned"])
-def test_log_probs_of_the_tokens_that_the_rollout_noted(tiny_config, params, rows, condition):
+@pytest.mark.parametrize("condition, padded", [("marginal", {}), ("conditioned", {"microbatch": 2})])
+def test_log_probs_of_the_tokens_that_the_rollout_noted(tiny_config, params, rows, condition, padded):
     """Padded, packed, in pieces: those of the whole softmax. Every row has tokens of its own, on shared nodes too."""
     rows = relatives(rows, None)
     noted = jax.random.randint(jax.random.key(3), (N, T, TOP), 0, tiny_config.vocab_size)
@@ -155,7 +156,7 @@ def test_log_probs_of_the_tokens_that_the_rollout_noted(tiny_config, params, row
     every_RTV = jax.nn.log_softmax(project(model, jnp.take_along_axis(h_RCD, at_RT[..., None], 1)) / TEMPERATURE)
     expected = np.asarray(jnp.take_along_axis(every_RTV, noted, axis=-1))
     on = np.asarray(rows.mask_RT) > 0
-    for pieces in ({}, {"microbatch": 2}, {"pack_tokens": 24, "group_size": 4}):
+    for pieces in (padded, {"pack_tokens": 24, "group_size": 4}):
         settings = UpdateSettings(temperature=TEMPERATURE, condition=condition, **pieces)
         gradient = MinibatchGradient(settings=settings, objective=DPPO, model_config=tiny_config)
         _, _, found = jax.jit(lambda params, g=gradient: g.log_probs(params, rows, others=True))(params)
@@ -170,7 +171,7 @@ def test_a_mask_over_the_likeliest_tokens_does_not_depend_on_the_split(tiny_conf
     rows = rows.replace(extras={"top_token": noted, "top_logp": logp})
 
     def run(**pieces):
-        return compute(tiny_config, params, rows, DPPO, old=old_logp(rows), group_size=4, **pieces)
+        return compute(tiny_config, params, rows, DPPO, old=old_logp(rows), **pieces)
 
     whole = run()
     assert norm(whole[1]) > 1e-4 and whole[2]["clip_low"] + whole[2]["clip_high"] > 0
@@ -195,9 +196,7 @@ def test_packed_bins_give_the_same_loss_and_gradient(tiny_config, params, rows, 
     rows = relatives(rows, truth)
 
     def run(**pieces):
-        return compute(
-            tiny_config, params, rows, objective, old=old_logp(rows), condition=condition, group_size=4, **pieces
-        )
+        return compute(tiny_config, params, rows, objective, old=old_logp(rows), condition=condition, **pieces)
 
     plain, packed = run(microbatch=0), run(pack_tokens=tokens)
     assert_same(packed, plain)
@@ -264,9 +263,10 @@ def test_packed_bins_of_branches_on_branches(tiny_config, params, truth, conditi
 
     def run(**pieces):
         old = truth(rows, inject=condition == "conditioned")[0] + 0.1
-        return compute(tiny_config, params, rows, FULL, old=jnp.asarray(old), condition=condition, **pieces)
+        settings = {"condition": condition, "group_size": 7, **pieces}
+        return compute(tiny_config, params, rows, FULL, old=jnp.asarray(old), **settings)
 
-    plain, packed = run(), run(pack_tokens=48, group_size=7)
+    plain, packed = run(), run(pack_tokens=48)
     assert_same(packed, plain)
     assert norm(plain[1]) > 1e-2
     assert plain[2].pop("positions") == 14 * (S + T)
@@ -278,7 +278,7 @@ def test_packed_bins_of_branches_on_branches(tiny_config, params, truth, conditi
 def test_packed_bins_attend_as_the_settings_say(tiny_config, params, rows, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")  # which has no CUDA kernel: refused where it is chosen
     with pytest.raises(InputError, match=r"use attention\.impl=blocks"):
-        compute(tiny_config, params, rows, FULL, pack_tokens=24, group_size=4, attention="pallas")
+        compute(tiny_config, params, rows, FULL, pack_tokens=24, attention="pallas")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -402,9 +402,7 @@ def test_after_a_rounded_rollout_every_token_is_weighed(tiny_config, params, row
     if form == "sequence_mask":
         ratio = np.where(mask > 0, ratio, 1).prod(1, keepdims=True) * np.ones((1, T))
     weight = np.minimum(ratio, 2.0) if form == "token_truncate" else np.where(ratio <= 2.0, ratio, 0)
-    loss, _, totals = compute(
-        tiny_config, params, rows, PLAIN, exact_rollout=False, importance=form, group_size=4, **pieces
-    )
+    loss, _, totals = compute(tiny_config, params, rows, PLAIN, exact_rollout=False, importance=form, **pieces)
     np.testing.assert_allclose(
         loss, -(mask * weight * np.asarray(rows.advantage_R)[:, None]).sum() / mask.sum(), rtol=1e-5
     )
