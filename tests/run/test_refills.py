@@ -54,6 +54,10 @@ def without_clock(metrics):
     return {name: x for name, x in metrics.items() if not name.startswith("time/") and not name.endswith("_per_s")}
 
 
+def plain_columns(columns):
+    return {name: plain(values) for name, values in columns.items()}
+
+
 @pytest.fixture
 def batches():
     """The ids of the prompts that a run asks, rollout by rollout, read off a source of its own."""
@@ -68,12 +72,26 @@ def batches():
 
 
 @pytest.fixture(scope="module")
-def scripted_trainer(tmp_path_factory):
-    trainer = Trainer(make_config(2), tmp_path_factory.mktemp("scripted"), console=QUIET)
+def straight(tmp_path_factory):
+    """Four steps with real rewards, a checkpoint after the second: (folder, outcomes, last state, closed trainer)."""
+    folder = tmp_path_factory.mktemp("straight")
+    trainer, outcomes = Trainer(make_config(2), folder, console=QUIET), []
+    for step, metrics, columns in trainer.steps(1, 4):
+        outcomes.append((without_clock(metrics), plain_columns(columns)))
+        trainer.save(step, force=step == 2)
+    state = jax.device_get(trainer.state)
+    trainer.close()
+    return folder, outcomes, state, trainer
+
+
+@pytest.fixture(scope="module")
+def scripted_trainer(straight):
+    """It goes on from where the straight run ended, and saves nothing."""
+    *_, trainer = straight
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.scorer, "score", scripted)
+        patch.setattr(trainer, "save", lambda *_, **__: None)
         yield trainer
-    trainer.close()
 
 
 def test_an_update_sees_the_first_prompts_that_teach(scripted_trainer, batches):
@@ -137,23 +155,6 @@ def test_refills_that_nobody_needs_change_nothing(tmp_path, monkeypatch):
     assert not extra.keys() & metrics.keys() and metrics["update/grad_norm"] > 0
 
 
-def plain_columns(columns):
-    return {name: plain(values) for name, values in columns.items()}
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    """Four steps with real rewards and a checkpoint after the second: (folder, outcomes, last state)."""
-    folder = tmp_path_factory.mktemp("straight")
-    trainer, outcomes = Trainer(make_config(2), folder, console=QUIET), []
-    for step, metrics, columns in trainer.steps(1, 4):
-        outcomes.append((without_clock(metrics), plain_columns(columns)))
-        trainer.save(step, force=step == 2)
-    state = jax.device_get(trainer.state)
-    trainer.close()
-    return folder, outcomes, state
-
-
 def test_the_straight_run_has_what_resuming_must_get_right(straight):
     refills = [metrics["rollout/refills"] for metrics, _ in straight[1]]
     assert len(set(refills)) > 1 or min(refills) > 0, refills  # positions that the number of a step does not give
@@ -161,7 +162,7 @@ def test_the_straight_run_has_what_resuming_must_get_right(straight):
 
 
 def test_a_run_killed_in_a_refill_resumes_to_the_same_numbers(straight, monkeypatch):
-    folder, outcomes, state = straight
+    folder, outcomes, state, _ = straight
     first = Trainer(make_config(2), folder, console=QUIET)
     assert first.restore() == 2
     verify, calls = first._verify, itertools.count(1)
@@ -186,20 +187,21 @@ def test_a_run_killed_in_a_refill_resumes_to_the_same_numbers(straight, monkeypa
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(again.state), state)
 
 
-def test_prompts_that_never_teach_use_up_the_refills_and_stop_the_run(tmp_path, monkeypatch):
-    trainer = Trainer(make_config(1, train={"max_empty_steps": 2}), tmp_path, console=QUIET)
+def test_prompts_that_never_teach_use_up_the_refills_and_stop_the_run(scripted_trainer, monkeypatch):
+    trainer = scripted_trainer
 
     def wrong(problems, responses, **_):
         return scripted([dataclasses.replace(p, id="1") for p in problems], responses)
 
     assert not teaches("1")
     monkeypatch.setattr(trainer.scorer, "score", wrong)
+    monkeypatch.setitem(trainer.config.train, "max_empty_steps", 2)
+    monkeypatch.setattr(trainer, "_empty_steps", 0)
     found = []
     with pytest.raises(InputError, match=r"^step 2: train\.max_empty_steps = 2 steps in a row .*every response scored"):
         for step, metrics, _ in trainer.steps(1, 9):
             found.append((step, metrics["rollout/refills"], metrics["update/empty"], metrics["rollout/informative"]))
-    assert found == [(1, 1, 1, 0), (2, 1, 1, 0)]
-    trainer.close()
+    assert found == [(1, 2, 1, 0), (2, 2, 1, 0)]
 
 
 @pytest.mark.parametrize(

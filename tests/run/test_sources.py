@@ -168,16 +168,18 @@ def learned(recorded, tmp_path_factory):
     trainer.close()
 
 
-def weights_of(trainer, **changes):
-    """Importance weights [R,T], under changed settings, and rows of the next step of a trainer, which stays there."""
+def weights_of(trainer, *forms):
+    """Importance weights [R,T], of the config's form and of others, and rows of the next step of a trainer, which stays
+    there."""
     pending = trainer._start(1)
     graded, _ = trainer._refilled(pending)
     rows = pending.rest.send(Judged(jnp.asarray(graded.rewards), {})).rows
     trainer.source.set_state(trainer._position)
     gradient = trainer._programs.gradient.sized_for(rows.count)
-    old_logp_RT, _ = gradient.log_probs(trainer.state.params, rows)
-    settings = dataclasses.replace(gradient.settings, **changes)
-    return jax.device_get((importance(rows, old_logp_RT, settings), rows))
+    old_logp_RT, *_ = jax.jit(gradient.log_probs)(trainer.state.params, rows)
+    forms = (gradient.settings.importance, *forms)
+    settings = (dataclasses.replace(gradient.settings, importance=form) for form in forms)
+    return jax.device_get((*(importance(rows, old_logp_RT, s) for s in settings), rows))
 
 
 def test_the_first_update_is_the_online_one(recorded, learned):
@@ -226,12 +228,14 @@ def test_its_own_log_says_what_was_recorded(recorded, learned, tmp_path):
 
 
 def behaviour_and_policy(trainer, rows):
-    """Lists of (mu, pi_old) log-probs of whole responses: recorded ones, and those of one plain forward each."""
+    """Lists of (mu, pi_old) log-probs of whole responses: recorded ones, and those of a plain forward."""
     model = bind(trainer.model_config, trainer.state.params["policy"])
     prompts = {p.question: trainer.tokenizer.encode(p.question, add_special=True) for p in _problems(trainer)}
-    for row in rows:
-        prompt = prompts[row["prompt_id"].partition("/")[2] + "="]
-        z_TV = np.asarray(logits(model, jnp.asarray([prompt + row["tokens"]]))[0], np.float64) / 1.6
+    rows = [(prompts[row["prompt_id"].partition("/")[2] + "="], row) for row in rows]
+    width = max(len(prompt) + len(row["tokens"]) for prompt, row in rows)
+    padded_RC = [[*prompt, *row["tokens"], *[0] * (width - len(prompt) - len(row["tokens"]))] for prompt, row in rows]
+    z_RTV = np.asarray(logits(model, jnp.asarray(padded_RC)), np.float64) / 1.6
+    for (prompt, row), z_TV in zip(rows, z_RTV, strict=True):
         z_TV[:, trainer.tokenizer.textless_ids(trainer.model_config.vocab_size)] = -np.inf
         logp_TV = (
             z_TV - np.log(np.exp(z_TV - z_TV.max(1, keepdims=True)).sum(1, keepdims=True)) - z_TV.max(1, keepdims=True)
@@ -248,8 +252,7 @@ def test_another_policys_tokens_are_weighed(recorded, in_file_order, tmp_path):
     """exp(logp_old - logp_mu), capped, of every token of a policy two updates away, or of its whole response."""
     path = recorded[0] / "step_000003.jsonl"
     trainer = Trainer(offline(path), tmp_path, console=QUIET)
-    weights_RT, rows = weights_of(trainer)
-    whole_RT, _ = weights_of(trainer, importance="sequence_mask")
+    weights_RT, whole_RT, rows = weights_of(trainer, "sequence_mask")
     log_ratios = [pi - mu for mu, pi in behaviour_and_policy(trainer, lines_of(path))]
     expected = [np.minimum(np.exp(log_ratio), CAP) for log_ratio in log_ratios]
     trainer.source.set_state(trainer._position)

@@ -244,44 +244,18 @@ def test_the_rollout_log(straight, tmp_path):
     assert all(row["advantage"] == 0 for row in rows if not row["kept"])
 
 
-def test_what_no_text_has_is_no_part_of_the_policy(tmp_path):
-    """However likely the model takes `<pad>` to be: rollout and update leave it out, and no gradient comes of it."""
-    trainer = Trainer(make_config(**OFF, rollout={"roots": 4}), tmp_path / "run", console=QUIET)
-    policy, pad = trainer.state.params["policy"], trainer.tokenizer.pad_id
-    likely_D = 2.0 * policy["embed"].mean(0) + 3.0 * policy["embed"][trainer.tokenizer.encode("1")[0]]
-    embed_VD = policy["embed"].at[pad].set(likely_D)
-    trainer.state = trainer.state.replace(params=trainer.state.params | {"policy": {**policy, "embed": embed_VD}})
-    metrics, columns = trainer.step(1)
-    trainer.close()
-    assert not any(pad in tokens for tokens in columns["tokens"])
-    assert metrics["mismatch/logp_max"] < 1e-4 and metrics["update/grad_norm"] > 0
-    assert metrics["update/entropy"] == pytest.approx(metrics["rollout/entropy"], rel=1e-3)
-    decayed_D = trainer.state.params["policy"]["embed"][pad]  # by AdamW, of which a step is 1e-4
-    np.testing.assert_allclose(decayed_D, likely_D, rtol=1e-5)
-
-
 def test_conditioned_sees_the_distribution_that_sampled(workdir):
-    """With z injected again, every token of every branch has the log-prob that the rollout recorded."""
-    trainer = Trainer(make_config(latent={"condition": "conditioned"}), workdir, console=QUIET)
-    gain = np.asarray(trainer.state.params["psa"]["gain"])
-    metrics, columns = trainer.step(1)
-    trainer.close()
-    assert metrics["update/ratio_mean"] == 1.0
-    assert metrics["mismatch/logp_max"] < 1e-4
-    assert metrics["rollout/branch_fallback"] < 1 and columns["kept"].any()
-    assert np.abs(gain - np.asarray(trainer.state.params["psa"]["gain"])).max() > 0  # the projections learn too
-
-
-def test_branches_of_branches_are_trained_on(workdir):
-    """Two on two, with z injected again along every path: the first ratio is 1, and log-probs are those recorded."""
+    """Branches of branches, two on two: with z injected again along every path, every token of every branch has the
+    log-prob that the rollout recorded."""
     branches = {"k": 2, "parent": "previous", "depth": 2, "credit": "tree", "min_suffix": 1}
-    config = make_config(branch=branches, latent={"condition": "conditioned"}, ib={"filter": "none"})
-    trainer = Trainer(config, workdir, console=QUIET)
+    trainer = Trainer(make_config(branch=branches, latent={"condition": "conditioned"}), workdir, console=QUIET)
+    gain = np.asarray(trainer.state.params["psa"]["gain"])
     metrics, columns = trainer.step(1)
     trainer.close()
     assert metrics["update/ratio_mean"] == 1.0 and metrics["update/grad_norm"] > 0 and not metrics["update/skipped"]
     assert metrics["mismatch/logp_max"] < 1e-4 and metrics["rollout/branches"] == 6
-    assert 0 < metrics["rollout/branch_fallback"] < 1  # so both kinds are among them
+    assert 0 < metrics["rollout/branch_fallback"] < 1 and columns["kept"].any()  # both kinds are among them
+    assert np.abs(gain - np.asarray(trainer.state.params["psa"]["gain"])).max() > 0  # the projections learn too
     parent_PMJ = np.asarray(columns["parent"]).reshape(4, 2, 7)
     np.testing.assert_array_equal(parent_PMJ[1, 1] - 21, [-22, 0, 1, 1, 0, 4, 4])
 
@@ -393,6 +367,21 @@ def test_the_memory_report(plain, monkeypatch):
     state = sum(leaf.nbytes for leaf in jax.tree.leaves(trainer.state)) / 2**20
     assert donated["update"] == pytest.approx(state, abs=0.1) and state > 1
     assert trainer.source.get_state() == position
+
+
+def test_what_no_text_has_is_no_part_of_the_policy(plain):
+    """However likely the model takes `<pad>` to be: rollout and update leave it out, and no gradient comes of it."""
+    *_, trainer = plain
+    policy, pad = trainer.state.params["policy"], trainer.tokenizer.pad_id
+    likely_D = 2.0 * policy["embed"].mean(0) + 3.0 * policy["embed"][trainer.tokenizer.encode("1")[0]]
+    embed_VD = policy["embed"].at[pad].set(likely_D)
+    trainer.state = trainer.state.replace(params=trainer.state.params | {"policy": {**policy, "embed": embed_VD}})
+    metrics, columns = trainer.step(6)
+    assert not any(pad in tokens for tokens in columns["tokens"])
+    assert metrics["mismatch/logp_max"] < 1e-4 and metrics["update/grad_norm"] > 0
+    assert metrics["update/entropy"] == pytest.approx(metrics["rollout/entropy"], rel=1e-3)
+    decayed_D = trainer.state.params["policy"]["embed"][pad]  # by AdamW, of which a step is 1e-4
+    np.testing.assert_allclose(decayed_D, likely_D, rtol=1e-5)
 
 
 def test_a_group_without_spread_is_counted(plain, monkeypatch):
