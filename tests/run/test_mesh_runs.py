@@ -72,10 +72,13 @@ ROLLOUTS = """
         _, cache = program(published, latents, np.ones((4, 4), np.float32))
         return kinds_of(program), cache.k[0][0].sharding.shard_shape(cache.k[0][0].shape)
 
+    # Every axis is split, alone or beside others; kv heads are copied (tensor 4) by a scan and, as int8, unrolled.
+    several = {"": ((2, 2, 1, 2), (2, 1, 2, 1)), "unroll": ((2, 1, 1, 4),), "weights": ((2, 1, 1, 4),)}
     for options in ({}, {"unroll": False}, {"weights": "int8"}):
-        expected, tokens, alone = run(1, 1, 1, 1, **options)
-        assert not alone and tokens > 300, (alone, tokens)
-        for axes in ((2, 2, 1, 2), (1, 1, 1, 4), (2, 1, 2, 1), (2, 1, 1, 4)) if not options else ((2, 1, 1, 4),):
+        if "unroll" not in options:  # a scan over layers is held against the unrolled layers of one device
+            expected, tokens, alone = run(1, 1, 1, 1, **options)
+            assert not alone and tokens > 300, (alone, tokens)
+        for axes in several["".join(options)]:
             found, count, collectives = run(*axes, **options)
             assert count == tokens
             for name, value in expected.items():
@@ -110,7 +113,7 @@ STEPS = """
     save_latents(folder / "latent", model.config, params_of(model), cvae, bind_psa(psa, model.config), settings={},
                  metrics={})
 
-    def trainer(name, *axes, **sections):
+    def trainer(name, *axes):
         config = default_config()
         config.task.options = {"k_min": 2, "k_max": 3, "train_size": 64, "heldout_size": 16}
         sizes = {
@@ -118,11 +121,12 @@ STEPS = """
                         "temperature": 1.6, "unroll": False},
             "branch": {"k": 1}, "ib": {"estimator": "likelihood"}, "psa": {"half_life": 8.0},
             "latent": {"z": 4, "hidden": 8, "condition": "conditioned"},
-            "train": {"steps": 4, "prompts_per_step": 8}, "optim": {"lr": 1e-4, "psa_lr": 1e-4},
+            "train": {"steps": 4, "prompts_per_step": 8, "refills": 1}, "optim": {"lr": 1e-4, "psa_lr": 1e-4},
+            "distill": {"coef": 0.5, "beta": 0.5},  # the teacher is the policy, with answers
             "update": {"minibatches": 2, "microbatch": 4, "kl_coef": 0.1}, "mesh": dict(zip(AXES, axes)),
             "eval": {"problems": 4, "samples": 2, "k": (1,), "greedy": False},
         }
-        for section, values in [*sizes.items(), *sections.items()]:
+        for section, values in sizes.items():
             config[section].update(values)
         workdir = folder / name
         if not workdir.exists():
@@ -154,8 +158,9 @@ STEPS = """
     alone = trainer("alone", 1, 1, 1, 1)
     first, evaluated = outcome(alone, 1), alone.evaluate()
     second = outcome(alone, 2)
-    # Every axis is split, alone or beside others; test_processes.py has data and fsdp alone.
-    for axes in ((2, 2, 1, 2), (1, 1, 1, 4), (1, 2, 4, 1)):
+    assert first[0]["rollout/refills"] == 1 and first[0]["update/distilled"] > 0
+    # Every axis is split beside others; test_processes.py has data and fsdp alone.
+    for axes in ((2, 2, 1, 2), (1, 1, 2, 4)):
         other = trainer("x".join(map(str, axes)), *axes)
         compare(first, outcome(other, 1), axes)
         if axes == (2, 2, 1, 2):
@@ -174,13 +179,6 @@ STEPS = """
             assert resumed.restore() == 1
             compare(second, outcome(resumed, 2), "resumed")
         print(json.dumps([axes, "fine"]))
-
-    more = {"train": {"refills": 1}, "distill": {"coef": 0.5, "beta": 0.5}}  # the teacher is the policy, with answers
-    alone = trainer("refilled", 1, 1, 1, 1, **more)
-    first = outcome(alone, 1)
-    assert first[0]["rollout/refills"] == 1 and first[0]["update/distilled"] > 0
-    compare(first, outcome(trainer("refilled on eight", 2, 2, 1, 2, **more), 1), "refilled")
-    print(json.dumps(["refilled", "fine"]))
 """
 
 
@@ -197,4 +195,4 @@ def test_a_rollout_draws_the_same_tokens_on_every_mesh(run_script):
 
 
 def test_a_step_is_the_same_on_every_mesh(tmp_path, run_script):
-    assert len([json.loads(line) for line in run_script(STEPS, str(tmp_path), devices=8).splitlines()]) == 4
+    assert len([json.loads(line) for line in run_script(STEPS, str(tmp_path), devices=8).splitlines()]) == 2
