@@ -30,7 +30,8 @@ FOUR = """
         program = jit(function, **options)
 
         def run(*args, **kwargs):
-            flops[name] = program.lower(*args, **kwargs).compile().cost_analysis()["flops"]
+            if name not in flops:
+                flops[name] = program.lower(*args, **kwargs).compile().cost_analysis()["flops"]
             return program(*args, **kwargs)
         return run
 
@@ -65,20 +66,18 @@ FOUR = """
 
     expected, metrics, alone = stage(1, 1, 1, 1)
     assert np.abs(expected["psa"]["gain"]).max() > 1e-3
-    for axes in ((2, 2, 1, 1), (1, 4, 1, 1)):
-        found, measured, split = stage(*axes)
-        np.testing.assert_array_equal(found["pairs"].cut_N, expected["pairs"].cut_N)
-        near = functools.partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-4)
-        jax.tree.map(near, found, expected)
-        assert set(measured) == set(metrics)
-        for name, value in metrics.items():
-            np.testing.assert_allclose(measured[name], value, rtol=2e-3, atol=2e-4, err_msg=name)
-        print(json.dumps({name: split[name] / alone[name] for name in alone}))
+    found, measured, split = stage(2, 2, 1, 1)
+    np.testing.assert_array_equal(found["pairs"].cut_N, expected["pairs"].cut_N)
+    near = functools.partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-4)
+    jax.tree.map(near, found, expected)
+    assert set(measured) == set(metrics)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(measured[name], value, rtol=2e-3, atol=2e-4, err_msg=name)
+    print(json.dumps({name: split[name] / alone[name] for name in alone}))
 """
 
 
 def test_four_devices_find_what_one_does_and_share_its_work(run_script):
-    for line in run_script(FOUR, devices=4).splitlines():
-        shares = json.loads(line)
-        # A quarter and a little more: 32 rows for 30, 16 for 14, and every device updates all weights of the CVAE.
-        assert shares["extract"] < 0.35 and shares["psa"] < 0.35 and shares["cvae"] < 0.6, shares
+    shares = json.loads(run_script(FOUR, devices=4))
+    # A quarter and a little more: 32 rows for 30, 16 for 14, and every device updates all weights of the CVAE.
+    assert shares["extract"] < 0.35 and shares["psa"] < 0.35 and shares["cvae"] < 0.6, shares
