@@ -4,8 +4,8 @@
 
 Model: the embedded checkpoint `arithmetic_longer` (3 layers, width 64), grown from that of `arithmetic_long` on worked
 sums of that length: pass@1 .33, pass@16 .87.
-Time: not measured; memory below 3 GiB.
-Result: not run to its end. `branch.after` says how late branches begin: docs/findings.md, "The share of a suffix".
+Time and memory: not measured.
+Result: not run to its end. What late branches (`branch.after`) change of a gradient is in docs/findings.md.
 """
 
 from pathlib import Path

@@ -3,8 +3,8 @@
     python -m iiblpo_jax.train --config=configs/arithmetic_longer_grpo.py --workdir=runs/arithmetic_longer_grpo
 
 What is off: as in arithmetic_grpo.py. A prompt has 6 independent samples.
-Time: not measured; memory below 3 GiB.
-Result: not run to its end.
+Time and memory: not measured.
+Result: not run to its end. What late branches (`branch.after`) change of a gradient is in docs/findings.md.
 """
 
 from pathlib import Path
