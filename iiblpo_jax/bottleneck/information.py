@@ -4,8 +4,9 @@
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -183,28 +184,30 @@ def pack_texts(texts: Texts, reading: Reading) -> tuple[PackedRows, jax.Array]:
     return packed, texts.context_len_PG.reshape(reading.shards, -1)
 
 
+def packed_reading(model: Decoder, texts: Texts, t: int, reading: Reading) -> tuple[PackedRows, Callable]:
+    """The rows packed, and what reads their bins for it: (log-prob, entropy) of the first t tokens of every text."""
+    packed, context_len_WN = pack_texts(texts, reading)
+    read = functools.partial(
+        packed_logprobs,
+        model,
+        packed.tokens_WNC,
+        context_len_WN,
+        t=t,
+        block=packed.spec.block,
+        attention=reading.attention,
+        temperature=reading.temperature,
+        never=reading.never_ids,
+        remat=False,
+    )
+    return packed, read
+
+
 def packed_texts(model: Decoder, kinds: Sequence[Texts], t: int, reading: Reading) -> list[jax.Array]:
     """log pi(text | context) per token [P,G,t] of every kind of rows, 0 beyond each text; no gradient."""
     every = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *kinds)
     p, group = every.length_PG.shape
-    packed, context_len_WN = pack_texts(every, reading)
-
-    def forward(bins):
-        logp_WJT, _ = packed_logprobs(
-            model,
-            packed.tokens_WNC,
-            context_len_WN,
-            bins,
-            t,
-            block=packed.spec.block,
-            attention=reading.attention,
-            temperature=reading.temperature,
-            never=reading.never_ids,
-            remat=False,
-        )
-        return logp_WJT
-
-    logp_PGT = packed.collect(forward).reshape(p, group, t)
+    packed, read = packed_reading(model, every, t, reading)
+    logp_PGT = packed.collect(lambda bins: read(bins=bins)[0]).reshape(p, group, t)
     ends = [0]
     for kind in kinds:
         ends.append(ends[-1] + kind.length_PG.shape[1])

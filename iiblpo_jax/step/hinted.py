@@ -13,13 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from iiblpo_jax.bottleneck.information import Reading, join_texts, pack_texts
+from iiblpo_jax.bottleneck.information import Reading, join_texts, packed_reading
 from iiblpo_jax.common.padded import Padded, join
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.adapters.adapted import Weights, bound
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import Decoder
-from iiblpo_jax.model.packed.forward import packed_logprobs
 from iiblpo_jax.rollout.forest import Forest
 
 
@@ -104,20 +103,5 @@ def response_reading(model: Decoder, forest: Forest, reading: Reading) -> tuple[
         p=forest.prompt_len_P.shape[0],
         width=forest.prompt_PS.shape[1] + t,
     )
-    packed, context_len_WN = pack_texts(texts, reading)
-
-    def forward(bins):
-        return packed_logprobs(
-            model,
-            packed.tokens_WNC,
-            context_len_WN,
-            bins,
-            t,
-            block=packed.spec.block,
-            attention=reading.attention,
-            temperature=reading.temperature,
-            never=reading.never_ids,
-            remat=False,
-        )
-
-    return packed.collect(forward)
+    packed, read = packed_reading(model, texts, t, reading)
+    return packed.collect(lambda bins: read(bins=bins))
