@@ -17,6 +17,7 @@ DPO has hardly begun to forget after as many steps (quality below 1e-6, utility 
 """
 
 import argparse
+import dataclasses
 import json
 import tempfile
 from collections.abc import Sequence
@@ -30,14 +31,13 @@ from flax import nnx
 from iiblpo_jax import preferences, sft
 from iiblpo_jax.data.people import ALPHABET, REFUSAL, Question, invented
 from iiblpo_jax.defaults import default_config
-from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.decoder import Decoder, params_of
 from iiblpo_jax.model.files.loading import load_model
 from iiblpo_jax.model.files.saving import save_model
 from iiblpo_jax.model.logprobs import response_logprobs
 from iiblpo_jax.offline.examples import Encoder, rows_of
 from iiblpo_jax.results.unlearning import forget_quality, per_token, truth_ratios
-from iiblpo_jax.run.warm_start import SPECIALS, character_tokenizer
+from iiblpo_jax.run.warm_start import SMALL, SPECIALS, character_tokenizer
 
 PEOPLE, FORGOTTEN = 32, 8
 TEACH, FORGET, BATCH = 400, 40, 32
@@ -48,19 +48,8 @@ METHODS = {"gradient_ascent": {}, "npo": {"beta": 0.1}, "dpo": {"beta": 0.1}, "d
 
 def blank(folder: Path, seed: int) -> str:
     """A model of random weights under a tokenizer of letters; its path."""
-    config = ModelConfig(
-        family="qwen3",
-        vocab_size=len(SPECIALS) + len(ALPHABET),
-        d_model=64,
-        d_ff=128,
-        n_layers=2,
-        n_heads=4,
-        n_kv_heads=2,
-        head_dim=16,
-        qk_norm=True,
-        tied_embeddings=True,
-        max_positions=64,
-    )
+    vocab_size = len(SPECIALS) + len(ALPHABET)
+    config = dataclasses.replace(SMALL, vocab_size=vocab_size, d_ff=128, n_layers=2, max_positions=64)
     tokenizer = character_tokenizer(folder, ALPHABET, config.max_positions)
     save_model(folder / "blank", config, params_of(Decoder(config, rngs=nnx.Rngs(seed))), tokenizer)
     return str(folder / "blank")

@@ -7,6 +7,7 @@ Small enough for a model of 0.2 M parameters, yet every wrong carry is a wrong a
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.heldout import SHARE, check_sizes, even_over, is_heldout, training_draws
@@ -50,19 +51,19 @@ def make_arithmetic(
     )
 
 
-def sum_problem(terms: tuple[int, ...]) -> Problem:
-    """The problem `a+b+...=` with its worked rationale."""
+def sum_problem(terms: Sequence[int], *, task: str = NAME) -> Problem:
+    """The problem `a+b+...=` of a task, with its worked rationale."""
     text = "+".join(map(str, terms))
     steps, total = [], terms[0]
     for term in terms[1:]:
         steps.append(f"{total}+{term}={total + term};")
         total += term
     return Problem(
-        id=f"{NAME}/{text}",
+        id=f"{task}/{text}",
         question=text + "=",
         answer=str(total),
         rationale="".join(steps) + f"#{total}",
-        task=NAME,
+        task=task,
         metadata={"terms": len(terms)},
     )
 

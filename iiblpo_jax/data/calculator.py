@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 
 from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.data.arithmetic import sum_problem
 from iiblpo_jax.data.heldout import check_sizes, even_over, is_heldout, training_draws
 from iiblpo_jax.data.task import Task
 from iiblpo_jax.environments.calculator import Calculator
@@ -40,7 +41,7 @@ def make_calculator(
     check_sizes(NAME, train_size, heldout_size)
 
     def draw(rng: random.Random, k: int) -> Problem:
-        return _problem([rng.randrange(10**digits) for _ in range(k)])
+        return sum_problem([rng.randrange(10**digits) for _ in range(k)], task=NAME)
 
     def held_out(problem: Problem) -> bool:
         return is_heldout(problem.question)
@@ -55,22 +56,6 @@ def make_calculator(
         cue=MARKER,
         marker=MARKER,
         environment=Calculator(),
-    )
-
-
-def _problem(terms: list[int]) -> Problem:
-    text = "+".join(map(str, terms))
-    steps, total = [], terms[0]
-    for term in terms[1:]:
-        steps.append(f"{total}+{term}={total + term};")
-        total += term
-    return Problem(
-        id=f"{NAME}/{text}",
-        question=f"{text}=",
-        answer=str(total),
-        rationale="".join(steps) + f"#{total}",
-        task=NAME,
-        metadata={"terms": len(terms)},
     )
 
 

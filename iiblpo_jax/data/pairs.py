@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data import files
@@ -12,6 +13,8 @@ from iiblpo_jax.data import files
 COLUMNS = ("prompt", "chosen", "rejected")
 MAX_TEXT = 1 << 20  # characters of one text
 MEND = "correct or remove that row"
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,14 @@ def _pair(place: str, prompt: str, chosen: str, rejected: str) -> Pair:
     if chosen == rejected:
         raise InputError(f"{place}: chosen and rejected are the same text; {MEND}")
     return Pair(prompt, chosen, rejected)
+
+
+def right_and_wrong(items: Sequence[T], right: Iterable[bool]) -> list[tuple[T, T]]:
+    """(right, wrong) pairs of what was said to one prompt: the first of either kind, the second, and so on."""
+    kinds = {True: [], False: []}
+    for item, is_right in zip(items, right, strict=True):
+        kinds[bool(is_right)].append(item)
+    return list(zip(kinds[True], kinds[False], strict=False))
 
 
 def read_texts(path: str | Path, columns: tuple[str, ...], what: str) -> list[tuple[str, ...]]:

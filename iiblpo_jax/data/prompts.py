@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -95,6 +96,15 @@ def tokenize(
             f"the longest has {longest}: raise rollout.max_prompt"
         )
     return kept, len(encoded) - len(kept)
+
+
+def distinct_prompts(batches: Iterable[PromptBatch], count: int) -> list[tuple[Problem, list[int]]]:
+    """The distinct problems among the first `count` of batches, in their order, with the tokens of their prompts."""
+    asked = (one for b in batches for one in zip(b.problems, b.tokens_PS, b.length_P, strict=True))
+    found: dict[tuple[str, str], tuple[Problem, list[int]]] = {}
+    for problem, tokens_S, length in itertools.islice(asked, count):
+        found.setdefault((problem.task, problem.id), (problem, tokens_S[:length].tolist()))
+    return list(found.values())
 
 
 def prompt_end(tasks: Sequence[Task], tokenizer) -> int:

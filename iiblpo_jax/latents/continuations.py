@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from iiblpo_jax.common.padded import pad_rows
+from iiblpo_jax.data.prompts import distinct_prompts
 from iiblpo_jax.devices.mesh import to_devices, to_host
 from iiblpo_jax.latents.features import Continuation
 from iiblpo_jax.model.config import ModelConfig
@@ -35,17 +36,13 @@ def training_questions(batches: Iterable, tokenizer, count: int) -> list[Questio
       tokenizer: encodes rationales; its first stop id ends them.
       count: prompts drawn. A small data set repeats itself before that, and then gives fewer questions.
     """
-    questions, drawn = {}, 0
-    for batch in batches:
-        for tokens_S, length, problem in zip(batch.tokens_PS, batch.length_P, batch.problems, strict=True):
-            gold = None
-            if problem.rationale is not None:
-                gold = [*tokenizer.encode(tokenizer.quote(problem.rationale)), tokenizer.stop_ids[0]]
-            questions.setdefault((problem.task, problem.id), Question(tokens_S[:length].tolist(), gold))
-            drawn += 1
-            if drawn == count:
-                return list(questions.values())
-    return list(questions.values())
+    questions = []
+    for problem, prompt in distinct_prompts(batches, count):
+        gold = None
+        if problem.rationale is not None:
+            gold = [*tokenizer.encode(tokenizer.quote(problem.rationale)), tokenizer.stop_ids[0]]
+        questions.append(Question(prompt, gold))
+    return questions
 
 
 def gather(questions: Sequence[Question], own: Sampler) -> list[Continuation]:

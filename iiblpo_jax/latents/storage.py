@@ -1,6 +1,5 @@
 """`latent/` of a workdir: latent.safetensors (CVAE or codes, and PSA) and latent.json (what they were made for)."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, traverse_util
 from jax.experimental import multihost_utils
-from safetensors.numpy import save_file
 
 from iiblpo_jax.common import json_input
 from iiblpo_jax.common.errors import InputError
@@ -45,14 +43,8 @@ def save_latents(
     tree = {"cvae": params_of(cvae), "psa": params_of(psa)}
     weights = {name: to_host(x) for name, x in traverse_util.flatten_dict(tree, sep="/").items()}
     card = {"format": FORMAT, **_shape(cvae, psa), "model": fingerprint(config, params), "settings": settings}
-
-    def fill(into: Path) -> None:
-        save_file(weights, into / WEIGHTS)
-        for name, content in {CARD: card, METRICS: metrics}.items():
-            (into / name).write_text(json.dumps(content, indent=2) + "\n")
-
     if jax.process_index() == 0:
-        replace_folder(directory, fill)
+        replace_folder(directory, WEIGHTS, weights, {CARD: card, METRICS: metrics})
     multihost_utils.sync_global_devices("latents stored")
 
 

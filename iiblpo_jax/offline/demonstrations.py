@@ -4,7 +4,6 @@ from pathlib import Path
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.demonstrations import read_demonstrations
-from iiblpo_jax.data.registry import make_tasks
 from iiblpo_jax.offline.examples import Case, Encoder
 from iiblpo_jax.offline.sources import Fixed, Loaded
 
@@ -20,11 +19,10 @@ def find(loaded: Loaded, workdir: Path) -> tuple[Fixed, list[Case]]:
     if offline.data:
         train = of_file(offline.data, encode)
     else:
-        tasks = [task for task, _ in make_tasks(config.task, seed=config.data.seed)]
-        train = [(example,) for task in tasks for example in encode.solutions(task, task.train)]
-        heldout = heldout or of_heldout_problems(config, encode)
+        train = [(example,) for task, _ in loaded.tasks for example in encode.solutions(task, task.train)]
+        heldout = heldout or of_heldout_problems(loaded)
         if not train:
-            names = ", ".join(task.name for task in tasks)
+            names = ", ".join(task.name for task, _ in loaded.tasks)
             raise InputError(f"no problem of the task {names} has a gold solution; name a file in offline.data")
     source = Fixed(train, per_step=config.train.prompts_per_step, seed=config.data.seed, said="responses to learn")
     return source, heldout
@@ -35,7 +33,7 @@ def of_file(path: str | Path, encode: Encoder) -> list[Case]:
     return [(encode.text(row.place, row.prompt, row.response),) for row in read_demonstrations(path)]
 
 
-def of_heldout_problems(config, encode: Encoder) -> list[Case]:
+def of_heldout_problems(loaded: Loaded) -> list[Case]:
     """The gold solutions of the first eval.problems held-out problems of every task, as far as they have one."""
-    tasks, limit = make_tasks(config.task, seed=config.data.seed), config.eval.problems
-    return [(example,) for task, _ in tasks for example in encode.solutions(task, task.heldout[:limit])]
+    encode, limit = loaded.encode, loaded.config.eval.problems
+    return [(example,) for task, _ in loaded.tasks for example in encode.solutions(task, task.heldout[:limit])]

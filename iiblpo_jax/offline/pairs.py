@@ -7,7 +7,6 @@ from pathlib import Path
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.config.derived import group_size
 from iiblpo_jax.data.pairs import read_pairs
-from iiblpo_jax.data.registry import make_tasks
 from iiblpo_jax.data.task import render
 from iiblpo_jax.offline.demonstrations import of_file, of_heldout_problems
 from iiblpo_jax.offline.examples import Case, Encoder, Example
@@ -77,7 +76,7 @@ def of_recorded(loaded: Loaded, workdir: Path) -> list[Case]:
     )
     files = recorded.find(config.data.recorded, workdir)
     groups = [group for path in files for group in recorded.read_groups(path, form)]
-    tasks = [task for task, _ in make_tasks(config.task, seed=config.data.seed)]
+    tasks = [task for task, _ in loaded.tasks]
     problems = {problem.id: (task, problem) for task in tasks for problem in task.train}
     cases = []
     with make_scorer(config, tasks) as scorer:
@@ -103,5 +102,5 @@ def _heldout(loaded: Loaded, *, group: int) -> list[Case]:
     if offline.heldout:
         found = of_pairs(offline.heldout, loaded.encode)
     else:
-        found = of_heldout_problems(loaded.config, loaded.encode) if offline.source != "file" else []
+        found = of_heldout_problems(loaded) if offline.source != "file" else []
     return [(case + (NOTHING,) * group)[:group] for case in found]

@@ -6,6 +6,7 @@ Sampled   right and wrong rollouts of a policy, drawn for the step
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +16,10 @@ from jax.sharding import Mesh
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.data.endless import Endless, epochs
+from iiblpo_jax.data.pairs import right_and_wrong
 from iiblpo_jax.data.pipeline import PromptPipeline
 from iiblpo_jax.data.registry import make_tasks
+from iiblpo_jax.data.task import Task
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.model.config import ModelConfig
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
@@ -46,6 +49,15 @@ class Loaded:
     tokenizer: Tokenizer
     model: ModelConfig
     mesh: Mesh
+
+    @functools.cached_property
+    def tasks(self) -> list[tuple[Task, float]]:
+        """(task, weight) pairs of the config, read once.
+
+        Raises:
+          InputError: whatever a task gets wrong.
+        """
+        return make_tasks(self.config.task, seed=self.config.data.seed)
 
 
 class Source(abc.ABC):
@@ -124,7 +136,7 @@ class Sampled(Source):
 
     def __init__(self, loaded: Loaded, *, of_start: bool):
         config = self._config = loaded.config
-        tasks = make_tasks(config.task, seed=config.data.seed)
+        tasks = loaded.tasks
         self._tokenizer, self._mesh, self._model, self.of_start = loaded.tokenizer, loaded.mesh, loaded.model, of_start
         self._prompts = PromptPipeline(
             tasks,
@@ -178,8 +190,8 @@ def _pair(prompt: Sequence[int], responses: Sequence[Sequence[int]], reward_M: n
 
 def pairs_of(prompt: Sequence[int], responses: Sequence[Sequence[int]], rewards: Sequence[float]) -> list[Case]:
     """The first right response with the first wrong one, the second with the second, and so on."""
-    kinds = ([r for r, x in zip(responses, rewards, strict=True) if (x >= CORRECT) == right] for right in (True, False))
-    return [tuple(Example(tuple(prompt), tuple(r)) for r in pair) for pair in zip(*kinds, strict=False)]
+    found = right_and_wrong(responses, (reward >= CORRECT for reward in rewards))
+    return [tuple(Example(tuple(prompt), tuple(response)) for response in pair) for pair in found]
 
 
 def no_pairs(where: str) -> InputError:

@@ -38,7 +38,7 @@ from iiblpo_jax.rollout.forest import LENGTH, Forest, response_tokens
 from iiblpo_jax.rollout.publication import Published
 from iiblpo_jax.rollout.sampling import Sampling
 from iiblpo_jax.rollout.spec import RolloutSpec
-from iiblpo_jax.rollout.turns import TurnSpec
+from iiblpo_jax.step import specs
 
 TRAJECTORIES_PER_CALL = 1024  # bounds the Forest and the prompt caches of one rollout call
 
@@ -269,8 +269,6 @@ class Evaluator:
         self, policy: Published, asked: Asked, sampling: Sampling, samples: int, done: Mapping[int, Attempts]
     ) -> Iterator[dict[int, Attempts]]:
         """Attempts of the problems that are not done, by their index: call by call of the engine."""
-        t = self._config.turns
-        turns = TurnSpec(most=t.most, observation=t.observation) if t.most else None
         rollout_config, widths = self._config.rollout, {"max_prompt": self._config.rollout.max_prompt, "max_answer": 1}
         spec = RolloutSpec(
             model=self._model_config,
@@ -283,7 +281,7 @@ class Evaluator:
             never_ids=self._tokenizer.textless_ids(self._model_config.vocab_size),
             kv_dtype=rollout_config.kv_dtype,
             codes=code_tokens(self._model_config, asked.codes),
-            turns=turns,
+            turns=specs.turns(self._config),
             mesh=self._mesh,
         )
         waiting = [index for index in range(len(asked.prompts)) if index not in done]

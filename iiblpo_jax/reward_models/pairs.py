@@ -7,7 +7,7 @@ from flax import struct
 
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.common.padded import pad_rows
-from iiblpo_jax.data.pairs import Pair
+from iiblpo_jax.data.pairs import Pair, right_and_wrong
 from iiblpo_jax.latents.features import Continuation
 
 HELD_OUT = 8  # every so many prompts one is held out
@@ -45,11 +45,10 @@ def graded_pairs(samples: Sequence[Sequence[Continuation]], right_PG: np.ndarray
     """
     chosen, rejected, prompts = [], [], []
     for prompt, (mine, right_G) in enumerate(zip(samples, right_PG, strict=True)):
-        rows = [[*one.prompt, *one.response] for one in mine]
-        right, wrong = ([rows[i] for i in np.flatnonzero(is_G)] for is_G in (right_G, ~right_G))
-        count = min(len(right), len(wrong))
-        chosen, rejected = chosen + right[:count], rejected + wrong[:count]
-        prompts += [prompt] * count
+        for right, wrong in right_and_wrong([[*one.prompt, *one.response] for one in mine], right_G):
+            chosen.append(right)
+            rejected.append(wrong)
+            prompts.append(prompt)
     if not prompts:
         raise InputError(
             f"reward model: none of {len(samples)} prompts has right and wrong responses among its "

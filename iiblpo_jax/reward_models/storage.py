@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 from jax.experimental import multihost_utils
-from safetensors.numpy import save_file
 
 from iiblpo_jax.common import json_input
 from iiblpo_jax.common.errors import InputError
@@ -65,14 +64,8 @@ def save_reward_model(folder: Path, made: Made, fitted: Fitted, *, settings: dic
         "tokenizer": tokenizer_digest(made.tokenizer),
         "settings": settings,
     }
-
-    def fill(into: Path) -> None:
-        save_file(weights, into / WEIGHTS)
-        for name, content in {CARD: card, METRICS: metrics}.items():
-            (into / name).write_text(json.dumps(content, indent=2) + "\n")
-
     if jax.process_index() == 0:
-        replace_folder(folder, fill)
+        replace_folder(folder, WEIGHTS, weights, {CARD: card, METRICS: metrics})
     multihost_utils.sync_global_devices("reward model stored")
 
 

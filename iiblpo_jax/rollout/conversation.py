@@ -21,7 +21,7 @@ from iiblpo_jax.environments.interface import NEVER, Reply, State
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
 from iiblpo_jax.rewards.verifier import Problem
 from iiblpo_jax.rollout.forest import Forest
-from iiblpo_jax.rollout.marker import MarkerTable, marker_table
+from iiblpo_jax.rollout.marker import MarkerTable, marker_table, token_pieces
 from iiblpo_jax.rollout.spec import RolloutSpec
 from iiblpo_jax.rollout.turns import Pause, Told
 
@@ -97,11 +97,7 @@ class Conversation:
 
     def _path(self, r: int, inherited: int) -> list[Reply]:
         """The replies along a trajectory, the first `inherited` of which its parent got."""
-        above = (
-            []
-            if inherited == 0
-            else [_along(self._replies, self._parents, self._parents[r], k) for k in range(inherited)]
-        )
+        above = [_along(self._replies, self._parents, self._parents[r], k) for k in range(inherited)]
         mine, k = [], inherited
         while (r, k) in self._replies:
             mine.append(self._replies[r, k])
@@ -133,8 +129,7 @@ def make_environments(config, tasks: Sequence[Conversed]) -> Environments | None
 
 def turn_end_table(environments: Environments, tokenizer: Tokenizer, vocab_size: int) -> MarkerTable:
     """The automaton of the text that ends a turn."""
-    pieces = tokenizer.token_bytes()
-    return marker_table(pieces + [b""] * (vocab_size - len(pieces)), environments.turn_end)
+    return marker_table(token_pieces(tokenizer, vocab_size), environments.turn_end)
 
 
 def _along(table: dict[tuple[int, int], Any], parents: Sequence[int], r: int, turn: int) -> Any:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iiblpo_jax.common.errors import InputError
+from iiblpo_jax.model.tokens.tokenizer import Tokenizer
 from iiblpo_jax.rollout.forest import STOP
 
 
@@ -40,6 +41,12 @@ def _byte_automaton(marker: bytes) -> np.ndarray:
             fallback = steps[fallback, byte]
         steps[i, byte] = i + 1
     return steps
+
+
+def token_pieces(tokenizer: Tokenizer, vocab_size: int) -> list[bytes]:
+    """`token_bytes` of `marker_table` for a model whose vocabulary has at least the tokenizer's size."""
+    pieces = tokenizer.token_bytes()
+    return pieces + [b""] * (vocab_size - len(pieces))
 
 
 def marker_table(token_bytes: list[bytes], marker: str) -> MarkerTable:

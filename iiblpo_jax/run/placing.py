@@ -13,7 +13,7 @@ from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.environments.asked import turn_end_of
 from iiblpo_jax.model.tokens.tokenizer import Tokenizer
 from iiblpo_jax.rollout.forest import Forest
-from iiblpo_jax.rollout.marker import MarkerTable, marker_table
+from iiblpo_jax.rollout.marker import MarkerTable, marker_table, token_pieces
 from iiblpo_jax.rollout.solved import Gold
 from iiblpo_jax.step.programs import Asked
 
@@ -51,8 +51,7 @@ def placing(tasks: Sequence[Task], tokenizer: Tokenizer, vocab: int, mesh: Mesh,
     Raises:
       InputError: `turns` are to be answered and a task has no environment, or they end turns differently.
     """
-    pieces = tokenizer.token_bytes()
-    pieces += [b""] * (vocab - len(pieces))
+    pieces = token_pieces(tokenizer, vocab)
     turn_end = marker_table(pieces, turn_end_of(tasks)) if turns else None
     return Placing(
         mesh=mesh, markers={task.name: marker_table(pieces, task.marker) for task in tasks}, turn_end=turn_end

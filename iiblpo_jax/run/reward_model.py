@@ -22,6 +22,7 @@ from iiblpo_jax.common.jsonl import write_atomic
 from iiblpo_jax.common.padded import pad_rows
 from iiblpo_jax.config.files import flatten, resolve
 from iiblpo_jax.data.pairs import read_pairs
+from iiblpo_jax.data.prompts import distinct_prompts
 from iiblpo_jax.devices import mesh as meshes
 from iiblpo_jax.devices.processes import any_process
 from iiblpo_jax.latents.continuations import Continuation, policy_sampler
@@ -164,7 +165,7 @@ def _collect(setup: Setup, reference: dict, console: Console) -> Learnt:
         pairs, dropped = file_pairs(rows, tokenizer, longest=rollout.max_prompt + rollout.max_tokens)
         if dropped:
             console.print(f"{dropped} pairs longer than rollout.max_prompt + rollout.max_tokens are left out")
-    problems, prompts = _asked(setup)
+    asked = distinct_prompts(setup.pipeline(), config.reward_model.prompts)
     samples = policy_sampler(
         config,
         setup.model,
@@ -174,28 +175,15 @@ def _collect(setup: Setup, reference: dict, console: Console) -> Learnt:
         samples=config.reward_model.samples,
         never_ids=tokenizer.textless_ids(setup.model.vocab_size),
         mesh=setup.mesh,
-    )(prompts)
+    )([prompt for _, prompt in asked])
     if pairs is None:
-        pairs = graded_pairs(samples, _right(setup, problems, samples))
+        pairs = graded_pairs(samples, _right(setup, [problem for problem, _ in asked], samples))
     tokens_MC, length_M = _padded(samples)
     return Learnt(pairs, tokens_MC, length_M)
 
 
 def _padded(samples: list[list[Continuation]]) -> tuple[np.ndarray, np.ndarray]:
     return pad_rows([[*one.prompt, *one.response] for mine in samples for one in mine])
-
-
-def _asked(setup: Setup) -> tuple[list[Problem], list[list[int]]]:
-    """The distinct problems among the first reward_model.prompts of a run, and their prompts."""
-    found: dict[tuple[str, str], tuple[Problem, list[int]]] = {}
-    drawn = 0
-    for batch in setup.pipeline():
-        for tokens_S, length, problem in zip(batch.tokens_PS, batch.length_P, batch.problems, strict=True):
-            found.setdefault((problem.task, problem.id), (problem, tokens_S[:length].tolist()))
-            drawn += 1
-            if drawn == setup.config.reward_model.prompts:
-                return [problem for problem, _ in found.values()], [prompt for _, prompt in found.values()]
-    raise AssertionError("the pipeline is endless")
 
 
 def _right(setup: Setup, problems: list[Problem], samples: list[list[Continuation]]) -> np.ndarray:

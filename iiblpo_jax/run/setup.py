@@ -97,8 +97,8 @@ class Setup:
             shown=shows_answer(self.config),
         )
 
-    def hinting(self) -> Hinting | None:
-        """How the run explores with hints; None where it does not.
+    def hinting(self, shown_width: int) -> Hinting | None:
+        """How the run explores with hints; None where it does not. `shown_width` is that of its source.
 
         Raises:
           InputError: no training problem has what hints are made of, or the model has no positions for them.
@@ -106,7 +106,7 @@ class Setup:
         config, hint = self.config, self.config.hint
         if not hint.attempts:
             return None
-        width = (self.pipeline().shown_width or config.rollout.max_prompt) + hint.tokens
+        width = (shown_width or config.rollout.max_prompt) + hint.tokens
         tasks = {task.name: task for task, _ in self.tasks}
         found = Hinting(
             attempts=hint.attempts,

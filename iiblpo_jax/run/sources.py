@@ -29,10 +29,11 @@ class Source(abc.ABC):
 
     Attributes:
       dropped: prompts (Recorded: groups) that are left out because they are longer than rollout.max_prompt.
+      shown_width: tokens of the widest prompt with its answer; 0 where nobody reads them.
     """
 
-    def __init__(self, items: Endless, *, dropped: int):
-        self._items, self.dropped = items, dropped
+    def __init__(self, items: Endless, *, dropped: int, shown_width: int):
+        self._items, self.dropped, self.shown_width = items, dropped, shown_width
 
     def __next__(self) -> Drawn:
         return self._drawn(next(self._items))
@@ -58,7 +59,7 @@ class Prompts(Source):
     """The prompts of a pipeline, to be rolled out."""
 
     def __init__(self, pipeline: PromptPipeline, place: Placing):
-        super().__init__(pipeline, dropped=pipeline.dropped)
+        super().__init__(pipeline, dropped=pipeline.dropped, shown_width=pipeline.shown_width)
         self._place = place
 
     def _drawn(self, item: PromptBatch) -> Drawn:
@@ -100,13 +101,13 @@ class Recorded(Source):
         kept = [(group, prompts[group[0].prompt_id]) for group in groups if group[0].prompt_id in prompts]
         batches = epochs(kept, seed=seed).batch(prompts_per_step, batch_fn=list)
         fingerprint = _fingerprint(kept, f"{seed} {prompts_per_step} {max_prompt} {max_tokens}")
-        super().__init__(Endless(batches, fingerprint), dropped=len(groups) - len(kept))
-        self._shown = max(len(prompt.shown) for prompt in prompts.values())
+        shown_width = max(len(prompt.shown) for prompt in prompts.values())
+        super().__init__(Endless(batches, fingerprint), dropped=len(groups) - len(kept), shown_width=shown_width)
         cue_width = max(len(prompt.cue) for prompt in prompts.values())
         self._widths, self._max_tokens, self._place = (max_prompt, max_answer, cue_width), max_tokens, place
 
     def _drawn(self, item: Sequence[tuple[Group, Prompt]]) -> Drawn:
-        batch = collate([prompt for _, prompt in item], self._widths, shown=self._shown)
+        batch = collate([prompt for _, prompt in item], self._widths, shown=self.shown_width)
         return self._place(batch, forest_of([group for group, _ in item], batch, self._max_tokens))
 
 

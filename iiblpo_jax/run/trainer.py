@@ -111,7 +111,7 @@ class Trainer:
         # --- weights: the policy, a frozen copy as the reference, latents from the reference; or an adapter beside it
         base, cvae, params = setup.base(), None, setup.trained()
         reference = base or setup.reference()
-        self._hinting = setup.hinting()
+        self._hinting = setup.hinting(self.source.shown_width)
         self._fingerprint = fingerprint(setup.model, setup.policy)
         self._checkpoints = Checkpoints(
             workdir, keep=config.checkpoint.keep, every=config.checkpoint.every, best=config.checkpoint.best

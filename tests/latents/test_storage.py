@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from iiblpo_jax.common import folders
 from iiblpo_jax.common.errors import InputError
 from iiblpo_jax.latents import storage
 from iiblpo_jax.latents.storage import has_latents, load_latents, save_latents
@@ -112,7 +113,7 @@ def test_a_save_that_dies_leaves_the_old_one(stored, tiny_config, tiny_params, l
     def die(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(storage, "save_file", die)
+    monkeypatch.setattr(folders, "save_file", die)
     with pytest.raises(OSError, match="disk full"):
         save_latents(stored, tiny_config, tiny_params, *latents, settings={}, metrics={})
     assert has_latents(stored) and [p.name for p in stored.parent.iterdir()] == ["latent"]

@@ -13,7 +13,8 @@ from functools import partial
 
 import jax
 
-from iiblpo_jax.offline.losses.interface import REJECTED, Loss, Read, mean_of_cases
+from iiblpo_jax.common import masked
+from iiblpo_jax.offline.losses.interface import REJECTED, Loss, Read
 
 
 def dipo(*, beta=0.1, alpha=1.0, k=5) -> Loss:
@@ -23,4 +24,4 @@ def dipo(*, beta=0.1, alpha=1.0, k=5) -> Loss:
 
 def forgetting(read: Read, *, beta: float) -> jax.Array:
     """The module's formula: shifts are D(memory) - D(forgetting)."""
-    return mean_of_cases(jax.nn.softplus(-beta * read.shift_PG[:, REJECTED]), read.there(REJECTED))
+    return masked.mean(jax.nn.softplus(-beta * read.shift_PG[:, REJECTED]), read.there(REJECTED))

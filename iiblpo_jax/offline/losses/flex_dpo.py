@@ -10,7 +10,8 @@ from functools import partial
 
 import jax
 
-from iiblpo_jax.offline.losses.interface import CHOSEN, REJECTED, Loss, Read, mean_of_cases
+from iiblpo_jax.common import masked
+from iiblpo_jax.offline.losses.interface import CHOSEN, REJECTED, Loss, Read
 
 
 def flex_dpo(*, beta_chosen=0.1, beta_rejected=0.05) -> Loss:
@@ -22,4 +23,4 @@ def flex_dpo(*, beta_chosen=0.1, beta_rejected=0.05) -> Loss:
 def preference(read: Read, *, beta_chosen: float, beta_rejected: float) -> jax.Array:
     """The module's formula."""
     margin_P = beta_chosen * read.gain_PG[:, CHOSEN] - beta_rejected * read.gain_PG[:, REJECTED]
-    return mean_of_cases(jax.nn.softplus(-margin_P), read.there(CHOSEN, REJECTED))
+    return masked.mean(jax.nn.softplus(-margin_P), read.there(CHOSEN, REJECTED))

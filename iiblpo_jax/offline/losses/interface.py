@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from iiblpo_jax.common import masked
-
 CHOSEN, REJECTED, RETAIN = 0, 1, 2  # roles of the responses of a case, in their order; there may be fewer
 
 
@@ -77,8 +75,3 @@ def with_retain(loss: Loss, coef: float) -> Loss:
         return loss.function(read) + coef * likelihood(read, RETAIN)
 
     return dataclasses.replace(loss, function=both)
-
-
-def mean_of_cases(x_P: jax.Array, counted_P: jax.Array) -> jax.Array:
-    """Mean over the cases that count; 0 where none does."""
-    return masked.mean(x_P, counted_P)

@@ -9,7 +9,8 @@ from functools import partial
 
 import jax
 
-from iiblpo_jax.offline.losses.interface import REJECTED, Loss, Read, mean_of_cases
+from iiblpo_jax.common import masked
+from iiblpo_jax.offline.losses.interface import REJECTED, Loss, Read
 
 
 def npo(*, beta=0.1) -> Loss:
@@ -20,4 +21,4 @@ def npo(*, beta=0.1) -> Loss:
 def negative(read: Read, *, beta: float) -> jax.Array:
     """The module's formula."""
     loss_P = 2.0 / beta * jax.nn.softplus(beta * read.gain_PG[:, REJECTED])
-    return mean_of_cases(loss_P, read.there(REJECTED))
+    return masked.mean(loss_P, read.there(REJECTED))

@@ -9,8 +9,9 @@ from functools import partial
 
 import jax
 
+from iiblpo_jax.common import masked
 from iiblpo_jax.offline.losses.flex_dpo import preference
-from iiblpo_jax.offline.losses.interface import CHOSEN, REJECTED, Loss, Read, mean_of_cases
+from iiblpo_jax.offline.losses.interface import CHOSEN, REJECTED, Loss, Read
 
 
 def sft_dpo(*, beta=0.1, weight=0.1) -> Loss:
@@ -20,5 +21,5 @@ def sft_dpo(*, beta=0.1, weight=0.1) -> Loss:
 
 def anchored(read: Read, *, beta: float, weight: float) -> jax.Array:
     """The module's formula."""
-    held = mean_of_cases(read.logp_PG[:, CHOSEN], read.there(CHOSEN, REJECTED))
+    held = masked.mean(read.logp_PG[:, CHOSEN], read.there(CHOSEN, REJECTED))
     return preference(read, beta_chosen=beta, beta_rejected=beta) - weight * held
